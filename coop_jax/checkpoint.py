@@ -1,0 +1,60 @@
+"""Orbax checkpoints of what is learned, the optimizer state and the step: nothing frozen."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from coop_jax.errors import InputError
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    """The leaves by their paths, so that a checkpoint is independent of Python classes."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+class Checkpoints:
+    """The checkpoints of one run, the latest kept; saved in the background."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest_step(self) -> int | None:
+        """The number of steps done at the latest checkpoint; None without one."""
+        return self._manager.latest_step()
+
+    def save(self, state: dict[str, Any], *, last: bool = False) -> None:
+        """Save the state under its step; wait for the file only if it is the last one."""
+        step = int(state["step"])
+        self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
+        if last:
+            self._manager.wait_until_finished()
+
+    def restore(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The latest checkpoint, placed as `state` is; `state` itself if there is none.
+
+        The number and kind of devices may differ from those that saved it.
+
+        Raises:
+            InputError: the checkpoint holds other variables or shapes than `state`.
+        """
+        step = self.latest_step()
+        if step is None:
+            return state
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            return jax.tree.unflatten(jax.tree.structure(state), [restored[k] for k in target])
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.folder}: the checkpoint of step {step} does not fit this method and these"
+                f" classes ({str(error).splitlines()[0]}); use the config it was trained with"
+            ) from error
+
+    def close(self) -> None:
+        """Wait for pending saves and release the folder."""
+        self._manager.close()

@@ -1,0 +1,60 @@
+"""CLIP: an image tower and a text tower into one space."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from coop_jax.clip.config import CLIPConfig, ViTConfig
+from coop_jax.clip.text import TextTower
+from coop_jax.clip.transformer import precision
+from coop_jax.clip.vision import ModifiedResNet, VisionTransformer
+
+
+class CLIP(nnx.Module):
+    """Both towers and the logit scale (Radford et al., 2021).
+
+    Matrices are stored and multiplied in `dtype`; normalisations, embeddings, the logit scale and
+    the logits stay in float32 (coop_protocol section 5).
+    """
+
+    def __init__(self, config: CLIPConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        vision = config.vision
+        if isinstance(vision, ViTConfig):
+            self.vision = VisionTransformer(vision, config.embedding, dtype, rngs=rngs)
+        else:
+            self.vision = ModifiedResNet(vision, config.embedding, dtype, rngs=rngs)
+        self.text = TextTower(config.text, config.embedding, dtype, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
+
+    def encode_image(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch embedding"]:
+        """Unnormalised features of images whose pixels `preprocess.normalize` has made."""
+        return self.vision(images)
+
+    def encode_text(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
+        """Unnormalised features of tokenised texts."""
+        return self.text(tokens)
+
+    def logits(
+        self,
+        image_features: Float[Array, "*batch embedding"],
+        text_features: Float[Array, "classes embedding"],
+    ) -> Float[Array, "*batch classes"]:
+        """Scaled cosine similarities in float32; the features need not be normalised."""
+        similarity = jnp.einsum(
+            "...e,ce->...c",
+            unit(image_features),
+            unit(text_features),
+            precision=precision(jnp.float32),
+        )
+        return jnp.exp(self.logit_scale[...]) * similarity
+
+
+def unit(features: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
+    """The features in float32, at length one."""
+    features = features.astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

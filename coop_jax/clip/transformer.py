@@ -1,0 +1,145 @@
+"""Residual attention blocks, their parameters stacked over layers and applied by one scan."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from coop_jax.clip.config import TransformerConfig
+
+Carry = TypeVar("Carry")
+
+
+def precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """The matmul precision under which `dtype` means what it says.
+
+    TPUs and recent GPUs otherwise round the operands of a float32 product to bfloat16 or TF32.
+    """
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation computed in float32 and cast back to the input's dtype."""
+
+    def __init__(self, width: int, epsilon: float, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(
+            width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        return self.norm(x).astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "... queries heads dim"],
+    keys: list[Float[Array, "... keys heads dim"]],
+    values: list[Float[Array, "... keys heads dim"]],
+    visible: Bool[Array, "queries keys"] | None = None,
+) -> Float[Array, "... queries heads*dim"]:
+    """Softmax attention over several groups of keys at once, without joining the groups.
+
+    The leading axes of a group may be shorter than the query's: the group is then shared.
+    `visible` (over the keys of all groups in order) hides the rest; the softmax is in float32.
+    """
+    dtype = query.dtype
+    query = query * (query.shape[-1] ** -0.5)
+    scores = [
+        jnp.einsum("...qhd,...khd->...hqk", query, group, precision=precision(dtype))
+        for group in keys
+    ]
+    lead = jnp.broadcast_shapes(*(score.shape[:-1] for score in scores))
+    scores = [jnp.broadcast_to(score, (*lead, score.shape[-1])) for score in scores]
+    joined = jnp.concatenate(scores, axis=-1).astype(jnp.float32)
+    if visible is not None:
+        joined = jnp.where(visible, joined, -jnp.inf)
+    weights = jax.nn.softmax(joined, axis=-1).astype(dtype)
+    mixed = jnp.zeros((), dtype)
+    start = 0
+    for group in values:
+        stop = start + group.shape[-3]
+        mixed = mixed + jnp.einsum(
+            "...hqk,...khd->...qhd", weights[..., start:stop], group, precision=precision(dtype)
+        )
+        start = stop
+    return mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1])
+
+
+class Block(nnx.Module):
+    """One residual attention block: attention and an MLP, each behind a layer normalisation."""
+
+    def __init__(self, config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(
+                inputs,
+                outputs,
+                dtype=dtype,
+                param_dtype=dtype,
+                precision=precision(dtype),
+                rngs=rngs,
+            )
+
+        width = config.width
+        self.heads = config.heads
+        self.activation = config.activation
+        self.attention_norm = LayerNorm(width, config.epsilon, rngs=rngs)
+        self.query_key_value = linear(width, 3 * width)
+        self.attention_output = linear(width, width)
+        self.mlp_norm = LayerNorm(width, config.epsilon, rngs=rngs)
+        self.mlp_input = linear(width, config.mlp_width)
+        self.mlp_output = linear(config.mlp_width, width)
+
+    def project(self, x: Float[Array, "... length width"]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values `[..., length, heads, dim]` of the normalised input."""
+        projected = self.query_key_value(self.attention_norm(x))
+        heads = (3, self.heads, x.shape[-1] // self.heads)
+        query, key, value = jnp.moveaxis(projected.reshape(*x.shape[:-1], *heads), -3, 0)
+        return query, key, value
+
+    def finish(
+        self, x: Float[Array, "... length width"], attended: Float[Array, "... length width"]
+    ) -> Float[Array, "... length width"]:
+        """The block's output, given its input and what its queries attended to."""
+        x = x + self.attention_output(attended)
+        hidden = ACTIVATIONS[self.activation](self.mlp_input(self.mlp_norm(x)))
+        return x + self.mlp_output(hidden)
+
+    def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
+        """Attention from everywhere to everywhere, as in the vision tower."""
+        query, key, value = self.project(x)
+        return self.finish(x, attend(query, [key], [value]))
+
+
+def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Block:
+    """All blocks of a tower in one module whose parameters have a leading axis of layers."""
+
+    @nnx.split_rngs(splits=config.layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(config, dtype, rngs=rngs)
+
+    return build(rngs)
+
+
+def scan(blocks: Block, step: Callable[[Block, Carry], Carry], carry: Carry) -> Carry:
+    """Apply `step` for each layer of a stack in turn."""
+    graphdef, layers = nnx.split(blocks)
+
+    def body(carry: Carry, layer: nnx.State) -> tuple[Carry, None]:
+        return step(nnx.merge(graphdef, layer), carry), None
+
+    return jax.lax.scan(body, carry, layers)[0]

@@ -1,0 +1,113 @@
+"""What prompt learners share: tokenised prompts with places for context vectors."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.errors import InputError
+
+POSITIONS = ("end", "middle", "front")
+
+
+def readable(class_name: str) -> str:
+    """A class name as prompts spell it: underscores are spaces (coop_protocol section 2.4)."""
+    return class_name.replace("_", " ")
+
+
+def end_positions(tokens: Int[np.ndarray, "*texts length"], end: int) -> Int[np.ndarray, "*texts"]:
+    """The position of each text's end token."""
+    return np.argmax(tokens == end, axis=-1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where tokens and context vectors stand in each class's prompt (coop_protocol section 5).
+
+    All classes share a prefix: the start token and the first `shared_context` context vectors.
+    What follows differs by class, is cut after the last end token, and holds at each place
+    either the token of `tokens` or, where `context` is not negative, that context vector.
+    """
+
+    shared_context: int
+    tokens: Int[np.ndarray, "classes suffix"]
+    context: Int[np.ndarray, "classes suffix"]
+    end: Int[np.ndarray, " classes"]
+
+
+def layout(
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    placeholder: str,
+    n_ctx: int,
+    position: str,
+    *,
+    shared: bool,
+) -> Layout:
+    """Lay out the prompts "placeholder class name." with `n_ctx` context vectors.
+
+    Args:
+        tokenizer: the CLIP's tokenizer.
+        class_names: one per label.
+        placeholder: text of exactly `n_ctx` tokens that holds the context's place.
+        n_ctx: number of context vectors M.
+        position: class token position: "end", "middle" (after the first M // 2 context vectors)
+            or "front".
+        shared: whether all classes have the same context, which may then stand in the prefix.
+
+    Raises:
+        InputError: no such position, or a prompt that is longer than the tokenizer's context.
+    """
+    if position not in POSITIONS:
+        raise InputError(
+            f"class_token_position: expected one of {', '.join(POSITIONS)}, got {position!r}"
+        )
+    texts = [f"{placeholder} {readable(name)}.".strip() for name in class_names]
+    tokens = tokenizer(texts)
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    places = np.empty_like(tokens)
+    context = np.full_like(tokens, -1)
+    for row, name in enumerate(class_names):
+        name_length = len(tokenizer.ids(readable(name)))
+        order = np.arange(tokens.shape[1])
+        # Token positions 1..n_ctx are the placeholder's: the context vectors in order.
+        order[1 : 1 + before + name_length + n_ctx - before] = np.concatenate(
+            [
+                np.arange(before) + 1,
+                np.arange(name_length) + 1 + n_ctx,
+                np.arange(before, n_ctx) + 1,
+            ]
+        )
+        places[row] = tokens[row, order]
+        is_context = (order >= 1) & (order <= n_ctx)
+        context[row, is_context] = order[is_context] - 1
+    shared_context = before if shared else 0
+    start = 1 + shared_context
+    ends = end_positions(tokens, tokenizer.end)
+    stop = int(ends.max()) + 1
+    return Layout(
+        shared_context, places[:, start:stop], context[:, start:stop], ends - np.int32(start)
+    )
+
+
+def fill(
+    fixed: Float[Array, "classes suffix width"],
+    index: Int[Array, "classes suffix"],
+    context: Float[Array, "classes_or_1 context width"],
+) -> Float[Array, "classes suffix width"]:
+    """Put context vectors into the places of `index` that are not negative."""
+    chosen = jnp.take_along_axis(context, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index >= 0)[..., None], chosen, fixed)
+
+
+def phrase_context(clip: CLIP, tokenizer: Tokenizer, phrase: str) -> Float[Array, "context width"]:
+    """The token embeddings of a phrase, as initial context vectors in float32.
+
+    The official code takes as many vectors as the phrase has words; we take as many as it has
+    tokens, which is the same wherever each word is one token, and right where it is not.
+    """
+    ids = np.asarray(tokenizer.ids(readable(phrase)), np.int32)
+    return clip.text.token_embedding[...][ids].astype(jnp.float32)

@@ -1,0 +1,36 @@
+"""The device mesh and how arrays lie on it."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Tree = TypeVar("Tree")
+
+
+def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh over these devices, by default all, with axis "data"."""
+    return Mesh(np.asarray(devices or jax.devices()), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def over_data(mesh: Mesh, axis: int) -> NamedSharding:
+    """The given axis split over the devices."""
+    return NamedSharding(mesh, P(*[None] * axis, "data"))
+
+
+def put(tree: Tree, sharding: NamedSharding) -> Tree:
+    """Place every array of a tree."""
+    return jax.device_put(tree, sharding)
+
+
+def padding(size: int, mesh: Mesh) -> int:
+    """How many rows must be added for the mesh to split `size` rows evenly."""
+    return -size % mesh.size

@@ -1,0 +1,71 @@
+"""How far a run is and how long it will take: a bar on a terminal, log lines elsewhere."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Counts training steps of a whole protocol."""
+
+    def __init__(self, total: int, bar: Progress | None):
+        self._total = total
+        self._done = 0
+        self._work = 0
+        self._start = time.monotonic()
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task("starting", total=total)
+
+    def skip(self, steps: int) -> None:
+        """Count steps that an earlier process had done."""
+        self._total -= steps
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=self._total)
+
+    def advance(self, steps: int, doing: str) -> None:
+        """Count steps just done, and say what they were for."""
+        self._done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, description=doing)
+
+    def say(self, what: str) -> None:
+        """One line about a finished piece of work, with the time left where there is no bar."""
+        if self._bar is not None:
+            self._bar.console.print(what)
+            return
+        elapsed = time.monotonic() - self._start
+        left = elapsed * (self._total - self._done) / self._done if self._done else 0.0
+        logger.info("%s  [%.0f s, about %.0f s left]", what, elapsed, left)
+
+
+@contextlib.contextmanager
+def track(total: int) -> Iterator[Tracker]:
+    """Track `total` training steps."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Tracker(total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Tracker(total, bar)

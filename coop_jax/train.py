@@ -1,0 +1,177 @@
+"""Training: the compiled, sharded step and the loop around it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from coop_jax import parallel
+from coop_jax.checkpoint import Checkpoints
+from coop_jax.clip import CLIP
+from coop_jax.errors import InputError
+from coop_jax.methods.base import Learned, cross_entropy
+
+IMAGES_PER_CHUNK = 4096
+"""Image features made ahead of the steps that use them."""
+
+State = dict[str, Any]
+"""What changes while training: "learned" variables, "optimizer" state and "step" (int32)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Which examples every step sees.
+
+    `order[s]` holds the example indices of step s, `epoch[s]` its epoch; `labels` is indexed by
+    example.
+    """
+
+    order: Int[np.ndarray, "steps batch"]
+    epoch: Int[np.ndarray, " steps"]
+    labels: Int[np.ndarray, " examples"]
+
+    def requests(self, start: int, stop: int) -> Int[np.ndarray, "images 2"]:
+        """The (epoch, example) pairs of steps `start` to `stop`, in order."""
+        order = self.order[start:stop]
+        epochs = np.broadcast_to(self.epoch[start:stop, None], order.shape)
+        return np.stack([epochs.ravel(), order.ravel()], axis=1)
+
+
+def initial_state(method: nnx.Module, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    learned = nnx.state(method, Learned)
+    optimizer_state = optimizer.init({"learned": learned, "frozen": {}})
+    return {"learned": learned, "optimizer": optimizer_state, "step": jnp.int32(0)}
+
+
+@functools.lru_cache(maxsize=32)
+def compile_steps(
+    method_graph: Any, clip_graph: Any, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
+) -> Callable[..., tuple[State, Float[jax.Array, " steps"]]]:
+    """A jitted `steps(state, derived, frozen, features, labels, weights) -> (state, losses)`.
+
+    It scans over the leading axis of `features [steps, batch, embedding]`, `labels` and `weights`
+    `[steps, batch]`, whose batches are split over the mesh; everything else is replicated, and the
+    state is donated. The frozen CLIP is an argument: it gets no gradient and comes back from no
+    step.
+    """
+
+    def steps(state, derived, frozen, features, labels, weights):
+        clip = nnx.merge(clip_graph, frozen)
+
+        def loss_of(learned, batch):
+            features, labels, weights = batch
+            method = nnx.merge(method_graph, learned, derived)
+            logits = method.logits(clip, method.encode_classes(clip), features)
+            return cross_entropy(logits, labels, weights)
+
+        def step(state, batch):
+            loss, gradient = jax.value_and_grad(loss_of)(state["learned"], batch)
+            updates, optimizer_state = optimizer.update(
+                {"learned": gradient, "frozen": None},
+                state["optimizer"],
+                {"learned": state["learned"], "frozen": None},
+            )
+            learned = optax.apply_updates(state["learned"], updates["learned"])
+            state = {
+                "learned": learned,
+                "optimizer": optimizer_state,
+                "step": state["step"] + 1,
+            }
+            return state, loss
+
+        return jax.lax.scan(step, state, (features, labels, weights))
+
+    whole, split = parallel.replicated(mesh), parallel.over_data(mesh, 1)
+    return jax.jit(
+        steps,
+        in_shardings=(whole, whole, whole, split, split, split),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def chunks(
+    epoch: Int[np.ndarray, " steps"], start: int, images_per_step: int, images: int
+) -> list[tuple[int, int]]:
+    """Cut the steps from `start` on into equal ranges of whole epochs, about `images` images each."""
+    per_epoch = int(np.sum(epoch == epoch[0]))
+    left = (len(epoch) - start) // per_epoch
+    count = max(round(left * per_epoch * images_per_step / images), 1)
+    size = per_epoch * -(-left // count)
+    return [(first, min(first + size, len(epoch))) for first in range(start, len(epoch), size)]
+
+
+def fit(
+    method: nnx.Module,
+    clip: CLIP,
+    optimizer: optax.GradientTransformationExtraArgs,
+    batches: Batches,
+    features_of: Callable[[Int[np.ndarray, "images 2"]], Float[np.ndarray, "images embedding"]],
+    mesh: Mesh,
+    *,
+    checkpoints: Checkpoints | None = None,
+    images_per_chunk: int = IMAGES_PER_CHUNK,
+) -> Iterator[tuple[int, Float[np.ndarray, " steps"]]]:
+    """Train the method's Learned variables in place, resuming where the checkpoints end.
+
+    Image features are made a chunk of epochs ahead, then the steps run in one compiled scan.
+
+    Args:
+        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values.
+        clip: the frozen CLIP.
+        optimizer: from `optim.create`.
+        batches: which examples each step sees.
+        features_of: from (epoch, example) pairs to unnormalised image features.
+        mesh: the devices; a batch they cannot split evenly is padded with weight zero.
+        checkpoints: where to save after each chunk and resume from.
+        images_per_chunk: about how many image features to make at a time.
+
+    Yields:
+        The number of steps done, and the losses of those steps that this chunk took.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    method_graph, learned, derived = nnx.split(method, Learned, ...)
+    clip_graph, frozen = nnx.split(clip)
+    del learned
+    steps = compile_steps(method_graph, clip_graph, optimizer, mesh)
+    whole = parallel.replicated(mesh)
+    derived, frozen = parallel.put((derived, frozen), whole)
+    state = parallel.put(initial_state(method, optimizer), whole)
+    if checkpoints is not None:
+        state = checkpoints.restore(state)
+        nnx.update(method, state["learned"])
+    total, batch = batches.order.shape
+    pad = ((0, 0), (0, parallel.padding(batch, mesh)))
+    for start, stop in chunks(batches.epoch, int(state["step"]), batch, images_per_chunk):
+        order = batches.order[start:stop]
+        features = features_of(batches.requests(start, stop)).reshape(*order.shape, -1)
+        state, losses = steps(
+            state,
+            derived,
+            frozen,
+            np.pad(features, (*pad, (0, 0))),
+            np.pad(batches.labels[order], pad),
+            np.pad(np.ones(order.shape, np.float32), pad),
+        )
+        losses = np.asarray(losses)
+        if not np.isfinite(losses).all():
+            step = start + int(np.argmin(np.isfinite(losses)))
+            raise InputError(
+                f"the loss of step {step} is {losses[step - start]}: expected a finite number;"
+                " lower the learning rate or use float32"
+            )
+        nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
+        if checkpoints is not None:
+            checkpoints.save(state, last=stop == total)
+        yield stop, losses
