@@ -1,0 +1,200 @@
+"""Pixels from Pillow exactly as the official transforms make them (protocol section 3)."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from coop_jax.errors import InputError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Box(NamedTuple):
+    """A rectangle inside an image, in pixels from its top left corner."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The test transform: resize the shorter side to `size`, then crop the centre.
+
+    The longer side is truncated to an integer, the resize is bicubic and antialiased, and the
+    crop's offsets are half the surplus, Python-rounded (protocol section 3).
+
+    Args:
+        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 pixels, rows first, channels red, green, blue.
+
+    Raises:
+        InputError: if `size` is not positive.
+    """
+    _check_size(size)
+    image = _to_rgb(image)
+    width, height = image.size
+    longer = int(size * max(width, height) / min(width, height))
+    width, height = (size, longer) if width <= height else (longer, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def crop_and_resize(
+    image: Image.Image, box: tuple[int, int, int, int], size: int
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Cut a box out of an image, then resize it to a square (bicubic, antialiased).
+
+    Args:
+        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        box: (top, left, height, width) in pixels.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 pixels, rows first, channels red, green, blue.
+
+    Raises:
+        InputError: if `size` is not positive or the box is empty or reaches outside the image.
+    """
+    _check_size(size)
+    return np.array(_crop_and_resize(_to_rgb(image), Box(*map(int, box)), size))
+
+
+def sample_crop_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draw a crop by the rule of torchvision's RandomResizedCrop (protocol section 3).
+
+    Up to ten attempts draw an area fraction uniformly from `scale` and an aspect ratio (width /
+    height) log-uniformly from `ratio`; the first whose rounded sides fit is placed uniformly, row
+    offset before column offset. If none fits: the largest central box within the ratio limits.
+
+    Args:
+        width: image width in pixels.
+        height: image height in pixels.
+        rng: source of the draws.
+        scale: smallest and largest fraction of the image's area.
+        ratio: smallest and largest aspect ratio.
+
+    Returns:
+        The box (top, left, height, width) in pixels, inside the image.
+    """
+    smallest_log, largest_log = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(smallest_log + (largest_log - smallest_log) * rng.random())
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    crop_width, crop_height = width, height
+    if width / height < ratio[0]:
+        crop_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        crop_width = round(height * ratio[1])
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def augment(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The training transform: a random crop resized to a square, then a random horizontal flip.
+
+    Args:
+        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        size: side of the result in pixels.
+        rng: source of the draws: those of `sample_crop_box`, then one for the flip.
+        scale: smallest and largest fraction of the image's area.
+        ratio: smallest and largest aspect ratio (width / height).
+        flip: probability of the flip, between 0 and 1.
+
+    Returns:
+        uint8 pixels, rows first, channels red, green, blue (protocol section 3).
+
+    Raises:
+        InputError: if `size` is not positive.
+    """
+    _check_size(size)
+    image = _to_rgb(image)
+    box = sample_crop_box(*image.size, rng, scale, ratio)
+    image = _crop_and_resize(image, box, size)
+    if rng.random() < flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)
+
+
+def normalize(
+    pixels: UInt8[Array | np.ndarray, "*batch height width 3"],
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "*batch height width 3"]:
+    """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.
+
+    Computed in float32, then cast (protocol section 3).
+
+    Args:
+        pixels: uint8, channels last.
+        mean: per channel, of values in [0, 1]; OpenAI's by default.
+        std: per channel, of values in [0, 1]; OpenAI's by default.
+        dtype: floating type of the result.
+
+    Returns:
+        An array of the shape of `pixels`.
+
+    Raises:
+        InputError: if `pixels` is not uint8 with three channels last.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or pixels.shape[-1] != 3:
+        raise InputError(
+            "expected uint8 pixels [..., height, width, 3], got "
+            f"{pixels.dtype} {list(pixels.shape)}; pass the pixels as the transforms return them"
+        )
+    unit = jnp.asarray(pixels).astype(jnp.float32) / 255
+    normalised = (unit - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    return normalised.astype(dtype)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
+    top, left, height, width = box
+    right, bottom = left + width, top + height
+    inside = 0 <= top < bottom <= image.height and 0 <= left < right <= image.width
+    if not inside:
+        raise InputError(
+            "expected a box (top, left, height, width) inside an image of "
+            f"height {image.height} and width {image.width}, got {tuple(box)}; "
+            "choose a box that the image contains"
+        )
+    # Cropping first keeps the filter from reading past the box, as `resize(box=...)` would.
+    crop = image.crop((left, top, right, bottom))
+    return crop.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise InputError(f"expected an image size of at least 1 pixel, got {size}; raise it")

@@ -1,0 +1,1 @@
+"""Datasets, few-shot sampling and the flow of pixels."""

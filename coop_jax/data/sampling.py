@@ -1,0 +1,146 @@
+"""Which examples are trained on, and in which order (protocol sections 2 and 4)."""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from coop_jax.errors import InputError
+
+
+def few_shot(
+    train_labels: Int[np.ndarray, " train"] | Sequence[int],
+    val_labels: Int[np.ndarray, " val"] | Sequence[int],
+    shots: int,
+    seed: int,
+) -> tuple[Int[np.ndarray, " chosen_train"], Int[np.ndarray, " chosen_val"]]:
+    """Choose `shots` training and min(shots, 4) validation images per class as the official code.
+
+    One Python generator is seeded with `seed`. Classes come in the order in which they first appear
+    in the list; a class with at least the wanted number is sampled without replacement, a class
+    with fewer is taken whole without a draw (see `short_classes`). Train is sampled before val
+    (protocol 2.2).
+
+    Args:
+        train_labels: label of every training example, in the order of the split's list.
+        val_labels: label of every validation example, in the order of the split's list; may be
+            empty.
+        shots: training images per class, at least 1.
+        seed: seed of the draw.
+
+    Returns:
+        Indices into the two lists, int64, in the order in which they were drawn.
+
+    Raises:
+        InputError: if `shots` is less than 1.
+    """
+    if shots < 1:
+        raise InputError(
+            f"expected at least 1 shot, got {shots}; leave few-shot sampling out for all"
+        )
+    generator = random.Random(seed)
+    train = _sample(train_labels, shots, generator)
+    return train, _sample(val_labels, min(shots, 4), generator)
+
+
+def short_classes(
+    labels: Int[np.ndarray, " examples"] | Sequence[int], shots: int
+) -> dict[int, int]:
+    """Classes that few-shot sampling takes whole because they have fewer than `shots` examples.
+
+    Args:
+        labels: label of every example.
+        shots: wanted number per class.
+
+    Returns:
+        The number of examples of each such class, keyed by label, labels ascending.
+    """
+    values, counts = np.unique(np.asarray(labels), return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if n < shots}
+
+
+def batch_order(
+    count: int, batch_size: int, epochs: int, seed: int
+) -> tuple[Int[np.ndarray, "steps batch"], Int[np.ndarray, " steps"]]:
+    """The training batches of every epoch: shuffled without replacement, keyed by (seed, epoch).
+
+    The incomplete last batch of an epoch is dropped when `count >= batch_size`; a smaller set makes
+    one short batch per epoch, so that the second dimension is `min(count, batch_size)` (protocol
+    section 4). The order of an epoch does not depend on the number of epochs.
+
+    Args:
+        count: number of training examples.
+        batch_size: examples per step.
+        epochs: number of passes.
+        seed: non-negative seed of the shuffles.
+
+    Returns:
+        Example indices of every step, int64, and the epoch of every step, counted from 0, int64.
+
+    Raises:
+        InputError: if `count`, `batch_size` or `epochs` is less than 1, or `seed` is negative.
+    """
+    for name, value, least in (
+        ("training example", count, 1),
+        ("example per batch", batch_size, 1),
+        ("epoch", epochs, 1),
+    ):
+        if value < least:
+            raise InputError(f"expected at least {least} {name}, got {value}; raise it")
+    if seed < 0:
+        raise InputError(f"expected a seed of at least 0, got {seed}; choose another")
+    batch = min(count, batch_size)
+    steps = count // batch
+    orders = [_epoch_order(count, seed, epoch)[: steps * batch] for epoch in range(epochs)]
+    return np.concatenate(orders).reshape(epochs * steps, batch), np.repeat(
+        np.arange(epochs), steps
+    )
+
+
+def split_by_class(
+    labels: Int[np.ndarray, " examples"] | Sequence[int], fractions: Sequence[float], seed: int = 0
+) -> list[Int[np.ndarray, " part"]]:
+    """Cut every class into parts by the protocol's fallback rule (2.1).
+
+    Each class is shuffled; every part but the last gets its Python-rounded fraction, the last gets
+    the rest.
+
+    Args:
+        labels: label of every example.
+        fractions: the share of every part but the last, e.g. (0.5, 0.2) for 50 / 20 / 30 %.
+        seed: seed of the shuffles.
+
+    Returns:
+        One array of ascending int64 indices per part.
+    """
+    generator = random.Random(seed)
+    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
+    for group in _groups(labels):
+        generator.shuffle(group)
+        start = 0
+        for part, fraction in zip(parts, fractions, strict=False):
+            stop = start + round(len(group) * fraction)
+            part.extend(group[start:stop])
+            start = stop
+        parts[-1].extend(group[start:])
+    return [np.array(sorted(part), np.int64) for part in parts]
+
+
+def _sample(labels: Iterable[int], shots: int, generator: random.Random) -> np.ndarray:
+    chosen: list[int] = []
+    for group in _groups(labels):
+        chosen.extend(group if len(group) < shots else generator.sample(group, shots))
+    return np.array(chosen, np.int64)
+
+
+def _groups(labels: Iterable[int]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(np.asarray(labels).tolist()):
+        groups.setdefault(label, []).append(index)
+    return list(groups.values())
+
+
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    key = np.random.SeedSequence((seed, epoch))
+    return np.random.Generator(np.random.Philox(key)).permutation(count)

@@ -1,0 +1,112 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coop_jax.data import sampling
+from coop_jax.errors import InputError
+
+
+def test_reproduces_every_published_selection(reference):
+    folder = reference / "coop_splits"
+    published_path = folder / "fewshot_indices.json"
+    if not published_path.exists():
+        pytest.skip(f"no {published_path}")
+    published = json.loads(published_path.read_text())
+    assert published
+    labels = {}
+    for key, wanted in published.items():
+        name, shots, seed = re.fullmatch(r"(.+)/shots=(\d+)/seed=(\d+)", key).groups()
+        if name not in labels:
+            split = json.loads((folder / f"split_zhou_{name}.json").read_text())
+            labels[name] = [[label for _, label, _ in split[part]] for part in ("train", "val")]
+        train, val = sampling.few_shot(*labels[name], int(shots), int(seed))
+        assert train.tolist() == wanted["train"], key
+        assert val.tolist() == wanted["val"], key
+
+
+label_lists = st.lists(st.integers(0, 5), max_size=60)
+
+
+@given(label_lists, label_lists, st.integers(1, 20), st.integers(0, 100))
+def test_few_shot_takes_up_to_the_wanted_number_per_class(train, val, shots, seed):
+    chosen = sampling.few_shot(train, val, shots, seed)
+    for indices, labels, wanted in zip(chosen, (train, val), (shots, min(shots, 4)), strict=True):
+        labels = np.array(labels, np.int64)
+        assert len(set(indices.tolist())) == len(indices)
+        for label in range(6):
+            have = int((labels == label).sum())
+            assert int((labels[indices] == label).sum()) == min(have, wanted)
+
+
+def test_a_short_class_is_taken_whole_and_reported():
+    labels = np.array([3, 1, 3, 1, 1, 0])
+    train, val = sampling.few_shot(labels, [], 2, seed=1)
+    assert train[:2].tolist() == [0, 2] or train[:2].tolist() == [2, 0]
+    assert train[-1] == 5
+    assert val.tolist() == []
+    assert sampling.short_classes(labels, 3) == {0: 1, 3: 2}
+    assert sampling.short_classes(labels, 1) == {}
+
+
+def test_a_short_class_draws_no_random_number():
+    plenty = [1] * 30
+    _, alone = sampling.few_shot([], plenty, 4, seed=3)
+    _, after_a_short_class = sampling.few_shot([0, 0], plenty, 4, seed=3)
+    assert alone.tolist() == after_a_short_class.tolist()
+
+
+def test_zero_shots_are_refused():
+    with pytest.raises(InputError, match="at least 1 shot, got 0"):
+        sampling.few_shot([0], [0], 0, 1)
+
+
+@given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
+def test_an_epoch_is_a_shuffle_without_replacement(count, batch_size, epochs, seed):
+    order, epoch_of_step = sampling.batch_order(count, batch_size, epochs, seed)
+    steps = count // batch_size if count >= batch_size else 1
+    assert order.shape == (epochs * steps, min(count, batch_size))
+    assert epoch_of_step.tolist() == np.repeat(np.arange(epochs), steps).tolist()
+    for epoch in range(epochs):
+        seen = order[epoch_of_step == epoch].ravel()
+        assert len(set(seen.tolist())) == seen.size
+        assert seen.min() >= 0
+        assert seen.max() < count
+
+
+def test_order_is_keyed_by_seed_and_epoch():
+    long, _ = sampling.batch_order(64, 32, 4, seed=1)
+    short, _ = sampling.batch_order(64, 32, 2, seed=1)
+    other, _ = sampling.batch_order(64, 32, 4, seed=2)
+    np.testing.assert_array_equal(long[:4], short)
+    assert (long[:2] != long[2:4]).any()
+    assert (long != other).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 32, 1, 1), "training example, got 0"),
+        ((5, 0, 1, 1), "per batch, got 0"),
+        ((5, 2, 0, 1), "epoch, got 0"),
+        ((5, 2, 1, -1), "seed of at least 0, got -1"),
+    ],
+)
+def test_bad_batch_orders_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        sampling.batch_order(*arguments)
+
+
+@given(label_lists, st.integers(0, 5))
+def test_split_by_class_cuts_every_class(labels, seed):
+    parts = sampling.split_by_class(labels, (0.5, 0.2), seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    labels = np.array(labels, np.int64)
+    for label in set(labels.tolist()):
+        count = int((labels == label).sum())
+        first, second, third = (int((labels[part] == label).sum()) for part in parts)
+        assert (first, second) == (round(count * 0.5), round(count * 0.2))
+        assert third == count - first - second
