@@ -1,0 +1,244 @@
+"""Results: `results.jsonl`, one JSON object per evaluation.
+
+Everything that is printed or plotted is computed from this file, so its numbers are unrounded.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+
+from coop_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "results.jsonl"
+
+_PERCENT = ("accuracy", "macro_f1")
+_LOWEST = {"shots": 0, "n_ctx": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hashes:
+    """What an evaluation depends on beyond its configuration, as hexadecimal digests.
+
+    Raises:
+      InputError: a value is not a string.
+    """
+
+    split: str
+    class_names: str
+    transform: str
+    weights: str
+
+    def __post_init__(self):
+        _check_types(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """One evaluation: `accuracy` and `macro_f1` in percent, unrounded; `seconds` on the wall clock.
+
+    `shots` is the number of labelled training examples per class. A zero-shot result has shots 0
+    and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
+    method does not have (zero-shot CLIP has no context vectors) is None.
+
+    Raises:
+      InputError: a value has the wrong type or lies outside its range. Values are plain Python
+        numbers: arrays and NumPy scalars are refused.
+    """
+
+    protocol: str
+    method: str
+    dataset: str
+    split: str
+    backbone: str
+    shots: int
+    seed: int
+    n_ctx: int | None
+    class_token_position: str | None
+    class_specific: bool | None
+    epochs: int | None
+    accuracy: float
+    macro_f1: float
+    n_classes: int
+    n_examples: int
+    seconds: float
+    commit: str | None
+    hashes: Hashes
+    prompt: str | None = None
+
+    def __post_init__(self):
+        _check_types(self)
+        for name in _PERCENT:
+            value = getattr(self, name)
+            if not 0 <= value <= 100:
+                raise InputError(
+                    f"expected {name} in percent, from 0 to 100, got {value}; record percentages"
+                )
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise InputError(
+                    f"expected {name} of at least {lowest}, got {value}; correct the number"
+                )
+        if not 0 <= self.seconds < float("inf"):
+            raise InputError(
+                f"expected seconds as a finite duration, got {self.seconds}; record seconds"
+            )
+        if self.prompt is not None and self.shots != 0:
+            raise InputError(
+                f"expected shots 0 for a result with a hand-crafted prompt, got {self.shots}; "
+                "give prompt for zero-shot results alone"
+            )
+
+
+def append(path: str | os.PathLike[str], result: Result) -> None:
+    """Adds one line to a results file, on disk when this returns; makes the file and its folders.
+
+    The line is one write, under a lock that other calls of this function respect, so several
+    processes can share a file. What a crash left of an unfinished last line is removed first, with
+    a warning in the log.
+
+    Raises:
+      InputError: `path` is a folder.
+      OSError: the line could not be written whole (a full disk); the file is as it was before.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"expected a results file, got the folder {path}; name a file inside it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _append_line(descriptor, path, _to_json(result))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def read(path: str | os.PathLike[str]) -> list[Result]:
+    """Results in the order in which they were written; a file without lines gives an empty list.
+
+    A last line that a crash cut short is dropped, with a warning in the log.
+
+    Raises:
+      InputError: there is no such file, or another line is corrupt (the message has its number).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"expected a results file, got {path}, which is not a file; "
+            f"run an evaluation first or give the path of a {FILE_NAME}"
+        )
+    *lines, tail = path.read_bytes().split(b"\n")
+    if _is_torn(tail):
+        _warn_torn(path, tail)
+    elif tail:
+        lines.append(tail)
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def find(results: Iterable[Result], **keys: object) -> list[Result]:
+    """Results whose fields equal all `keys`, in order: `find(results, method="coop", shots=16)`.
+
+    Raises:
+      InputError: a key is not a field of `Result`.
+    """
+    names = [field.name for field in dataclasses.fields(Result)]
+    if unknown := sorted(set(keys) - set(names)):
+        raise InputError(
+            f"expected fields of a result ({', '.join(names)}), got {', '.join(unknown)}; "
+            "search by the names listed"
+        )
+    return [
+        result
+        for result in results
+        if all(getattr(result, name) == value for name, value in keys.items())
+    ]
+
+
+def _check_types(record: Hashes | Result) -> None:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        kinds = typing.get_args(field.type) or (field.type,)
+        allowed = (float, int) if float in kinds else kinds
+        if type(value) not in allowed:
+            names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+            names = names.replace("NoneType", "None")
+            raise InputError(
+                f"expected {field.name} as {names}, got {type(value).__name__} {value!r:.80}; "
+                "convert it before recording it"
+            )
+
+
+def _to_json(result: Result) -> bytes:
+    record = dataclasses.asdict(result)
+    if result.prompt is None:
+        del record["prompt"]
+    return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
+
+
+def _parse(line: bytes, place: str) -> Result:
+    try:
+        record = json.loads(line)
+        hashes = Hashes(**record.pop("hashes"))
+        return Result(**record, hashes=hashes)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"{place}: expected one result as a JSON object, got {line!r:.80} "
+            f"({type(error).__name__}: {reason}); repair or delete the line"
+        ) from None
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether the bytes after the last newline are the start of a line rather than a whole one.
+
+    No proper prefix of a JSON object is valid JSON, so what parses has lost its newline at most.
+    """
+    try:
+        json.loads(tail or b"{}")
+    except ValueError:
+        return True
+    return False
+
+
+def _warn_torn(path: Path, tail: bytes) -> None:
+    log.warning("%s: dropped an unfinished last line of %d bytes: %.80r", path, len(tail), tail)
+
+
+def _append_line(descriptor: int, path: Path, line: bytes) -> None:
+    content = b""
+    while block := os.read(descriptor, 1 << 20):
+        content += block
+    tail = content.rpartition(b"\n")[2]
+    end = len(content)
+    if _is_torn(tail):
+        _warn_torn(path, tail)
+        end -= len(tail)
+        os.ftruncate(descriptor, end)
+    elif tail:
+        line = b"\n" + line
+    os.lseek(descriptor, end, os.SEEK_SET)
+    written = os.write(descriptor, line)
+    if written != len(line):
+        os.ftruncate(descriptor, end)
+        raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

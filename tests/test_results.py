@@ -1,0 +1,190 @@
+import dataclasses
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coop_jax import results
+from coop_jax.errors import InputError
+from coop_jax.results import Hashes, Result
+
+RESULT = Result(
+    protocol="few_shot",
+    method="coop",
+    dataset="caltech101",
+    split="test",
+    backbone="RN50",
+    shots=16,
+    seed=1,
+    n_ctx=16,
+    class_token_position="end",
+    class_specific=False,
+    epochs=200,
+    accuracy=91.83 + 1 / 3,
+    macro_f1=88.5,
+    n_classes=100,
+    n_examples=2465,
+    seconds=12.5,
+    commit="0123abc",
+    hashes=Hashes(split="a1", class_names="b2", transform="c3", weights="d4"),
+)
+ZERO_SHOT = dataclasses.replace(
+    RESULT,
+    method="zero_shot",
+    shots=0,
+    n_ctx=None,
+    class_token_position=None,
+    class_specific=None,
+    epochs=None,
+    prompt="a photo of a {}.",
+)
+
+
+def test_round_trip_keeps_every_bit(tmp_path: Path):
+    path = tmp_path / "deep" / "results.jsonl"
+    for result in (RESULT, ZERO_SHOT):
+        results.append(path, result)
+    assert results.read(path) == [RESULT, ZERO_SHOT]
+
+
+def test_the_keys_of_a_line(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    results.append(path, RESULT)
+    results.append(path, ZERO_SHOT)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert " ".join(first) == (
+        "protocol method dataset split backbone shots seed n_ctx class_token_position "
+        "class_specific epochs accuracy macro_f1 n_classes n_examples seconds commit hashes"
+    )
+    assert list(first["hashes"]) == ["split", "class_names", "transform", "weights"]
+    assert set(second) - set(first) == {"prompt"}
+
+
+@pytest.mark.parametrize("kept", [1, 20, -2])
+def test_torn_last_line_is_dropped_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: int
+):
+    path = tmp_path / "results.jsonl"
+    results.append(path, RESULT)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:kept])
+    with caplog.at_level(logging.WARNING):
+        assert results.read(path) == [RESULT]
+    assert "unfinished last line" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        results.append(path, ZERO_SHOT)
+    assert "unfinished last line" in caplog.text
+    assert results.read(path) == [RESULT, ZERO_SHOT]
+    assert path.read_bytes().startswith(whole)
+
+
+def test_torn_only_line(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"protocol": "few')
+    assert results.read(path) == []
+    results.append(path, RESULT)
+    assert results.read(path) == [RESULT]
+
+
+def test_whole_line_without_newline_is_kept(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    results.append(path, RESULT)
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert results.read(path) == [RESULT]
+    results.append(path, ZERO_SHOT)
+    assert results.read(path) == [RESULT, ZERO_SHOT]
+
+
+def without(key: str) -> str:
+    record = dataclasses.asdict(RESULT)
+    del record[key]
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "\udcff",
+        without("accuracy"),
+        without("hashes"),
+        json.dumps(dataclasses.asdict(RESULT) | {"learning_rate": 1}),
+        json.dumps(dataclasses.asdict(RESULT) | {"accuracy": "91"}),
+        json.dumps(dataclasses.asdict(RESULT) | {"accuracy": float("nan")}),
+        json.dumps(dataclasses.asdict(RESULT) | {"hashes": "none"}),
+    ],
+)
+def test_corrupt_line_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "results.jsonl"
+    results.append(path, RESULT)
+    path.write_bytes(path.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    results.append(path, RESULT)
+    with pytest.raises(InputError, match=r"results\.jsonl:2: expected") as error:
+        results.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="not a file"):
+        results.read(tmp_path / "results.jsonl")
+    with pytest.raises(InputError, match="not a file"):
+        results.read(tmp_path)
+    with pytest.raises(InputError, match="folder"):
+        results.append(tmp_path, RESULT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": 100.5},
+        {"accuracy": float("nan")},
+        {"macro_f1": -1.0},
+        {"accuracy": np.float32(50)},
+        {"seed": True},
+        {"shots": 1.0},
+        {"shots": -1},
+        {"n_ctx": "16"},
+        {"n_examples": 0},
+        {"seconds": float("inf")},
+        {"commit": 7},
+        {"hashes": {"split": "a"}},
+        {"prompt": "a photo of a {}."},
+    ],
+)
+def test_bad_values_are_refused(change: dict[str, Any]):
+    with pytest.raises(InputError, match=r"expected .*got .*; "):
+        dataclasses.replace(RESULT, **change)
+
+
+def test_find():
+    other = dataclasses.replace(RESULT, shots=1)
+    assert results.find([RESULT, other, ZERO_SHOT], method="coop", shots=1) == [other]
+    assert results.find([RESULT, other, ZERO_SHOT], n_ctx=None) == [ZERO_SHOT]
+    assert results.find([RESULT]) == [RESULT]
+    with pytest.raises(InputError, match="got shot;"):
+        results.find([RESULT], shot=1)
+
+
+def test_writers_do_not_mix_lines(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+
+    def write(seed: int):
+        for shots in range(20):
+            results.append(path, dataclasses.replace(RESULT, seed=seed, shots=shots))
+
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = results.read(path)
+    assert len(found) == 80
+    for seed in range(4):
+        assert [result.shots for result in results.find(found, seed=seed)] == list(range(20))
