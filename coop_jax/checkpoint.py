@@ -21,7 +21,9 @@ class Checkpoints:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def latest_step(self) -> int | None:
         """The number of steps done at the latest checkpoint; None without one."""
@@ -46,14 +48,16 @@ class Checkpoints:
         if step is None:
             return state
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
-        try:
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-            return jax.tree.unflatten(jax.tree.structure(state), [restored[k] for k in target])
-        except (ValueError, KeyError) as error:
+        expected = {name: leaf.shape for name, leaf in target.items()}
+        saved = dict(self._manager.item_metadata(step))
+        got = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+        if got != expected:
             raise InputError(
-                f"{self.folder}: the checkpoint of step {step} does not fit this method and these"
-                f" classes ({str(error).splitlines()[0]}); use the config it was trained with"
-            ) from error
+                f"{self.folder}: expected a checkpoint of {expected}, got {got}; restore with the"
+                " method, settings and (if class-specific) classes it was trained with"
+            )
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in target])
 
     def close(self) -> None:
         """Wait for pending saves and release the folder."""

@@ -13,6 +13,7 @@ from coop_jax.clip import source
 from coop_jax.errors import InputError
 
 PROTOCOLS = ("few_shot",)
+CONFIG_FILE = "config.json"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -45,6 +46,17 @@ def default(method: str = "coop") -> dict[str, Any]:
         "optimizer": dataclasses.asdict(optim.OptimizerConfig()),
         "augmentation": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5},
     }
+
+
+def names(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All settings, those of a group with its name in front."""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found += names(value, f"{prefix}{key}.")
+        else:
+            found.append(prefix + key)
+    return found
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -91,28 +103,31 @@ def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
         )
 
 
-def claim(config: Mapping[str, Any], workdir: Path) -> None:
-    """Write the config into a new workdir, or make sure that an existing one has the same.
+def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
+    """Make sure that a workdir is new, empty, or an earlier run's with the same config.
 
     Raises:
         InputError: the workdir belongs to another config or to something else.
     """
-    path = workdir / "config.json"
-    text = json.dumps(config, indent=2)
+    path = workdir / CONFIG_FILE
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             raise InputError(
-                f"{workdir}: expected a new folder or an earlier run's, but it has files and no"
-                " config.json; name another --workdir"
+                f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
+                f" files and no {CONFIG_FILE}; name another --workdir"
             )
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
         return
-    earlier = source.read_json(path)
-    now = json.loads(text)
+    earlier, now = source.read_json(path), json.loads(json.dumps(config))
     different = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
     if different:
         raise InputError(
             f"{workdir}: holds a run of another config (different: {', '.join(different)});"
-            " name another --workdir, or run with the config in its config.json to resume it"
+            f" name another --workdir, or run with the config in its {CONFIG_FILE} to resume it"
         )
+
+
+def claim(config: Mapping[str, Any], workdir: Path) -> None:
+    """Write the config into a workdir, after `check_workdir`."""
+    check_workdir(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / CONFIG_FILE).write_text(json.dumps(config, indent=2))

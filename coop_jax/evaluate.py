@@ -67,7 +67,7 @@ def logits(
 ) -> Float[np.ndarray, "images classes"]:
     """The method's float32 logits of these image features."""
     fixed, logits, _ = _prepare(method, clip, mesh)
-    padded = np.pad(features, ((0, parallel.padding(len(features), mesh)), (0, 0)))
+    padded = np.pad(features, ((0, parallel.padding(len(features), mesh)), (0, 0)), mode="edge")
     return np.asarray(logits(*fixed, padded))[: len(features)]
 
 
@@ -82,7 +82,7 @@ def evaluate(
 ) -> Metrics:
     """Accuracy as the official evaluator computes it (coop_protocol section 7).
 
-    Ties go to the lowest label; macro F1 is the mean over classes that are labelled or predicted.
+    Ties go to the lowest label; macro F1 is the mean over the classes that the labels contain.
     Batches are padded with weight zero, so that the batch size changes nothing.
     """
     fixed, _, sums = _prepare(method, clip, mesh)
@@ -94,18 +94,18 @@ def evaluate(
         pad = (0, batch_size - count)
         batch = sums(
             *fixed,
-            np.pad(features[part], (pad, (0, 0))),
+            np.pad(features[part], (pad, (0, 0)), mode="edge"),
             np.pad(labels[part], pad),
             np.pad(np.ones(count, np.float32), pad),
         )
         batch = {name: np.asarray(value, np.float64) for name, value in batch.items()}
         totals = batch if totals is None else {k: totals[k] + batch[k] for k in totals}
     assert totals is not None, "an empty split is refused where it is loaded"
-    either = totals["labelled"] + totals["predicted"]
-    f1 = 2 * totals["correct"][either > 0] / either[either > 0]
+    present = totals["labelled"] > 0
+    f1 = 2 * totals["correct"] / np.maximum(totals["labelled"] + totals["predicted"], 1)
     return Metrics(
         accuracy=100 * float(totals["correct"].sum() / len(labels)),
-        macro_f1=100 * float(f1.mean()),
+        macro_f1=100 * float(f1[present].mean()),
         n_examples=len(labels),
-        n_classes=len(either),
+        n_classes=len(present),
     )

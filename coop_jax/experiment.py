@@ -46,7 +46,7 @@ class Experiment:
         config_module.check(config)
         self.config = config
         self.workdir = Path(workdir)
-        config_module.claim(config, self.workdir)
+        config_module.check_workdir(config, self.workdir)
         self.mesh = parallel.create_mesh()
         chosen = config["clip"]
         self.clip, self.tokenizer = clip_package.load(
@@ -57,6 +57,10 @@ class Experiment:
         self.dataset = catalog.load(config["dataset"], config["data_dir"] or None)
         self.image_size = self.clip.config.vision.image_size
         self.templates = tuple(config["templates"]) or self.dataset.templates
+
+    def claim_workdir(self) -> None:
+        """Make the workdir this experiment's, once everything about it has been found in order."""
+        config_module.claim(self.config, self.workdir)
 
     @property
     def results_path(self) -> Path:

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from rich import box
+from rich.table import Table
 
 from coop_jax.clip import CLIP, Tokenizer
 
@@ -18,13 +20,22 @@ class Neighbour:
 
 
 def nearest_words(
-    clip: CLIP, tokenizer: Tokenizer, context: Float[Array, "*vectors width"], count: int = 1
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    context: Float[Array, "*vectors width"],
+    count: int = 1,
+    *,
+    whole_words: bool = False,
 ) -> list[list[Neighbour]]:
     """For each context vector (in order, leading axes flattened) its `count` nearest words.
 
-    Distances are Euclidean, in the space of token embeddings, as in the paper's Table 4.
+    Distances are Euclidean, in the space of token embeddings, as in the paper's Table 4. Like the
+    paper's, the words are all tokens, pieces of words (which end in "-") included; `whole_words`
+    leaves only tokens that are words of letters.
     """
-    words = clip.text.token_embedding[...].astype(jnp.float32)
+    names = tokenizer.words()
+    chosen = [i for i, name in enumerate(names) if name.isalpha() or not whole_words]
+    words = clip.text.token_embedding[...][jnp.asarray(chosen)].astype(jnp.float32)
     vectors = context.reshape(-1, context.shape[-1]).astype(jnp.float32)
 
     def nearest(vector: Array) -> tuple[Array, Array]:
@@ -33,8 +44,18 @@ def nearest_words(
         return -negative, index
 
     distances, indices = jax.lax.map(nearest, vectors)
-    names = tokenizer.words()
     return [
-        [Neighbour(names[i], float(d)) for d, i in zip(row_d, row_i, strict=True)]
+        [Neighbour(names[chosen[i]], float(d)) for d, i in zip(row_d, row_i, strict=True)]
         for row_d, row_i in zip(distances.tolist(), indices.tolist(), strict=True)
     ]
+
+
+def table(neighbours: list[list[Neighbour]], title: str) -> Table:
+    """The nearest words as the paper's Table 4 has them: vector number, word and distance."""
+    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    shown.add_column("#", justify="right")
+    shown.add_column("nearest words (distance)")
+    for number, row in enumerate(neighbours, start=1):
+        words = (f"{near.word} ({near.distance:.4f})" for near in row)
+        shown.add_row(str(number), ", ".join(words))
+    return shown

@@ -2,15 +2,18 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 from rich.console import Console
 
+from coop_jax import config as config_module
 from coop_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,24 +26,23 @@ USER_ERROR = 2
 """Exit code when the input was wrong."""
 
 
-def run(workdir: Path) -> None:
+def run(config: dict[str, Any], workdir: Path) -> None:
     """Run the config's protocol in the workdir and show what came of it."""
-    from coop_jax import curve, interpret, protocols, report
+    from coop_jax import interpret, protocols, report
     from coop_jax.experiment import Experiment, Task
 
-    config = _CONFIG.value.to_dict()
     experiment = Experiment(config, workdir)
     rows = protocols.PROTOCOLS[config["protocol"]](experiment)
     console = Console()
     console.print(report.few_shot_table(rows))
     picture = workdir / "few_shot.png"
-    curve.few_shot_curve(rows, picture)
-    method = Task(experiment, max(config["shots"]), config["seeds"][0]).restore()
-    console.print(
-        report.nearest_words_table(
-            interpret.nearest_words(experiment.clip, experiment.tokenizer, method.context[...])
-        )
+    report.few_shot_curve(rows, picture)
+    shots, seed = max(config["shots"]), config["seeds"][0]
+    context = Task(experiment, shots, seed).restore().context[...]
+    words = interpret.nearest_words(
+        experiment.clip, experiment.tokenizer, context, count=3, whole_words=True
     )
+    console.print(interpret.table(words, f"nearest words, {shots} shots, seed {seed}"))
     console.print(f"results: {experiment.results_path}\ncurve:   {picture}")
 
 
@@ -56,21 +58,57 @@ def configure_logging() -> None:
     package.propagate = False
 
 
+def refuse(error: Exception) -> NoReturn:
+    """Say in one line what was wrong, and stop."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parse the flags; a wrong flag or an unknown setting is a user's error."""
+    try:
+        return flags.FLAGS(arguments)
+    except (AttributeError, KeyError) as error:
+        named = re.search(r"[A-Za-z_]\w*", str(error))
+        unknown = named.group() if named else str(error)
+        valid = ", ".join(config_module.names(config_module.default()))
+        refuse(InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}"))
+    except (flags.Error, TypeError, ValueError) as error:
+        refuse(error)
+
+
+def chosen_config() -> dict[str, Any]:
+    """The config that the flags name.
+
+    Raises:
+        InputError: no config file is named, or there is no such file.
+    """
+    if flags.FLAGS["config"].value is None:
+        raise InputError("expected --config=FILE, e.g. configs/quickstart.py; see README.md")
+    try:
+        return _CONFIG.value.to_dict()
+    except OSError as error:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise InputError(
+            f"--config: expected a config file, but {path} cannot be read; see configs/"
+        ) from error
+
+
 def main(arguments: Sequence[str]) -> None:
     """Check the flags and run."""
     configure_logging()
     try:
         if len(arguments) > 1:
             raise InputError(f"expected flags only, got {arguments[1]!r}; see --help")
-        if _CONFIG.value is None or _WORKDIR.value is None:
-            raise InputError("expected --config=FILE and --workdir=FOLDER; see README.md")
-        run(Path(_WORKDIR.value).expanduser())
+        config = chosen_config()
+        if _WORKDIR.value is None:
+            raise InputError("expected --workdir=FOLDER for results and checkpoints")
+        run(config, Path(_WORKDIR.value).expanduser())
     except InputError as error:
         if _TRACEBACK.value:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        refuse(error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

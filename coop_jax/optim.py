@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -43,8 +45,8 @@ def schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> opta
     """The learning rate as a function of the step; it changes between epochs only."""
     rates = jnp.asarray(epoch_learning_rates(config, epochs), jnp.float32)
 
-    def rate(step: Array) -> Array:
-        return rates[jnp.minimum(step // steps_per_epoch, epochs - 1)]
+    def rate(step: ArrayLike) -> Array:
+        return rates[jnp.minimum(jnp.asarray(step) // steps_per_epoch, epochs - 1)]
 
     return rate
 
@@ -66,3 +68,20 @@ def create(
         {"learned": learned, "frozen": optax.set_to_zero()},
         {"learned": "learned", "frozen": "frozen"},
     )
+
+
+def initial_state(optimizer: optax.GradientTransformation, learned: Any) -> Any:
+    """The optimizer's memory before the first step: for the learned variables alone."""
+    parameters: Any = {"learned": learned, "frozen": None}
+    return optimizer.init(parameters)
+
+
+def update(
+    optimizer: optax.GradientTransformationExtraArgs, gradient: Any, state: Any, learned: Any
+) -> tuple[Any, Any]:
+    """One step: the new learned variables and the new optimizer state."""
+    gradients: Any = {"learned": gradient, "frozen": None}
+    parameters: Any = {"learned": learned, "frozen": None}
+    updates: Any
+    updates, state = optimizer.update(gradients, state, parameters)
+    return optax.apply_updates(learned, updates["learned"]), state

@@ -1,7 +1,7 @@
 """The device mesh and how arrays lie on it."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 Tree = TypeVar("Tree")
 
 
-def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-dimensional mesh over these devices, by default all, with axis "data"."""
+def create_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A one-dimensional mesh over these `jax.devices()`, by default all, with axis "data"."""
     return Mesh(np.asarray(devices or jax.devices()), ("data",))
 
 

@@ -12,7 +12,7 @@ from coop_jax.results import Result
 def zero_shot(experiment: Experiment, done: list[Result]) -> Iterator[Result]:
     """Evaluate every hand-crafted prompt and, if there are several, their ensemble."""
     templates = experiment.templates
-    prompts = {template: (template,) for template in templates}
+    prompts: dict[str, tuple[str, ...]] = {template: (template,) for template in templates}
     if len(templates) > 1:
         prompts[f"ensemble of {len(templates)}"] = templates
     for prompt, chosen in prompts.items():
@@ -54,6 +54,7 @@ def few_shot(experiment: Experiment) -> list[Result]:
         for seed in config["seeds"]
         if not results.find(done, method=name, shots=shots, seed=seed)
     ]
+    experiment.claim_workdir()
     with track(sum(task.steps for task in tasks)) as tracker:
         for row in zero_shot(experiment, done):
             tracker.say(f"zero-shot CLIP, {row.prompt!r}: {row.accuracy:.1f} %")

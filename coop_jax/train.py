@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from coop_jax import parallel
+from coop_jax import optim, parallel
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
@@ -48,8 +48,11 @@ class Batches:
 def initial_state(method: nnx.Module, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step."""
     learned = nnx.state(method, Learned)
-    optimizer_state = optimizer.init({"learned": learned, "frozen": {}})
-    return {"learned": learned, "optimizer": optimizer_state, "step": jnp.int32(0)}
+    return {
+        "learned": learned,
+        "optimizer": optim.initial_state(optimizer, learned),
+        "step": jnp.int32(0),
+    }
 
 
 @functools.lru_cache(maxsize=32)
@@ -75,12 +78,9 @@ def compile_steps(
 
         def step(state, batch):
             loss, gradient = jax.value_and_grad(loss_of)(state["learned"], batch)
-            updates, optimizer_state = optimizer.update(
-                {"learned": gradient, "frozen": None},
-                state["optimizer"],
-                {"learned": state["learned"], "frozen": None},
+            learned, optimizer_state = optim.update(
+                optimizer, gradient, state["optimizer"], state["learned"]
             )
-            learned = optax.apply_updates(state["learned"], updates["learned"])
             state = {
                 "learned": learned,
                 "optimizer": optimizer_state,
@@ -102,7 +102,7 @@ def compile_steps(
 def chunks(
     epoch: Int[np.ndarray, " steps"], start: int, images_per_step: int, images: int
 ) -> list[tuple[int, int]]:
-    """Cut the steps from `start` on into equal ranges of whole epochs, about `images` images each."""
+    """Cut the steps from `start` on into equal ranges of whole epochs, about `images` each."""
     per_epoch = int(np.sum(epoch == epoch[0]))
     left = (len(epoch) - start) // per_epoch
     count = max(round(left * per_epoch * images_per_step / images), 1)
@@ -147,10 +147,11 @@ def fit(
     steps = compile_steps(method_graph, clip_graph, optimizer, mesh)
     whole = parallel.replicated(mesh)
     derived, frozen = parallel.put((derived, frozen), whole)
-    state = parallel.put(initial_state(method, optimizer), whole)
+    # The steps donate the state, so it must not share memory with the method.
+    state = parallel.put(jax.tree.map(jnp.copy, initial_state(method, optimizer)), whole)
     if checkpoints is not None:
         state = checkpoints.restore(state)
-        nnx.update(method, state["learned"])
+        nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
     total, batch = batches.order.shape
     pad = ((0, 0), (0, parallel.padding(batch, mesh)))
     for start, stop in chunks(batches.epoch, int(state["step"]), batch, images_per_chunk):
@@ -160,8 +161,8 @@ def fit(
             state,
             derived,
             frozen,
-            np.pad(features, (*pad, (0, 0))),
-            np.pad(batches.labels[order], pad),
+            np.pad(features, (*pad, (0, 0)), mode="edge"),
+            np.pad(batches.labels[order], pad, mode="edge"),
             np.pad(np.ones(order.shape, np.float32), pad),
         )
         losses = np.asarray(losses)

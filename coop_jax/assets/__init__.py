@@ -1,0 +1,1 @@
+"""Files that come with the package: the tiny CLIP that the quickstart runs on."""

@@ -20,6 +20,30 @@ from coop_jax.errors import InputError
 HEAD_WIDTH = 64
 """Every head of OpenAI's models has this width; the number of heads is stored nowhere."""
 
+# What transformers' CLIPTextConfig and CLIPVisionConfig assume where a config.json is silent.
+# Asking transformers itself would import torch where it is installed.
+TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+
 
 def _count(names: set[str], prefix: str) -> int:
     depth = prefix.count(".")
@@ -76,45 +100,44 @@ def from_openai_tensors(tensors: Tensors, activation: str, where: str) -> CLIPCo
 def from_hugging_face(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
 ) -> CLIPConfig:
-    """The dimensions in a transformers `config.json`, defaults filled in by transformers.
+    """The dimensions in a transformers `config.json`; what it leaves out has transformers' default.
 
     Raises:
         InputError: the folder holds another kind of model or an activation we do not have.
     """
-    from transformers import CLIPConfig as HuggingFaceConfig
-
     if config.get("model_type") != "clip":
         raise InputError(
             f"{where}: expected a config.json with model_type 'clip', got"
             f" {config.get('model_type')!r}; name a CLIP folder or one of the backbone names"
         )
-    full = HuggingFaceConfig.from_dict(dict(config))
+    text = {**TEXT_DEFAULTS, **config.get("text_config", {})}
+    vision = {**VISION_DEFAULTS, **config.get("vision_config", {})}
 
-    def transformer(part: Any) -> TransformerConfig:
-        if part.hidden_act not in ACTIVATIONS:
+    def transformer(part: Mapping[str, Any]) -> TransformerConfig:
+        if part["hidden_act"] not in ACTIVATIONS:
             raise InputError(
-                f"{where}: expected hidden_act to be one of {sorted(ACTIVATIONS)},"
-                f" got {part.hidden_act!r}"
+                f"{where}: expected hidden_act to be one of {', '.join(ACTIVATIONS)},"
+                f" got {part['hidden_act']!r}; such a CLIP is not supported"
             )
         return TransformerConfig(
-            width=part.hidden_size,
-            layers=part.num_hidden_layers,
-            heads=part.num_attention_heads,
-            mlp_width=part.intermediate_size,
-            activation=part.hidden_act,
-            epsilon=part.layer_norm_eps,
+            width=part["hidden_size"],
+            layers=part["num_hidden_layers"],
+            heads=part["num_attention_heads"],
+            mlp_width=part["intermediate_size"],
+            activation=part["hidden_act"],
+            epsilon=part["layer_norm_eps"],
         )
 
-    vision, text = full.vision_config, full.text_config
-    legacy = text.eos_token_id == 2  # transformers: written by mistake in old configs
+    # Old configs say 2 by mistake; transformers then reads the feature at the largest id.
+    end_token = text["eos_token_id"]
     return CLIPConfig(
-        embedding=full.projection_dim,
-        vision=ViTConfig(vision.image_size, vision.patch_size, transformer(vision)),
+        embedding=config.get("projection_dim", 512),
+        vision=ViTConfig(vision["image_size"], vision["patch_size"], transformer(vision)),
         text=TextConfig(
-            text.vocab_size,
-            text.max_position_embeddings,
+            text["vocab_size"],
+            text["max_position_embeddings"],
             transformer(text),
-            end_token=None if legacy else text.eos_token_id,
+            end_token=None if end_token == 2 else end_token,
         ),
         mean=tuple(preprocessor.get("image_mean", OPENAI_MEAN)),
         std=tuple(preprocessor.get("image_std", OPENAI_STD)),

@@ -47,7 +47,7 @@ class ResNetConfig:
 
     image_size: int
     width: int
-    blocks: tuple[int, int, int, int]
+    blocks: tuple[int, ...]
     heads: int
 
 

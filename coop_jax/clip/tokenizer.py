@@ -33,7 +33,7 @@ class Tokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The ids of one text, without start and end tokens, as many as there are."""
-        return self._tokenizer.encode(clean(text), add_special_tokens=False)
+        return self._tokenizer.encode(clean(text), add_special_tokens=False, verbose=False)
 
     def __call__(
         self, texts: Sequence[str], *, truncate: bool = False
@@ -62,8 +62,11 @@ class Tokenizer:
         return tokens
 
     def words(self) -> list[str]:
-        """The vocabulary in the order of its ids, word ends without their marker."""
+        """The vocabulary in the order of its ids; a token that ends no word keeps a final "-"."""
         vocabulary = self._tokenizer.get_vocab()
+        tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+        texts = self._tokenizer.batch_decode([[vocabulary[token]] for token in tokens])
         return [
-            word.removesuffix("</w>") for word in sorted(vocabulary, key=lambda w: vocabulary[w])
+            text.strip() + ("" if token.endswith("</w>") else "-")
+            for token, text in zip(tokens, texts, strict=True)
         ]

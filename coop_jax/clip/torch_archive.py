@@ -12,7 +12,7 @@ class TorchArchive:
 
     def __init__(self, path: Path):
         try:
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError(
                 f"{path}: reading a .pt file needs torch; pip install 'coop_jax[torch]', or use"

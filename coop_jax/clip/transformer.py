@@ -42,6 +42,7 @@ class LayerNorm(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """Normalise over the last axis."""
         return self.norm(x).astype(x.dtype)
 
 

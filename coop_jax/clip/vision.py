@@ -38,6 +38,7 @@ class VisionTransformer(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch size size 3"]
     ) -> Float[Array, "batch embedding"]:
+        """Unnormalised features, in the tower's dtype."""
         batch, size = images.shape[:2]
         grid, patch = size // self.patch_size, self.patch_size
         patches = images.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
@@ -59,6 +60,7 @@ class BatchNorm(nnx.Module):
         self.norm = nnx.BatchNorm(features, use_running_average=True, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
+        """Normalise every feature by its running statistics."""
         return self.norm(x).astype(x.dtype)
 
 
@@ -103,6 +105,7 @@ class Bottleneck(nnx.Module):
             self.shortcut_norm = BatchNorm(outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/s w/s d"]:
+        """Height and width shrink by the stride."""
         y = jax.nn.relu(self.norm1(self.conv1(x)))
         y = jax.nn.relu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(average_pool(y, self.stride)))
@@ -144,6 +147,7 @@ class AttentionPool(nnx.Module):
         self.output = linear(embedding)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
+        """The mean position attends to itself and all positions."""
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)
@@ -187,6 +191,7 @@ class ModifiedResNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch size size 3"]
     ) -> Float[Array, "batch embedding"]:
+        """Unnormalised features, in the tower's dtype."""
         x = images.astype(self.dtype)
         for conv, norm in (
             (self.conv1, self.norm1),
