@@ -1,0 +1,86 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import settings
+
+from coop_jax import clip as clip_package
+from coop_jax import parallel
+from coop_jax.clip.config import (
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+)
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD player", "anemone")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with golden cases, official splits and photographs."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("COOP_JAX_REFERENCE", default))
+    if not folder.is_dir():
+        pytest.skip(f"no reference folder {folder}: set COOP_JAX_REFERENCE")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def openai_tokenizer(reference, tmp_path_factory) -> Path:
+    """A folder with OpenAI's vocabulary in the files that its models' repositories have."""
+    with gzip.open(reference / "golden" / "bpe_simple_vocab_16e6.txt.gz", "rt") as file:
+        merges = [line.split() for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    words = [*characters, *(character + "</w>" for character in characters)]
+    words += ["".join(merge) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    folder = tmp_path_factory.mktemp("openai_tokenizer")
+    vocabulary = {word: index for index, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> clip_package.Tokenizer:
+    """The embedded CLIP's tokenizer."""
+    return clip_package.Tokenizer(clip_package.source.EMBEDDED_FOLDER)
+
+
+def make_clip(
+    tokenizer: clip_package.Tokenizer, vision: str, dtype=np.float32
+) -> clip_package.CLIP:
+    """A tiny random CLIP on 32 or 64 pixels that knows the embedded tokenizer's words."""
+    towers = {
+        "vit": ViTConfig(32, 8, TransformerConfig(32, 2, 2, 64)),
+        "resnet": ResNetConfig(64, 8, (1, 2, 1, 1), 4),
+    }
+    text = TextConfig(len(tokenizer.words()), 77, TransformerConfig(32, 3, 2, 64))
+    return clip_package.CLIP(CLIPConfig(24, towers[vision], text), dtype, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_tokenizer) -> clip_package.CLIP:
+    """A tiny random CLIP with a ViT."""
+    return make_clip(tiny_tokenizer, "vit")
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    """A mesh of one device."""
+    return parallel.create_mesh(jax.devices()[:1])
+
+
+settings.register_profile("coop_jax", deadline=None, max_examples=30)
+settings.load_profile("coop_jax")

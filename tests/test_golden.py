@@ -1,0 +1,116 @@
+"""Agreement with numbers recorded from the official implementations (DESIGN section 3)."""
+
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coop_jax import clip as clip_package
+from coop_jax import evaluate, methods, optim, train
+
+GOLDEN = (
+    Path(os.environ.get("COOP_JAX_REFERENCE", Path(__file__).resolve().parents[2] / "shared"))
+    / "golden"
+)
+
+
+def cases(pattern):
+    """All cases of this kind in the reference folder; one that skips where there are none."""
+    found = sorted(GOLDEN.glob(pattern))
+    missing = pytest.param(None, marks=pytest.mark.skip(f"no {pattern} in {GOLDEN}"))
+    return pytest.mark.parametrize("case", found or [missing], ids=lambda path: path.stem)
+
+
+def relative(got, expected):
+    """The norm of the difference over the norm of what is expected."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+def load(case, tokenizer):
+    """The arrays of a case, its description, and its CLIP."""
+    arrays = np.load(case)
+    meta = json.loads(str(arrays["meta"]))
+    clip, tokens = clip_package.load(str(case.parent / meta["clip"]), tokenizer=tokenizer)
+    return arrays, meta, clip, tokens
+
+
+def image_features(clip, images):
+    """Features of `[N, 3, H, W]` images that are already preprocessed."""
+    return np.asarray(clip.encode_image(jnp.asarray(images.transpose(0, 2, 3, 1))))
+
+
+@cases("tokens.npz")
+def test_tokens(case, openai_tokenizer):
+    texts = json.loads((case.parent / "tokens_texts.json").read_text())
+    tokenizer = clip_package.Tokenizer(openai_tokenizer)
+    np.testing.assert_array_equal(tokenizer(texts, truncate=True), np.load(case)["tokens"])
+
+
+@cases("zeroshot_*.npz")
+def test_zero_shot(case, openai_tokenizer, one_device):
+    arrays, meta, clip, tokenizer = load(case, openai_tokenizer)
+    texts = [meta["template"].format(name.replace("_", " ")) for name in meta["classnames"]]
+    tokens = tokenizer(texts)
+    np.testing.assert_array_equal(tokens, arrays["tokens"])
+    assert relative(clip.encode_text(jnp.asarray(tokens)), arrays["text_features"]) < 1e-5
+    features = image_features(clip, arrays["images"])
+    assert relative(features, arrays["image_features"]) < 1e-5
+    method = methods.create(
+        "zero_shot", clip, tokenizer, meta["classnames"], {"templates": (meta["template"],)}
+    )
+    logits = evaluate.logits(method, clip, features, one_device)
+    assert relative(logits, arrays["logits_per_image"]) < 1e-5
+
+
+@cases("coop_*.npz")
+def test_coop_trajectory(case, openai_tokenizer, one_device):
+    arrays, meta, clip, tokenizer = load(case, openai_tokenizer)
+    features = image_features(clip, arrays["images"])
+    assert relative(features, arrays["image_features"]) < 1e-5
+    order = arrays["order"]
+    steps_per_epoch = len(order) // meta["epochs"]
+    config = optim.OptimizerConfig()
+    optimizer = optim.create(config, meta["epochs"], steps_per_epoch)
+    schedule = optim.schedule(config, meta["epochs"], steps_per_epoch)
+    rates = np.asarray(schedule(jnp.arange(len(order))), np.float64)
+    np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
+
+    method = methods.create(
+        "coop",
+        clip,
+        tokenizer,
+        meta["classnames"],
+        {
+            "n_ctx": meta["n_ctx"],
+            "class_token_position": meta["class_token_position"],
+            "class_specific": meta["csc"],
+            "context_init": meta["ctx_init"],
+        },
+    )
+    assert method.context.shape == arrays["init/ctx"].shape
+    if meta["ctx_init"]:
+        np.testing.assert_array_equal(method.context[...], arrays["init/ctx"])
+    method.context[...] = jnp.asarray(arrays["init/ctx"])
+    # A chunk is at least an epoch: to see the context after every step, number the steps.
+    batches = train.Batches(order, np.arange(len(order)), arrays["labels"])
+    recorded = {1: "step1", len(order) // 2 + 1: "mid", len(order): "final"}
+    losses = []
+    for done, part in train.fit(
+        method,
+        clip,
+        optimizer,
+        batches,
+        lambda wanted: features[wanted[:, 1]],
+        one_device,
+        images_per_chunk=1,
+    ):
+        losses.extend(part)
+        if done in recorded:
+            assert relative(method.context[...], arrays[f"{recorded[done]}/ctx"]) < 1e-4
+    np.testing.assert_allclose(losses, arrays["loss"], rtol=1e-4)
+    logits = evaluate.logits(method, clip, features, one_device)
+    assert relative(logits, arrays["eval_logits"]) < 1e-5

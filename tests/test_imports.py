@@ -1,0 +1,87 @@
+"""Who may import whom (the contracts of pyproject.toml), and what is never imported."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code: str, *search_path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter that looks for packages in `search_path` first."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (*search_path, ROOT))),
+        "JAX_PLATFORMS": "cpu",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def assert_clean(finished: subprocess.CompletedProcess[str]):
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_contracts_hold():
+    assert_clean(
+        run_python(
+            """
+            from importlinter.cli import lint_imports
+
+            raise SystemExit(lint_imports(config_filename="pyproject.toml", no_cache=True))
+            """
+        )
+    )
+
+
+def test_main_imports_neither_torch_nor_tensorflow(tmp_path: Path):
+    # Stand-ins that end the process at once: an installed copy must not be imported either, and no
+    # library's `except ImportError` may hide the attempt. Libraries may read the version.
+    for name in ("torch", "tensorflow"):
+        package, metadata = tmp_path / name, tmp_path / f"{name}-2.20.0.dist-info"
+        package.mkdir()
+        (package / "__init__.py").write_text(
+            "import os, sys, traceback\ntraceback.print_stack()\nsys.stderr.flush()\nos._exit(3)\n"
+        )
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.20.0\n"
+        )
+    assert_clean(run_python("import coop_jax.main", tmp_path))
+    assert run_python("import torch", tmp_path).returncode == 3
+
+
+def test_clip_and_methods_work_without_data_and_config_libraries():
+    assert_clean(
+        run_python(
+            """
+            import importlib
+            import pkgutil
+            import sys
+
+            BLOCKED = {"tensorflow_datasets", "grain", "ml_collections", "torch", "tensorflow"}
+
+            class Blocker:
+                def find_spec(self, name, path=None, target=None):
+                    if name.partition(".")[0] in BLOCKED:
+                        raise ImportError(f"{name} is blocked")
+
+            sys.meta_path.insert(0, Blocker())
+
+            import coop_jax.clip
+            import coop_jax.methods
+
+            for package in (coop_jax.clip, coop_jax.methods):
+                for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+                    importlib.import_module(module.name)
+            """
+        )
+    )

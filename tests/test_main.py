@@ -1,0 +1,168 @@
+"""The command as a user types it, above all when the input is wrong."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coop_jax import results
+from coop_jax.clip import source
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """One prepared dataset for all commands."""
+    return tmp_path_factory.mktemp("data")
+
+
+def run(*arguments, config="configs/quickstart.py", cwd=ROOT, environment=None):
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "coop_jax.main", f"--config={config}", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "100", **(environment or {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def quick(data_dir):
+    """Flags that make the quickstart a matter of seconds."""
+    return (
+        f"--config.data_dir={data_dir}",
+        "--config.shots=(1,2)",
+        "--config.seeds=(1,)",
+        "--config.epochs=2",
+        "--config.method.n_ctx=4",
+    )
+
+
+def check_refused(process, message):
+    """One line that says it, exit code 2, and no traceback."""
+    assert process.returncode == 2, process.stderr
+    *before, last = process.stderr.strip().splitlines()
+    assert last.startswith("error: ") and re.search(message, last), process.stderr
+    assert all(line.startswith("no val folder") for line in before), process.stderr
+
+
+@pytest.mark.heavy
+def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    first = run(*quick(data_dir), f"--workdir={workdir}")
+    assert first.returncode == 0, first.stderr
+    rows = results.read(workdir / results.FILE_NAME)
+    assert [(row.shots, row.seed) for row in rows if row.method == "coop"] == [(1, 1), (2, 1)]
+    assert all(row.n_ctx == 4 and row.epochs == 2 for row in rows if row.method == "coop")
+    assert "nearest words" in first.stdout and "CoOp" in first.stdout
+    assert "s left" in first.stderr
+    with Image.open(workdir / "few_shot.png") as picture:
+        assert picture.width > 400
+
+    content = (workdir / results.FILE_NAME).read_text().splitlines()
+    again = run(*quick(data_dir), f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert (workdir / results.FILE_NAME).read_text().splitlines() == content
+    assert again.stdout == first.stdout
+
+    (workdir / results.FILE_NAME).write_text("\n".join(content[:-1]) + "\n")
+    resumed = run(*quick(data_dir), f"--workdir={workdir}")
+    assert resumed.returncode == 0, resumed.stderr
+    last, before = (
+        json.loads(line)
+        for line in ((workdir / results.FILE_NAME).read_text().splitlines()[-1], content[-1])
+    )
+    assert last["accuracy"] == before["accuracy"] and last["hashes"] == before["hashes"]
+
+    other = run(*quick(data_dir), f"--workdir={workdir}", "--config.batch_size=8")
+    check_refused(other, r"another config \(different: batch_size\)")
+    assert len((workdir / results.FILE_NAME).read_text().splitlines()) == len(content)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.batchsize=3"], "batchsize"),
+        (["--config.batch_size=many"], "batch_size"),
+        (["--config.optimizer.lr=3"], "lr"),
+        (["--config.method.name=coopp"], "unknown method 'coopp': expected one of coop"),
+        (["--config.clip.name=RN5"], "unknown CLIP 'RN5': expected tiny, RN50"),
+        (["--config.clip.dtype=float8"], "expected one of float32, bfloat16, float16"),
+        (["--config.dataset=digit"], "digit"),
+        (["--config.shots=(0,1)"], r"config.shots: expected different positive numbers"),
+        (["--config.protocol=fewshot"], "expected one of few_shot, got 'fewshot'"),
+        (["extra"], "expected flags only, got 'extra'"),
+    ],
+)
+def test_bad_flags(tmp_path, data_dir, flags, message):
+    process = run(f"--workdir={tmp_path / 'run'}", f"--config.data_dir={data_dir}", *flags)
+    check_refused(process, message)
+
+
+def test_no_workdir():
+    check_refused(run(), "expected --workdir=FOLDER")
+
+
+def test_no_such_config_file(tmp_path):
+    process = run(f"--workdir={tmp_path}", config="configs/nothing.py")
+    check_refused(process, "configs/nothing.py")
+
+
+def test_a_folder_with_something_else_in_it(tmp_path, data_dir):
+    (tmp_path / "thesis.tex").write_text("precious")
+    check_refused(run(f"--workdir={tmp_path}"), "has files and no config.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_truncated_weights(tmp_path, data_dir):
+    folder = Path(shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    process = run(*quick(data_dir), f"--workdir={tmp_path / 'run'}", f"--config.clip.name={folder}")
+    check_refused(process, "truncated or damaged")
+
+
+def test_a_traceback_on_request(tmp_path):
+    process = run(f"--workdir={tmp_path / 'run'}", "--config.shots=(0,)", "--traceback")
+    assert process.returncode != 0
+    assert "Traceback" in process.stderr and "config.shots" in process.stderr
+
+
+def image_folder(root, classes, count):
+    """A folder of small random JPEG files."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
+    return root
+
+
+def test_fewer_images_than_shots_are_all_used(tmp_path):
+    folder = image_folder(tmp_path / "pictures", ("circle", "star"), 3)
+    process = run(
+        f"--config.dataset={folder}",
+        f"--config.data_dir={tmp_path / 'data'}",
+        "--config.shots=(8,)",
+        "--config.seeds=(1,)",
+        "--config.epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert process.returncode == 0, process.stderr
+    assert "class 'circle' has 2 training images, fewer than 8 shots: all" in process.stderr
+
+
+def test_a_class_name_that_does_not_fit(tmp_path):
+    folder = image_folder(tmp_path / "pictures", ("circle", "x-" * 40), 2)
+    process = run(
+        f"--config.dataset={folder}",
+        f"--config.data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    check_refused(process, "expected at most 77 tokens, got .*x-x-x-")

@@ -1,0 +1,117 @@
+"""The shared-prefix form of the text tower against the plain 77-token form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import plain_prompts, plain_text_features
+
+from coop_jax import methods
+
+WORDS = ("seven", "circle", "hen-of-the-woods", "a", "x", "very very long name")
+
+
+def features(clip, prefix, suffix, end):
+    return np.asarray(jax.jit(clip.text.encode)(prefix, suffix, end))
+
+
+def coop(clip, tokenizer, names=CLASS_NAMES, **config):
+    return methods.create("coop", clip, tokenizer, names, config, seed=3)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("n_ctx", [1, 5, 16])
+def test_coop_equals_the_plain_form(tiny_clip, tiny_tokenizer, position, class_specific, n_ctx):
+    method = coop(
+        tiny_clip,
+        tiny_tokenizer,
+        n_ctx=n_ctx,
+        class_token_position=position,
+        class_specific=class_specific,
+    )
+    embeddings, end = plain_prompts(
+        tiny_clip, tiny_tokenizer, CLASS_NAMES, method.context[...], position
+    )
+    assert embeddings.shape[1] == 77
+    expected = plain_text_features(tiny_clip, embeddings, end)
+    got = np.asarray(method.encode_classes(tiny_clip))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_gradient_equals_that_of_the_unshared_form(tiny_clip, tiny_tokenizer):
+    method = coop(tiny_clip, tiny_tokenizer, n_ctx=4)
+    target = jax.random.normal(jax.random.key(1), (len(CLASS_NAMES), 24))
+    tokens = tiny_tokenizer([f"X X X X {name}." for name in CLASS_NAMES])
+    table = tiny_clip.text.token_embedding[...]
+    end = jnp.asarray(np.argmax(tokens == tiny_tokenizer.end, axis=1))
+
+    def shared(context):
+        start, suffix = table[tokens[0, :1]], table[tokens[:, 5:]]
+        prefix = jnp.concatenate([start, context])
+        return jnp.vdot(tiny_clip.text.encode(prefix, suffix, end - 5), target)
+
+    def whole(context):
+        prompts = table[tokens].at[:, 1:5].set(context)
+        nothing = jnp.zeros((0, table.shape[1]))
+        return jnp.vdot(tiny_clip.text.encode(nothing, prompts, end), target)
+
+    context = method.context[...]
+    got, expected = jax.jit(jax.grad(shared))(context), jax.jit(jax.grad(whole))(context)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@given(split=st.integers(0, 6), cut=st.integers(0, 9), seed=st.integers(0, 100))
+def test_where_the_prefix_ends_and_what_follows_the_end_change_nothing(tiny_clip, split, cut, seed):
+    width = tiny_clip.config.text.transformer.width
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(6, width)).astype(np.float32)
+    rest = rng.normal(size=(3, 10, width)).astype(np.float32)
+    end = np.asarray([cut, min(cut, 2), 0], np.int32)
+    whole = np.concatenate([np.broadcast_to(shared, (3, 6, width)), rest], axis=1)
+    expected = features(tiny_clip, whole[0, :0], whole, end + 6)
+    changed = rest.copy()
+    for row, position in zip(changed, end, strict=True):
+        row[position + 1 :] = rng.normal(size=(9 - position, width))
+    suffix = np.concatenate([np.broadcast_to(shared[split:], (3, 6 - split, width)), changed], 1)
+    suffix = suffix[:, : 6 - split + int(end.max()) + 1]
+    got = features(tiny_clip, shared[:split], suffix, end + 6 - split)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@given(batch=st.integers(1, 3), shared_suffix=st.booleans())
+def test_a_batch_of_prefixes_is_one_call_each(tiny_clip, batch, shared_suffix):
+    width = tiny_clip.config.text.transformer.width
+    rng = np.random.default_rng(batch)
+    prefix = rng.normal(size=(batch, 4, width)).astype(np.float32)
+    lead = 1 if shared_suffix else batch
+    suffix = rng.normal(size=(lead, 2, 3, width)).astype(np.float32)
+    end = np.asarray([1, 2], np.int32)
+    together = features(tiny_clip, prefix, suffix, end)
+    assert together.shape == (batch, 2, tiny_clip.config.embedding)
+    for index in range(batch):
+        alone = features(tiny_clip, prefix[index], suffix[index % lead], end)
+        np.testing.assert_allclose(together[index], alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+@given(order=st.permutations(range(len(WORDS))), position=st.sampled_from(["end", "middle"]))
+def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, order, position):
+    images = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
+
+    def logits(names):
+        method = coop(tiny_clip, tiny_tokenizer, names, n_ctx=3, class_token_position=position)
+        return np.asarray(method.logits(tiny_clip, method.encode_classes(tiny_clip), images))
+
+    permuted = logits([WORDS[index] for index in order])
+    np.testing.assert_allclose(permuted, logits(WORDS)[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_longer_than_the_context_are_refused(tiny_clip):
+    width = tiny_clip.config.text.transformer.width
+    with pytest.raises(ValueError, match="78 tokens do not fit the context of 77"):
+        tiny_clip.text.encode(
+            jnp.zeros((70, width)), jnp.zeros((2, 8, width)), jnp.zeros(2, jnp.int32)
+        )

@@ -1,0 +1,157 @@
+"""The step and the loop: frozen weights, devices, resuming, and what a checkpoint holds."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES
+from flax import nnx
+
+from coop_jax import methods, optim, parallel, train
+from coop_jax.checkpoint import Checkpoints
+from coop_jax.data import sampling
+from coop_jax.errors import InputError
+from coop_jax.methods import Learned
+
+EPOCHS, COUNT = 4, 12
+
+
+def problem(clip, tokenizer, batch_size=5, epochs=EPOCHS, **config):
+    """A method, its optimizer, its batches, and random image features that depend on the epoch."""
+    method = methods.create("coop", clip, tokenizer, CLASS_NAMES, config, seed=1)
+    order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=1)
+    labels = np.arange(COUNT, dtype=np.int32) % len(CLASS_NAMES)
+    optimizer = optim.create(optim.OptimizerConfig(), epochs, len(order) // epochs)
+    table = np.random.default_rng(0).normal(size=(epochs, COUNT, 24)).astype(np.float32)
+
+    def features_of(requests):
+        return table[requests[:, 0], requests[:, 1]]
+
+    return method, optimizer, train.Batches(order, epoch, labels), features_of
+
+
+def run(clip, parts, mesh, **options):
+    method, optimizer, batches, features_of = parts
+    losses = [
+        part
+        for _, part in train.fit(method, clip, optimizer, batches, features_of, mesh, **options)
+    ]
+    return np.concatenate(losses) if losses else np.zeros(0)
+
+
+def test_training_lowers_the_loss_and_changes_nothing_frozen(tiny_clip, tiny_tokenizer, one_device):
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(tiny_clip)))
+    parts = problem(tiny_clip, tiny_tokenizer, epochs=30)
+    method = parts[0]
+    derived = jax.tree.map(np.array, nnx.state(method, methods.Derived))
+    start = np.array(method.context[...])
+    losses = run(tiny_clip, parts, one_device)
+    assert losses[-6:].mean() < losses[:6].mean()
+    assert not np.array_equal(method.context[...], start)
+    after = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(tiny_clip)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    jax.tree.map(np.testing.assert_array_equal, derived, nnx.state(method, methods.Derived))
+
+
+def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
+    tiny_clip, tiny_tokenizer, one_device
+):
+    method, optimizer, _, _ = problem(tiny_clip, tiny_tokenizer)
+    state = train.initial_state(method, optimizer)
+    learned = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(method, Learned)))
+    optimizer_sizes = [leaf.size for leaf in jax.tree.leaves(state["optimizer"])]
+    assert sum(optimizer_sizes) == learned + 1  # momentum, and the schedule's step count
+
+    graph, learned_state, derived = nnx.split(method, Learned, ...)
+    clip_graph, frozen = nnx.split(tiny_clip)
+    steps = train.compile_steps(graph, clip_graph, optimizer, one_device)
+    shapes = jax.eval_shape(
+        steps,
+        state,
+        derived,
+        frozen,
+        np.zeros((2, 5, 24), np.float32),
+        np.zeros((2, 5), np.int32),
+        np.ones((2, 5), np.float32),
+    )
+    new_state, losses = shapes
+    assert losses.shape == (2,)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    assert learned_state.keys() == new_state["learned"].keys() == {"context"}
+
+
+@pytest.mark.parametrize("batch_size", [5, 8])
+def test_two_and_eight_devices_agree_with_one(tiny_clip, tiny_tokenizer, one_device, batch_size):
+    def trained(mesh):
+        parts = problem(tiny_clip, tiny_tokenizer, batch_size)
+        losses = run(tiny_clip, parts, mesh)
+        return losses, np.array(parts[0].context[...])
+
+    losses, context = trained(one_device)
+    for count in (2, 8):
+        other_losses, other_context = trained(parallel.create_mesh(jax.devices()[:count]))
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        np.testing.assert_allclose(other_context, context, atol=1e-5 * np.abs(context).max())
+
+
+def test_how_the_steps_are_cut_into_chunks_changes_nothing(tiny_clip, tiny_tokenizer, one_device):
+    whole, cut = (problem(tiny_clip, tiny_tokenizer) for _ in range(2))
+    losses = run(tiny_clip, whole, one_device)
+    np.testing.assert_array_equal(run(tiny_clip, cut, one_device, images_per_chunk=1), losses)
+    np.testing.assert_array_equal(cut[0].context[...], whole[0].context[...])
+
+
+@pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 1), (8, 1), (1, 8)])
+def test_resuming_on_other_devices_continues_the_run(
+    tiny_clip, tiny_tokenizer, tmp_path, saved_on, restored_on
+):
+    def mesh(count):
+        return parallel.create_mesh(jax.devices()[:count])
+
+    whole = problem(tiny_clip, tiny_tokenizer)
+    expected = run(tiny_clip, whole, mesh(1))
+
+    method, optimizer, batches, features_of = problem(tiny_clip, tiny_tokenizer)
+    half = train.Batches(batches.order[:4], batches.epoch[:4], batches.labels)
+    checkpoints = Checkpoints(tmp_path)
+    first = run(
+        tiny_clip, (method, optimizer, half, features_of), mesh(saved_on), checkpoints=checkpoints
+    )
+    saved = np.array(method.context[...])
+    checkpoints.close()
+
+    again = problem(tiny_clip, tiny_tokenizer)
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(
+        parallel.put(
+            train.initial_state(again[0], again[1]), parallel.replicated(mesh(restored_on))
+        )
+    )
+    assert int(restored["step"]) == 4
+    np.testing.assert_array_equal(restored["learned"]["context"][...], saved)
+    assert len(restored["learned"]["context"][...].devices()) == restored_on
+    rest = run(tiny_clip, again, mesh(restored_on), checkpoints=checkpoints)
+    checkpoints.close()
+    np.testing.assert_allclose(np.concatenate([first, rest]), expected, rtol=1e-5)
+    np.testing.assert_allclose(again[0].context[...], whole[0].context[...], atol=1e-6)
+
+
+def test_a_checkpoint_is_small_and_fits_only_its_method(
+    tiny_clip, tiny_tokenizer, tmp_path, one_device
+):
+    parts = problem(tiny_clip, tiny_tokenizer)
+    checkpoints = Checkpoints(tmp_path)
+    run(tiny_clip, parts, one_device, checkpoints=checkpoints)
+    frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(tiny_clip)))
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert written < frozen / 2
+    other = problem(tiny_clip, tiny_tokenizer, class_specific=True)
+    with pytest.raises(InputError, match=r"context.value': \(5, 16, 32\).* got .*: \(16, 32\)"):
+        run(tiny_clip, other, one_device, checkpoints=checkpoints)
+    checkpoints.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_clip, tiny_tokenizer, one_device):
+    method, optimizer, batches, _ = problem(tiny_clip, tiny_tokenizer)
+    broken = (method, optimizer, batches, lambda wanted: np.full((len(wanted), 24), np.nan))
+    with pytest.raises(InputError, match="the loss of step 0 is nan"):
+        run(tiny_clip, broken, one_device)

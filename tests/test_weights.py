@@ -1,0 +1,186 @@
+"""Loading weights: names, namings, dimensions, and what is said when a file is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from coop_jax import clip as clip_package
+from coop_jax.clip import source
+from coop_jax.clip.config import ResNetConfig, ViTConfig
+from coop_jax.errors import InputError
+
+FOLDER = Path(__file__).parent / "data" / "transformers_quick_gelu"
+TOKENIZER = source.EMBEDDED_FOLDER
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a small Hugging Face CLIP folder."""
+    return Path(shutil.copytree(FOLDER, tmp_path / "clip"))
+
+
+def load(path):
+    return clip_package.load(str(path), tokenizer=TOKENIZER)[0]
+
+
+def openai_tensors(clip_folder, heads_of=64):
+    """A small ViT under OpenAI's names, of OpenAI's proportions (heads of width 64)."""
+    rng = np.random.default_rng(0)
+    width, tensors = 64, {}
+
+    def add(name, *shape):
+        tensors[name] = rng.normal(size=shape).astype(np.float32)
+
+    for prefix, layers in (("transformer", 2), ("visual.transformer", 1)):
+        for layer in range(layers):
+            block = f"{prefix}.resblocks.{layer}"
+            add(f"{block}.attn.in_proj_weight", 3 * width, width)
+            add(f"{block}.attn.in_proj_bias", 3 * width)
+            add(f"{block}.attn.out_proj.weight", width, width)
+            add(f"{block}.attn.out_proj.bias", width)
+            add(f"{block}.mlp.c_fc.weight", 4 * width, width)
+            add(f"{block}.mlp.c_fc.bias", 4 * width)
+            add(f"{block}.mlp.c_proj.weight", width, 4 * width)
+            add(f"{block}.mlp.c_proj.bias", width)
+            for norm in ("ln_1", "ln_2"):
+                add(f"{block}.{norm}.weight", width)
+                add(f"{block}.{norm}.bias", width)
+    for norm in ("ln_final", "visual.ln_pre", "visual.ln_post"):
+        add(f"{norm}.weight", width)
+        add(f"{norm}.bias", width)
+    add("token_embedding.weight", 50, width)
+    add("positional_embedding", 9, width)
+    add("text_projection", width, 16)
+    add("visual.class_embedding", width)
+    add("visual.positional_embedding", 5, width)
+    add("visual.conv1.weight", width, 3, 4, 4)
+    add("visual.proj", width, 16)
+    tensors["logit_scale"] = np.float32(4.6)
+    return tensors
+
+
+def test_dimensions_come_from_the_files(reference):
+    clip, _ = clip_package.load(
+        str(reference / "golden" / "clip_tiny_rn.safetensors"), tokenizer=TOKENIZER
+    )
+    assert clip.config.vision == ResNetConfig(64, 16, (1, 2, 1, 1), 8)
+    clip = load(FOLDER)
+    assert isinstance(clip.config.vision, ViTConfig)
+    assert (clip.config.vision.image_size, clip.config.vision.patch_size) == (20, 5)
+    assert clip.config.text.transformer.heads == 4
+    assert clip.config.embedding == 16
+
+
+@pytest.mark.parametrize("name", source.BACKBONES)
+def test_backbone_names_load_from_the_hub_cache(name, tmp_path, monkeypatch):
+    """What huggingface_hub has fetched before loads without a network, under the paper's names."""
+    organisation, repository = source.BACKBONES[name].split("/")
+    cache = tmp_path / f"models--{organisation}--{repository}"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    for file in TOKENIZER.glob("*.json"):
+        shutil.copy(file, snapshot)
+    shutil.copy(TOKENIZER / "merges.txt", snapshot)
+    tensors = openai_tensors(FOLDER)
+    save_file(tensors, snapshot / "open_clip_model.safetensors")
+    (snapshot / "config.json").write_text(json.dumps({"architecture": "timm's, not CLIP's"}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    clip, _ = clip_package.load(name)
+    np.testing.assert_array_equal(clip.text.projection[...], tensors["text_projection"])
+    assert clip.config.text.transformer.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [(None, "quick_gelu"), ({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")],
+)
+def test_open_clip_says_which_activation(tmp_path, stated, expected):
+    save_file(openai_tensors(FOLDER), tmp_path / "open_clip_model.safetensors")
+    if stated is not None:
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": stated}))
+    assert load(tmp_path).config.text.transformer.activation == expected
+
+
+def test_official_archives_equal_safetensors(tmp_path):
+    torch = pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
+    tensors = openai_tensors(FOLDER)
+    save_file(tensors, tmp_path / "clip.safetensors")
+    torch.save({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}, tmp_path / "clip.pt")
+    expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors")))
+    got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt")))
+    for path, value in nnx.to_flat_state(nnx.State(got)):
+        np.testing.assert_array_equal(value, dict(nnx.to_flat_state(nnx.State(expected)))[path])
+
+
+def test_all_mismatches_are_listed_at_once(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["logit_scale"] = np.zeros((2, 2), np.float32)
+    tensors["visual_projection.weight"] = np.zeros((16, 23), np.float32)
+    del tensors["text_model.final_layer_norm.bias"]
+    tensors["intruder"] = np.zeros(1, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        load(folder)
+    message = str(error.value)
+    assert "\n" not in message and "4 tensors" in message
+    assert "visual_projection.weight: expected [16, 24], got [16, 23]" in message
+    assert "logit_scale: expected [], got [2, 2]" in message
+    assert "text_model.final_layer_norm.bias: missing" in message
+    assert "intruder: unknown" in message
+
+
+def test_openai_names_with_a_missing_tensor(tmp_path):
+    tensors = openai_tensors(FOLDER)
+    del tensors["text_projection"]
+    save_file(tensors, tmp_path / "clip.safetensors")
+    with pytest.raises(InputError, match="text_projection"):
+        load(tmp_path / "clip.safetensors")
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"model\.safetensors: .*truncated"):
+        load(folder)
+
+
+def test_damaged_config(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: expected JSON"):
+        load(folder)
+
+
+def test_another_kind_of_model(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    with pytest.raises(InputError, match="model_type 'clip', got 'siglip'"):
+        load(folder)
+
+
+def test_missing_shard(tmp_path):
+    sharded = shutil.copytree(FOLDER.parent / "transformers_gelu_sharded", tmp_path / "clip")
+    (Path(sharded) / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-00002-of-00004\.safetensors are missing"):
+        load(sharded)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"'RN5'.*tiny, RN50, RN101, .*ViT-L/14@336px"):
+        clip_package.load("RN5")
+
+
+def test_missing_tokenizer(folder):
+    with pytest.raises(InputError, match="no tokenizer for"):
+        clip_package.load(str(folder))
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="an empty folder"):
+        load(tmp_path)
