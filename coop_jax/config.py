@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,39 @@ from coop_jax import methods, optim
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 
-PROTOCOLS = ("few_shot",)
 CONFIG_FILE = "config.json"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def _is_interval(pair: Sequence[float], lowest: float, highest: float) -> bool:
+    return len(pair) == 2 and lowest < pair[0] <= pair[1] <= highest
+
+
+def _are_different(values: Sequence[int]) -> bool:
+    return bool(values) and min(values) >= 1 and len(set(values)) == len(values)
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shots": (_are_different, "different positive numbers"),
+    "seeds": (_are_different, "different positive numbers"),
+    "epochs": (lambda value: value >= 0, "at least 0 (0 is the paper's)"),
+    "batch_size": (lambda value: value >= 1, "at least 1"),
+    "encode_batch_size": (lambda value: value >= 1, "at least 1"),
+    "optimizer.learning_rate": (lambda value: value > 0, "more than 0"),
+    "optimizer.momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
+    "optimizer.weight_decay": (lambda value: value >= 0, "at least 0"),
+    "optimizer.warmup_epochs": (lambda value: value >= 0, "at least 0"),
+    "optimizer.warmup_learning_rate": (lambda value: value >= 0, "at least 0"),
+    "augmentation.scale": (
+        lambda value: _is_interval(value, 0, 1),
+        "the smallest and largest part of an image's area, more than 0 and at most 1",
+    ),
+    "augmentation.ratio": (
+        lambda value: _is_interval(value, 0, math.inf),
+        "the smallest and largest aspect ratio, more than 0",
+    ),
+    "augmentation.flip": (lambda value: 0 <= value <= 1, "a probability"),
+}
 
 
 def default(method: str = "coop") -> dict[str, Any]:
@@ -29,7 +60,8 @@ def default(method: str = "coop") -> dict[str, Any]:
     templates: hand-crafted prompts for zero-shot CLIP (empty: the dataset's own).
     shots, seeds: labelled images per class, and seeds; every pair is one training run.
     epochs: 0 for the paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above.
-    batch_size, optimizer: of training.
+    batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
+        once (lower it where memory is short).
     augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
     """
     return {
@@ -43,19 +75,24 @@ def default(method: str = "coop") -> dict[str, Any]:
         "seeds": (1, 2, 3),
         "epochs": 0,
         "batch_size": 32,
+        "encode_batch_size": 256,
         "optimizer": dataclasses.asdict(optim.OptimizerConfig()),
         "augmentation": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5},
     }
 
 
-def names(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+def names(config: Mapping[str, Any]) -> list[str]:
     """All settings, those of a group with its name in front."""
-    found = []
+    return list(_flat(config))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found += names(value, f"{prefix}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         else:
-            found.append(prefix + key)
+            found[prefix + key] = value
     return found
 
 
@@ -69,10 +106,6 @@ def check(config: Mapping[str, Any]) -> None:
     _check_keys(config, expected, "config")
     for group in ("clip", "optimizer", "augmentation"):
         _check_keys(config[group], expected[group], f"config.{group}")
-    if config["protocol"] not in PROTOCOLS:
-        raise InputError(
-            f"config.protocol: expected one of {', '.join(PROTOCOLS)}, got {config['protocol']!r}"
-        )
     if config["clip"]["dtype"] not in DTYPES:
         raise InputError(
             f"config.clip.dtype: expected one of {', '.join(DTYPES)},"
@@ -81,17 +114,10 @@ def check(config: Mapping[str, Any]) -> None:
     name = config["method"].get("name")
     settings = {"name": name, **methods.default_config(name)}
     _check_keys(config["method"], settings, "config.method")
-    for key in ("shots", "seeds"):
-        values = config[key]
-        if not values or any(value < 1 for value in values) or len(set(values)) < len(values):
-            raise InputError(
-                f"config.{key}: expected different positive numbers, got {tuple(values)}"
-            )
-    if config["batch_size"] < 1 or config["epochs"] < 0:
-        raise InputError(
-            "config.batch_size must be positive and config.epochs not negative, got"
-            f" {config['batch_size']} and {config['epochs']}"
-        )
+    flat = _flat(config)
+    for key, (is_valid, expectation) in RANGES.items():
+        if not is_valid(flat[key]):
+            raise InputError(f"config.{key}: expected {expectation}, got {flat[key]}")
 
 
 def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -117,7 +143,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
                 f" files and no {CONFIG_FILE}; name another --workdir"
             )
         return
-    earlier, now = source.read_json(path), json.loads(json.dumps(config))
+    earlier = _flat(source.read_json(path))
+    now = _flat(json.loads(json.dumps(config)))
     different = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
     if different:
         raise InputError(
@@ -129,5 +156,10 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
 def claim(config: Mapping[str, Any], workdir: Path) -> None:
     """Write the config into a workdir, after `check_workdir`."""
     check_workdir(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG_FILE).write_text(json.dumps(config, indent=2))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CONFIG_FILE).write_text(json.dumps(config, indent=2))
+    except OSError as error:
+        raise InputError(
+            f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"
+        ) from error

@@ -1,38 +1,31 @@
-"""What the tasks of a protocol share, and one task: train on a few shots, evaluate, record."""
+"""What the tasks of a protocol share: the frozen CLIP, the data, the record of results."""
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import evaluate, features, methods, optim, parallel, results, train
-from coop_jax.checkpoint import Checkpoints
+from coop_jax import evaluate, features, methods, parallel, results
 from coop_jax.clip import preprocess, source
-from coop_jax.data import catalog, pipeline, sampling
+from coop_jax.data import catalog, pipeline
 from coop_jax.data.catalog import Examples
-from coop_jax.progress import Tracker
+from coop_jax.errors import InputError
+from coop_jax.provenance import commit, digest, hash_files
 
 logger = logging.getLogger(__name__)
 
-
-def paper_epochs(shots: int) -> int:
-    """Epochs by number of shots, ImageNet apart (coop_protocol section 0)."""
-    return 50 if shots == 1 else 100 if shots <= 4 else 200
+NOT_SETTINGS = ("shots", "seeds", "data_dir", "templates")
+"""What may differ between two runs that are points of the same curve."""
 
 
 class Experiment:
@@ -47,6 +40,11 @@ class Experiment:
         self.config = config
         self.workdir = Path(workdir)
         config_module.check_workdir(config, self.workdir)
+        if jax.process_count() > 1:
+            raise InputError(
+                f"expected one process, got {jax.process_count()}: training over several hosts is"
+                " not supported yet; start it on one host"
+            )
         self.mesh = parallel.create_mesh()
         chosen = config["clip"]
         self.clip, self.tokenizer = clip_package.load(
@@ -54,9 +52,28 @@ class Experiment:
             dtype=config_module.DTYPES[chosen["dtype"]],
             tokenizer=chosen["tokenizer"] or None,
         )
+        nnx.update(self.clip, parallel.put(nnx.state(self.clip), parallel.replicated(self.mesh)))
         self.dataset = catalog.load(config["dataset"], config["data_dir"] or None)
         self.image_size = self.clip.config.vision.image_size
         self.templates = tuple(config["templates"]) or self.dataset.templates
+
+    def create_method(self, seed: int) -> Any:
+        """The configured method before training.
+
+        Raises:
+            InputError: the classes or settings do not fit, or the method learns nothing.
+        """
+        settings = dict(self.config["method"])
+        name = settings.pop("name")
+        method = methods.create(
+            name, self.clip, self.tokenizer, self.dataset.class_names, settings, seed=seed
+        )
+        if not jax.tree.leaves(nnx.state(method, methods.Learned)):
+            raise InputError(
+                f"method {name} learns nothing: expected one to train; its results come with those"
+                " of any other, e.g. coop"
+            )
+        return method
 
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
@@ -76,9 +93,11 @@ class Experiment:
     ) -> Float[np.ndarray, "images embedding"]:
         """Unnormalised features of the requested (epoch, example) pairs."""
         batches = pipeline.pixels(
-            examples, transform, requests, seed=seed, batch_size=features.BATCH_SIZE
+            examples, transform, requests, seed=seed, batch_size=self.config["encode_batch_size"]
         )
-        return features.encode(self.clip, batches, self.mesh)
+        return features.encode(
+            self.clip, batches, self.mesh, batch_size=self.config["encode_batch_size"]
+        )
 
     @functools.cached_property
     def test_features(self) -> Float[np.ndarray, "images embedding"]:
@@ -91,34 +110,73 @@ class Experiment:
 
         return self.encode(examples, transform, requests, seed=0)
 
+    def hashes(self, trained_on: Sequence[str] = ()) -> results.Hashes:
+        """Digests of what results depend on; `trained_on` are the files of the few-shot set."""
+        test, config = self.dataset.test, self.config
+        statistics = self.clip.config.mean, self.clip.config.std
+        settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+        return results.Hashes(
+            split=digest([*trained_on, test.file_names.tolist(), test.labels.tolist()]),
+            class_names=digest(self.dataset.class_names),
+            transform=digest([self.image_size, config["augmentation"], *statistics]),
+            weights=self._weights_hash,
+            config=digest(settings),
+        )
+
+    def check_results(self, done: Sequence[results.Result]) -> None:
+        """Make sure that earlier results of this workdir are of the same data and weights.
+
+        Raises:
+            InputError: the weights, the classes or the transform have changed since.
+        """
+        now = dataclasses.asdict(self.hashes())
+        for row in done:
+            then = dataclasses.asdict(row.hashes)
+            changed = [
+                key for key in ("class_names", "transform", "weights") if now[key] != then[key]
+            ]
+            if changed:
+                raise InputError(
+                    f"{self.results_path}: expected results of the same {', '.join(changed)} as"
+                    " now, got others; restore the files it was made with or name another --workdir"
+                )
+
     def record(
-        self, method: Any, /, *, seconds: float, trained_on: Sequence[str] = (), **keys: Any
+        self,
+        method: Any,
+        *,
+        name: str,
+        start: float | None,
+        trained_on: Sequence[str] = (),
+        prompt: str | None = None,
+        shots: int = 0,
+        seed: int = 0,
+        epochs: int | None = None,
     ) -> results.Result:
-        """Evaluate a method on the test split and add the result to `results.jsonl`."""
+        """Evaluate a method on the test split and add the result to `results.jsonl`.
+
+        `start` is what `time.monotonic()` gave when the work began; None if it began in an
+        earlier process, in which case nobody knows how long it took.
+        """
         metrics = evaluate.evaluate(
             method, self.clip, self.test_features, self.dataset.test.labels, self.mesh
         )
-        transform = [
-            self.image_size,
-            dict(self.config["augmentation"]),
-            self.clip.config.mean,
-            self.clip.config.std,
-        ]
+        settings = {"n_ctx": None, "class_token_position": None, "class_specific": None}
         row = results.Result(
             protocol=self.config["protocol"],
+            method=name,
             dataset=self.dataset.name,
             split="test",
             backbone=self.config["clip"]["name"],
+            shots=shots,
+            seed=seed,
+            **{**settings, **method.settings()},
+            epochs=epochs,
             **dataclasses.asdict(metrics),
-            seconds=seconds,
+            seconds=None if start is None else time.monotonic() - start,
             commit=commit(),
-            hashes=results.Hashes(
-                split=digest([*trained_on, *self.dataset.test.labels.tolist()]),
-                class_names=digest(self.dataset.class_names),
-                transform=digest(transform),
-                weights=self._weights_hash,
-            ),
-            **keys,
+            hashes=self.hashes(trained_on),
+            prompt=prompt,
         )
         results.append(self.results_path, row)
         return row
@@ -126,123 +184,4 @@ class Experiment:
     @functools.cached_property
     def _weights_hash(self) -> str:
         chosen = self.config["clip"]
-        sha = hashlib.sha256()
-        for path in source.resolve(chosen["name"], chosen["tokenizer"] or None).weights:
-            with path.open("rb") as file:
-                sha.update(hashlib.file_digest(file, "sha256").digest())
-        return sha.hexdigest()
-
-
-class Task:
-    """One training run of an experiment: its method, examples, batches and optimizer."""
-
-    def __init__(self, experiment: Experiment, shots: int, seed: int):
-        config, dataset = experiment.config, experiment.dataset
-        self.experiment, self.shots, self.seed = experiment, shots, seed
-        chosen, _ = sampling.few_shot(dataset.train.labels, dataset.val.labels, shots, seed)
-        self.examples = dataset.train.subset(chosen)
-        self.epochs = config["epochs"] or paper_epochs(shots)
-        order, epoch = sampling.batch_order(
-            len(self.examples), config["batch_size"], self.epochs, seed
-        )
-        self.batches = train.Batches(order, epoch, self.examples.labels)
-        settings = dict(config["method"])
-        self.method = methods.create(
-            settings.pop("name"),
-            experiment.clip,
-            experiment.tokenizer,
-            dataset.class_names,
-            settings,
-            seed=seed,
-        )
-
-    @property
-    def steps(self) -> int:
-        """How many training steps the task takes."""
-        return len(self.batches.order)
-
-    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
-        config = optim.OptimizerConfig(**self.experiment.config["optimizer"])
-        return optim.create(config, self.epochs, self.steps // self.epochs)
-
-    def _checkpoints(self) -> Checkpoints:
-        name = f"{self.shots}_shots_seed_{self.seed}"
-        return Checkpoints(self.experiment.workdir / "checkpoints" / name)
-
-    def _features(self, requests: Int[np.ndarray, "images 2"]) -> Float[np.ndarray, "images e"]:
-        size = self.experiment.image_size
-        augmentation = dict(self.experiment.config["augmentation"])
-
-        def transform(image: Any, rng: np.random.Generator) -> np.ndarray:
-            return preprocess.augment(image, size, rng, **augmentation)
-
-        return self.experiment.encode(self.examples, transform, requests, self.seed)
-
-    def warn_about_short_classes(self) -> None:
-        """Say which classes have fewer images than shots; few-shot sampling takes them whole."""
-        train_labels = self.experiment.dataset.train.labels
-        for label, count in sampling.short_classes(train_labels, self.shots).items():
-            logger.warning(
-                "class %r has %d training images, fewer than %d shots: all of them are used",
-                self.experiment.dataset.class_names[label],
-                count,
-                self.shots,
-            )
-
-    def run(self, tracker: Tracker) -> results.Result:
-        """Train from the task's latest checkpoint on, evaluate, and record the result."""
-        start = time.monotonic()
-        experiment, settings = self.experiment, self.experiment.config["method"]
-        self.warn_about_short_classes()
-        checkpoints = self._checkpoints()
-        finished = checkpoints.latest_step() or 0
-        tracker.skip(finished)
-        label = f"{settings['name']}, {self.shots} shots, seed {self.seed}"
-        for done, losses in train.fit(
-            self.method,
-            experiment.clip,
-            self._optimizer(),
-            self.batches,
-            self._features,
-            experiment.mesh,
-            checkpoints=checkpoints,
-        ):
-            tracker.advance(done - finished, f"{label}, loss {losses[-1]:.3f}")
-            finished = done
-        checkpoints.close()
-        return experiment.record(
-            self.method,
-            seconds=time.monotonic() - start,
-            trained_on=[self.examples.file_name(index) for index in range(len(self.examples))],
-            method=settings["name"],
-            shots=self.shots,
-            seed=self.seed,
-            n_ctx=settings.get("n_ctx"),
-            class_token_position=settings.get("class_token_position"),
-            class_specific=settings.get("class_specific"),
-            epochs=self.epochs,
-        )
-
-    def restore(self) -> Any:
-        """The method as the task's latest checkpoint has it."""
-        checkpoints = self._checkpoints()
-        state = checkpoints.restore(train.initial_state(self.method, self._optimizer()))
-        checkpoints.close()
-        nnx.update(self.method, jax.tree.map(jnp.asarray, state["learned"]))
-        return self.method
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, default=list).encode()).hexdigest()
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of the checkout this package runs from; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).weights)

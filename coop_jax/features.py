@@ -1,5 +1,6 @@
 """Image features: encoded in large batches, since a frozen tower gives each image one feature."""
 
+import collections
 import functools
 from collections.abc import Iterable
 
@@ -14,8 +15,8 @@ from coop_jax import parallel
 from coop_jax.clip import CLIP
 from coop_jax.clip.preprocess import normalize
 
-BATCH_SIZE = 256
-"""Images encoded at once."""
+AHEAD = 2
+"""Batches that the device may work on while the host makes the next."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -37,7 +38,7 @@ def encode(
     batches: Iterable[UInt8[np.ndarray, "batch size size 3"]],
     mesh: Mesh,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 256,
 ) -> Float[np.ndarray, "images embedding"]:
     """Unnormalised float32 features of a stream of pixel batches of at most `batch_size` images.
 
@@ -48,11 +49,18 @@ def encode(
     encoder = _encoder(graphdef, mesh)
     state = parallel.put(state, parallel.replicated(mesh))
     rows = batch_size + parallel.padding(batch_size, mesh)
-    pending = []
+    found: list[np.ndarray] = []
+    pending: collections.deque[tuple[Array, int]] = collections.deque()
+
+    def collect(leave: int) -> None:
+        while len(pending) > leave:
+            features, count = pending.popleft()
+            found.append(np.asarray(features)[:count])
+
     for pixels in batches:
         count = len(pixels)
         pixels = np.pad(pixels, [(0, rows - count), (0, 0), (0, 0), (0, 0)])
         pending.append((encoder(state, pixels), count))
-    if not pending:
-        return np.zeros((0, clip.config.embedding), np.float32)
-    return np.concatenate([np.asarray(features)[:count] for features, count in pending])
+        collect(leave=AHEAD)
+    collect(leave=0)
+    return np.concatenate([np.zeros((0, clip.config.embedding), np.float32), *found])

@@ -52,7 +52,11 @@ def nearest_words(
 
 def table(neighbours: list[list[Neighbour]], title: str) -> Table:
     """The nearest words as the paper's Table 4 has them: vector number, word and distance."""
-    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    shown = Table(
+        title=title,
+        caption="as in the paper, few make sense: a vector may mean what no word does",
+        box=box.SIMPLE_HEAD,
+    )
     shown.add_column("#", justify="right")
     shown.add_column("nearest words (distance)")
     for number, row in enumerate(neighbours, start=1):

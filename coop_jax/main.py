@@ -1,7 +1,6 @@
 """Train and evaluate: python -m coop_jax.main --config=configs/quickstart.py --workdir=DIR."""
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from rich.console import Console
 
 from coop_jax import config as config_module
 from coop_jax.errors import InputError
@@ -29,26 +27,32 @@ USER_ERROR = 2
 def run(config: dict[str, Any], workdir: Path) -> None:
     """Run the config's protocol in the workdir and show what came of it."""
     from coop_jax import interpret, protocols, report
-    from coop_jax.experiment import Experiment, Task
+    from coop_jax.task import Task
 
-    experiment = Experiment(config, workdir)
-    rows = protocols.PROTOCOLS[config["protocol"]](experiment)
-    console = Console()
+    experiment, rows = protocols.run(config, workdir)
+    console = report.console()
     console.print(report.few_shot_table(rows))
     picture = workdir / "few_shot.png"
     report.few_shot_curve(rows, picture)
     shots, seed = max(config["shots"]), config["seeds"][0]
-    context = Task(experiment, shots, seed).restore().context[...]
-    words = interpret.nearest_words(
-        experiment.clip, experiment.tokenizer, context, count=3, whole_words=True
-    )
-    console.print(interpret.table(words, f"nearest words, {shots} shots, seed {seed}"))
+    context = getattr(Task(experiment, shots, seed).restore(), "context", None)
+    if context is not None:
+        title = f"nearest words, {shots} shots, seed {seed}"
+        if context.ndim == 3:
+            title += f", context of {experiment.dataset.class_names[0]!r}"
+        words = interpret.nearest_words(
+            experiment.clip,
+            experiment.tokenizer,
+            context[...].reshape(-1, *context.shape[-2:])[0],
+            count=3,
+            whole_words=True,
+        )
+        console.print(interpret.table(words, title))
     console.print(f"results: {experiment.results_path}\ncurve:   {picture}")
 
 
 def configure_logging() -> None:
     """What this package says goes to standard error; libraries only warn."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -73,8 +77,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         unknown = named.group() if named else str(error)
         valid = ", ".join(config_module.names(config_module.default()))
         refuse(InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}"))
-    except (flags.Error, TypeError, ValueError) as error:
-        refuse(error)
+    except (flags.Error, InputError, SyntaxError, TypeError, ValueError) as error:
+        refuse(error.__cause__ if isinstance(error.__cause__, InputError) else error)
 
 
 def chosen_config() -> dict[str, Any]:

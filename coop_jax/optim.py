@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,10 +54,10 @@ def schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> opta
 def create(
     config: OptimizerConfig, epochs: int, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer over a tree {"learned": ..., "frozen": ...}.
+    """The optimizer over the whole parameter tree {"learned": ..., "frozen": ...}.
 
-    Frozen leaves are mapped to `set_to_zero`: they need no gradient (None will do) and get no
-    optimizer memory.
+    Frozen leaves are mapped to `set_to_zero` and get no optimizer memory; instead of their
+    gradients None will do, so that none are ever computed.
     """
     learned = optax.chain(
         optax.add_decayed_weights(config.weight_decay),
@@ -68,20 +67,3 @@ def create(
         {"learned": learned, "frozen": optax.set_to_zero()},
         {"learned": "learned", "frozen": "frozen"},
     )
-
-
-def initial_state(optimizer: optax.GradientTransformation, learned: Any) -> Any:
-    """The optimizer's memory before the first step: for the learned variables alone."""
-    parameters: Any = {"learned": learned, "frozen": None}
-    return optimizer.init(parameters)
-
-
-def update(
-    optimizer: optax.GradientTransformationExtraArgs, gradient: Any, state: Any, learned: Any
-) -> tuple[Any, Any]:
-    """One step: the new learned variables and the new optimizer state."""
-    gradients: Any = {"learned": gradient, "frozen": None}
-    parameters: Any = {"learned": learned, "frozen": None}
-    updates: Any
-    updates, state = optimizer.update(gradients, state, parameters)
-    return optax.apply_updates(learned, updates["learned"]), state

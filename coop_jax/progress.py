@@ -24,10 +24,13 @@ class Tracker:
     def __init__(self, total: int, bar: Progress | None):
         self._total = total
         self._done = 0
-        self._work = 0
-        self._start = time.monotonic()
+        self._began = time.monotonic()
         self._bar = bar
         self._task = None if bar is None else bar.add_task("starting", total=total)
+
+    def start(self) -> None:
+        """Training starts: the time left is estimated from here on."""
+        self._began = time.monotonic()
 
     def skip(self, steps: int) -> None:
         """Count steps that an earlier process had done."""
@@ -46,8 +49,11 @@ class Tracker:
         if self._bar is not None:
             self._bar.console.print(what)
             return
-        elapsed = time.monotonic() - self._start
-        left = elapsed * (self._total - self._done) / self._done if self._done else 0.0
+        if not self._done:
+            logger.info("%s", what)
+            return
+        elapsed = time.monotonic() - self._began
+        left = elapsed * (self._total - self._done) / self._done
         logger.info("%s  [%.0f s, about %.0f s left]", what, elapsed, left)
 
 

@@ -1,43 +1,38 @@
 """Experimental protocols: lists of train-and-evaluate tasks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from coop_jax import methods, results
-from coop_jax.experiment import Experiment, Task
+from coop_jax.errors import InputError
+from coop_jax.experiment import Experiment
 from coop_jax.progress import track
 from coop_jax.results import Result
+from coop_jax.task import Task
 
 
-def zero_shot(experiment: Experiment, done: list[Result]) -> Iterator[Result]:
-    """Evaluate every hand-crafted prompt and, if there are several, their ensemble."""
+def hand_crafted(experiment: Experiment) -> dict[str, Any]:
+    """Zero-shot CLIP with every hand-crafted prompt and, if there are several, their ensemble.
+
+    Raises:
+        InputError: a template or a class name does not fit.
+    """
     templates = experiment.templates
     prompts: dict[str, tuple[str, ...]] = {template: (template,) for template in templates}
     if len(templates) > 1:
         prompts[f"ensemble of {len(templates)}"] = templates
-    for prompt, chosen in prompts.items():
-        if results.find(done, method="zero_shot", prompt=prompt):
-            continue
-        start = time.monotonic()
-        method = methods.create(
+    return {
+        prompt: methods.create(
             "zero_shot",
             experiment.clip,
             experiment.tokenizer,
             experiment.dataset.class_names,
             {"templates": chosen},
         )
-        yield experiment.record(
-            method,
-            seconds=time.monotonic() - start,
-            method="zero_shot",
-            prompt=prompt,
-            shots=0,
-            seed=0,
-            n_ctx=None,
-            class_token_position=None,
-            class_specific=None,
-            epochs=None,
-        )
+        for prompt, chosen in prompts.items()
+    }
 
 
 def few_shot(experiment: Experiment) -> list[Result]:
@@ -47,7 +42,14 @@ def few_shot(experiment: Experiment) -> list[Result]:
     """
     path, config = experiment.results_path, experiment.config
     done = results.read(path) if path.exists() else []
+    experiment.check_results(done)
     name = config["method"]["name"]
+    zero_shot = {
+        prompt: method
+        for prompt, method in hand_crafted(experiment).items()
+        if not results.find(done, method="zero_shot", prompt=prompt)
+    }
+    experiment.create_method(seed=config["seeds"][0])
     tasks = [
         Task(experiment, shots, seed)
         for shots in config["shots"]
@@ -56,13 +58,29 @@ def few_shot(experiment: Experiment) -> list[Result]:
     ]
     experiment.claim_workdir()
     with track(sum(task.steps for task in tasks)) as tracker:
-        for row in zero_shot(experiment, done):
-            tracker.say(f"zero-shot CLIP, {row.prompt!r}: {row.accuracy:.1f} %")
-        for task in tasks:
+        for prompt, method in zero_shot.items():
+            start = time.monotonic()
+            row = experiment.record(method, name="zero_shot", prompt=prompt, start=start)
+            tracker.say(f"zero-shot CLIP, {prompt!r}: {row.accuracy:.1f} %")
+        tracker.start()
+        while tasks:
+            task = tasks.pop(0)
             row = task.run(tracker)
-            tracker.say(f"{name}, {row.shots} shots, seed {row.seed}: {row.accuracy:.1f} %")
+            tracker.say(f"{task.label}: {row.accuracy:.1f} %")
     return results.read(path)
 
 
 PROTOCOLS: dict[str, Callable[[Experiment], list[Result]]] = {"few_shot": few_shot}
-"""By the name that a config gives."""
+
+
+def run(config: Mapping[str, Any], workdir: Path) -> tuple[Experiment, list[Result]]:
+    """Run the protocol that the config names.
+
+    Raises:
+        InputError: the config, or what it names, cannot be used; nothing has been written then.
+    """
+    name = config.get("protocol")
+    if name not in PROTOCOLS:
+        raise InputError(f"config.protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}")
+    experiment = Experiment(config, workdir)
+    return experiment, PROTOCOLS[name](experiment)

@@ -28,6 +28,8 @@ from coop_jax.results import Result
 log = logging.getLogger(__name__)
 
 SHOTS = (0, 1, 2, 4, 8, 16)
+ZERO_SHOT = "zero-shot CLIP, "
+"""Begins the labels of hand-crafted prompts; tables leave it out, to fit 80 columns."""
 
 _MISSING = "\N{EN DASH}"
 _SPELLING = {"coop": "CoOp", "cocoop": "CoCoOp"}
@@ -91,16 +93,17 @@ def few_shot_rows(results: Iterable[Result]) -> list[Row]:
     """
     results = list(results)
     _only_setting(results)
+    labels = _labels(results)
     accuracies: dict[tuple[bool, str], dict[int, dict[int, float]]] = {}
-    for result in results:
-        seeds = accuracies.setdefault((result.prompt is not None, _label(result)), {})
+    for result, label in zip(results, labels, strict=True):
+        seeds = accuracies.setdefault((result.prompt is not None, label), {})
         seeds = seeds.setdefault(result.shots, {})
         previous = seeds.get(result.seed, result.accuracy)
         if previous != result.accuracy:
             log.warning(
                 "%s, %s, %d shots, seed %d has several results: %r, then %r; the last counts",
                 result.dataset,
-                _label(result),
+                label,
                 result.shots,
                 result.seed,
                 previous,
@@ -133,7 +136,12 @@ def few_shot_table(results: Iterable[Result]) -> Table:
         pad_edge=False,
     )
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=index > 0)
+        table.add_column(
+            name,
+            justify="right" if index else "left",
+            no_wrap=index > 0,
+            min_width=max(len(row[index]) for row in body) if index else None,
+        )
     for row in body:
         table.add_row(*map(Text, row))
     return table
@@ -177,6 +185,11 @@ def few_shot_curve(results: Iterable[Result], path: str | os.PathLike[str]) -> N
     figure.savefig(path)
 
 
+def console() -> Console:
+    """Standard output, wide enough for every table where it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a table per setting, and saves a curve per setting where asked; the exit code.
 
@@ -194,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _report(options.paths, options.markdown, options.png)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -203,12 +216,11 @@ def _report(paths: Sequence[Path], markdown: bool, png: Path | None) -> None:
     groups = by_setting(result for path in paths for result in _read(path))
     if png is not None:
         _png(png)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
     for results in groups.values():
         if markdown:
             print(few_shot_markdown(results), end="\n\n")
         else:
-            console.print(few_shot_table(results))
+            console().print(few_shot_table(results))
     if png is None:
         return
     for setting, results in groups.items():
@@ -243,10 +255,22 @@ def _only_setting(results: Sequence[Result]) -> Setting:
     return settings[0]
 
 
+def _labels(results: Sequence[Result]) -> list[str]:
+    """What to call each result; runs that differ in settings not shown get their config's hash."""
+    configs: dict[str, set[str]] = {}
+    for result in results:
+        if result.prompt is None:
+            configs.setdefault(_label(result), set()).add(result.hashes.config)
+    return [
+        f"{label} [{result.hashes.config[:6]}]" if len(configs.get(label, ())) > 1 else label
+        for result, label in zip(results, map(_label, results), strict=True)
+    ]
+
+
 def _label(result: Result) -> str:
     if result.prompt is not None:
         prompt = f'"{result.prompt}"' if "{" in result.prompt else result.prompt
-        return f"zero-shot CLIP, {prompt}"
+        return ZERO_SHOT + prompt
     parts = [_SPELLING.get(result.method, result.method)]
     if result.n_ctx is not None:
         parts.append(f"M = {result.n_ctx}")
@@ -271,11 +295,14 @@ def _seed_counts(rows: Iterable[Row]) -> set[int]:
 
 
 def _grid(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the table as text."""
+    """Header and body of the table as text; a prompt at 0 shots is zero-shot CLIP's."""
     columns = _columns(rows)
     most = max(_seed_counts(rows), default=1)
     return ["shots per class", *map(str, columns)], [
-        [row.label, *(_cell_text(row, row.cells.get(shots), most) for shots in columns)]
+        [
+            row.label.removeprefix(ZERO_SHOT),
+            *(_cell_text(row, row.cells.get(shots), most) for shots in columns),
+        ]
         for row in rows
     ]
 
@@ -285,7 +312,7 @@ def _cell_text(row: Row, cell: Cell | None, most_seeds: int) -> str:
         return _MISSING
     text = f"{cell.mean:.1f}"
     if cell.seeds > 1 and not (row.is_zero_shot and cell.deviation == 0):
-        text += f" ± {cell.deviation:.1f}"
+        text += f"±{cell.deviation:.1f}"
     if cell.seeds < most_seeds and not row.is_zero_shot:
         text += f" ({cell.seeds})"
     return text

@@ -34,6 +34,7 @@ class Hashes:
     class_names: str
     transform: str
     weights: str
+    config: str
 
     def __post_init__(self):
         _check_types(self)
@@ -67,7 +68,7 @@ class Result:
     macro_f1: float
     n_classes: int
     n_examples: int
-    seconds: float
+    seconds: float | None
     commit: str | None
     hashes: Hashes
     prompt: str | None = None
@@ -86,7 +87,7 @@ class Result:
                 raise InputError(
                     f"expected {name} of at least {lowest}, got {value}; correct the number"
                 )
-        if not 0 <= self.seconds < float("inf"):
+        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
             raise InputError(
                 f"expected seconds as a finite duration, got {self.seconds}; record seconds"
             )

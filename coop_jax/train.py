@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from coop_jax import optim, parallel
+from coop_jax import parallel
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
@@ -45,14 +45,11 @@ class Batches:
         return np.stack([epochs.ravel(), order.ravel()], axis=1)
 
 
-def initial_state(method: nnx.Module, optimizer: optax.GradientTransformation) -> State:
+def initial_state(method: nnx.Module, clip: CLIP, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step."""
     learned = nnx.state(method, Learned)
-    return {
-        "learned": learned,
-        "optimizer": optim.initial_state(optimizer, learned),
-        "step": jnp.int32(0),
-    }
+    parameters: Any = {"learned": learned, "frozen": nnx.state(clip)}
+    return {"learned": learned, "optimizer": optimizer.init(parameters), "step": jnp.int32(0)}
 
 
 @functools.lru_cache(maxsize=32)
@@ -78,9 +75,11 @@ def compile_steps(
 
         def step(state, batch):
             loss, gradient = jax.value_and_grad(loss_of)(state["learned"], batch)
-            learned, optimizer_state = optim.update(
-                optimizer, gradient, state["optimizer"], state["learned"]
-            )
+            gradients: Any = {"learned": gradient, "frozen": None}
+            parameters: Any = {"learned": state["learned"], "frozen": frozen}
+            updates: Any
+            updates, optimizer_state = optimizer.update(gradients, state["optimizer"], parameters)
+            learned = optax.apply_updates(state["learned"], updates["learned"])
             state = {
                 "learned": learned,
                 "optimizer": optimizer_state,
@@ -104,9 +103,9 @@ def chunks(
 ) -> list[tuple[int, int]]:
     """Cut the steps from `start` on into equal ranges of whole epochs, about `images` each."""
     per_epoch = int(np.sum(epoch == epoch[0]))
-    left = (len(epoch) - start) // per_epoch
+    left = -(-(len(epoch) - start) // per_epoch)
     count = max(round(left * per_epoch * images_per_step / images), 1)
-    size = per_epoch * -(-left // count)
+    size = per_epoch * max(-(-left // count), 1)
     return [(first, min(first + size, len(epoch))) for first in range(start, len(epoch), size)]
 
 
@@ -148,7 +147,7 @@ def fit(
     whole = parallel.replicated(mesh)
     derived, frozen = parallel.put((derived, frozen), whole)
     # The steps donate the state, so it must not share memory with the method.
-    state = parallel.put(jax.tree.map(jnp.copy, initial_state(method, optimizer)), whole)
+    state = parallel.put(jax.tree.map(jnp.copy, initial_state(method, clip, optimizer)), whole)
     if checkpoints is not None:
         state = checkpoints.restore(state)
         nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -67,7 +68,20 @@ def make_clip(
         "resnet": ResNetConfig(64, 8, (1, 2, 1, 1), 4),
     }
     text = TextConfig(len(tokenizer.words()), 77, TransformerConfig(32, 3, 2, 64))
-    return clip_package.CLIP(CLIPConfig(24, towers[vision], text), dtype, rngs=nnx.Rngs(0))
+    config = CLIPConfig(24, towers[vision], text)
+    graph, state = nnx.split(
+        nnx.eval_shape(lambda: clip_package.CLIP(config, dtype, rngs=nnx.Rngs(0)))
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        values = 0.2 * rng.normal(size=leaf.shape)
+        values = 1 + np.abs(values) if path[-1].key in ("scale", "var", "logit_scale") else values
+        return jnp.asarray(values, leaf.dtype)
+
+    pure = jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, pure)
+    return nnx.merge(graph, state)
 
 
 @pytest.fixture(scope="session")

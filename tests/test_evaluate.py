@@ -16,6 +16,9 @@ CLASSES = 5
 class Nearest(nnx.Module):
     """A method whose logits are the features themselves."""
 
+    def settings(self):
+        return {}
+
     def encode_classes(self, clip):
         return ()
 

@@ -42,7 +42,7 @@ def test_contracts_hold():
     )
 
 
-def test_main_imports_neither_torch_nor_tensorflow(tmp_path: Path):
+def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
     # Stand-ins that end the process at once: an installed copy must not be imported either, and no
     # library's `except ImportError` may hide the attempt. Libraries may read the version.
     for name in ("torch", "tensorflow"):
@@ -55,7 +55,21 @@ def test_main_imports_neither_torch_nor_tensorflow(tmp_path: Path):
         (metadata / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.20.0\n"
         )
-    assert_clean(run_python("import coop_jax.main", tmp_path))
+    flags = ("--config.shots=(1,)", "--config.seeds=(1,)", "--config.epochs=1")
+    code = f"""
+        import runpy
+        import sys
+
+        sys.argv = [
+            "main",
+            "--config=configs/quickstart.py",
+            "--workdir={tmp_path / "run"}",
+            "--config.data_dir={tmp_path / "data"}",
+            *{flags},
+        ]
+        runpy.run_module("coop_jax.main", run_name="__main__")
+        """
+    assert_clean(run_python(code, tmp_path))
     assert run_python("import torch", tmp_path).returncode == 3
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from makers import image_folder
 from PIL import Image
 
 from coop_jax import results
@@ -132,18 +132,6 @@ def test_a_traceback_on_request(tmp_path):
     assert "Traceback" in process.stderr and "config.shots" in process.stderr
 
 
-def image_folder(root, classes, count):
-    """A folder of small random JPEG files."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{index}.jpg")
-    return root
-
-
 def test_fewer_images_than_shots_are_all_used(tmp_path):
     folder = image_folder(tmp_path / "pictures", ("circle", "star"), 3)
     process = run(
@@ -155,7 +143,7 @@ def test_fewer_images_than_shots_are_all_used(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert process.returncode == 0, process.stderr
-    assert "class 'circle' has 2 training images, fewer than 8 shots: all" in process.stderr
+    assert "class 'circle' has 3 training images, fewer than 8 shots: all" in process.stderr
 
 
 def test_a_class_name_that_does_not_fit(tmp_path):

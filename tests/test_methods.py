@@ -75,7 +75,7 @@ def test_checkpoints_restore_what_was_learned(
     ):
         pass
     other = create(name, tiny_clip, tiny_tokenizer, seed=2)
-    state = checkpoints.restore(train.initial_state(other, optimizer))
+    state = checkpoints.restore(train.initial_state(other, tiny_clip, optimizer))
     checkpoints.close()
     nnx.update(other, state["learned"])
     np.testing.assert_array_equal(eager_logits(other, tiny_clip), eager_logits(method, tiny_clip))
@@ -91,11 +91,24 @@ def test_what_is_learned_moves_to_other_classes(name, tiny_clip, tiny_tokenizer)
     assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "expected at least one class name, got none"),
+        (["cat", " "], "an empty one for label 1"),
+        (["Great_white shark", "x", "great white  shark"], r"'great white shark' \(2 times\)"),
+    ],
+)
+def test_bad_class_names(tiny_clip, tiny_tokenizer, names, message):
+    with pytest.raises(InputError, match=message):
+        create("coop", tiny_clip, tiny_tokenizer, names)
+
+
 def test_initial_context(tiny_clip, tiny_tokenizer):
     shared = create("coop", tiny_clip, tiny_tokenizer)
     assert shared.context.shape == (16, 32) and shared.context.dtype == jnp.float32
-    specific = create("coop", tiny_clip, tiny_tokenizer, class_specific=True, n_ctx=64)
-    assert specific.context.shape == (len(CLASS_NAMES), 64, 32)
+    specific = create("coop", tiny_clip, tiny_tokenizer, class_specific=True, n_ctx=40)
+    assert specific.context.shape == (len(CLASS_NAMES), 40, 32)
     assert float(specific.context[...].std()) == pytest.approx(0.02, rel=0.05)
     again = create("coop", tiny_clip, tiny_tokenizer)
     np.testing.assert_array_equal(shared.context[...], again.context[...])
@@ -110,6 +123,11 @@ def test_context_from_a_phrase_starts_as_the_hand_crafted_prompt(tiny_clip, tiny
     assert "class_specific is ignored" in caplog.text
     words = [tiny_tokenizer.words()[index] for index in tiny_tokenizer.ids("a photo of a")]
     assert method.context.shape == (len(words), 32)
+    assert method.settings() == {
+        "n_ctx": len(words),
+        "class_token_position": "end",
+        "class_specific": False,
+    }
     zero_shot = create("zero_shot", tiny_clip, tiny_tokenizer)
     np.testing.assert_allclose(
         eager_logits(method, tiny_clip), eager_logits(zero_shot, tiny_clip), rtol=1e-5, atol=1e-5
@@ -135,9 +153,11 @@ def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
     [
         ("coopp", {}, r"unknown method 'coopp': expected one of coop, .*zero_shot"),
         ("coop", {"nctx": 4}, r"unknown settings nctx; valid ones are n_ctx, "),
-        ("coop", {"n_ctx": 0}, r"n_ctx: expected at least one context vector, got 0"),
+        ("coop", {"n_ctx": 0}, r"expected at least one context vector, got 0"),
+        ("coop", {"n_ctx": -1}, r"expected at least one context vector, got -1"),
+        ("coop", {"context_init": "_"}, r"expected at least one context vector, got 0"),
         ("coop", {"class_token_position": "back"}, r"expected one of end, middle, front"),
-        ("coop", {"n_ctx": 70}, r"expected at most 77 tokens, got .* in .*spider"),
+        ("coop", {"n_ctx": 70}, r"expected at most 77 tokens, got \d+ in 'X X X .*'"),
         ("zero_shot", {"templates": ("a photo",)}, r"each with one \{\}, got \['a photo'\]"),
         ("zero_shot", {"templates": ()}, r"expected at least one"),
     ],

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from coop_jax import optim
@@ -47,7 +48,8 @@ def test_updates_are_pytorchs_sgd():
     rng = np.random.default_rng(0)
     parameter = rng.normal(size=4)
     value = jnp.asarray(parameter, jnp.float32)
-    state = optim.initial_state(optimizer, value)
+    frozen = {"weights": jnp.ones((100, 100)), "bias": jnp.ones(7)}
+    state = optimizer.init({"learned": value, "frozen": frozen})
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(4,), ()]  # momentum, step count
     buffer = np.zeros(4)
     for rate in rates:
@@ -55,5 +57,19 @@ def test_updates_are_pytorchs_sgd():
         total = gradient + 0.01 * parameter
         buffer = 0.9 * buffer + total
         parameter = parameter - rate * buffer
-        value, state = optim.update(optimizer, jnp.asarray(gradient, jnp.float32), state, value)
+        updates, state = optimizer.update(
+            {"learned": jnp.asarray(gradient, jnp.float32), "frozen": None},
+            state,
+            {"learned": value, "frozen": frozen},
+        )
+        assert updates["frozen"] is None
+        value = optax.apply_updates(value, updates["learned"])
     np.testing.assert_allclose(value, parameter, rtol=1e-5)
+
+
+def test_frozen_leaves_with_gradients_do_not_move():
+    optimizer = optim.create(optim.OptimizerConfig(learning_rate=1.0), 3, 1)
+    parameters = {"learned": jnp.ones(2), "frozen": jnp.ones(3)}
+    state = optimizer.init(parameters)
+    updates, _ = optimizer.update(parameters, state, parameters)
+    assert (updates["learned"] != 0).all() and (updates["frozen"] == 0).all()

@@ -22,6 +22,7 @@ def examples_of(arrays, cache=None):
         records,
         "train",
         np.zeros(len(records), np.int32),
+        np.array([f"{number}.png" for number in range(len(records))]),
         np.arange(len(records)),
         cache or ImageCache(),
     )
@@ -82,6 +83,12 @@ def test_the_cache_does_not_change_pixels_and_keeps_its_bound():
     assert kept == [True, True, False]
 
 
+def test_an_image_has_the_same_pixels_in_every_subset_that_holds_it():
+    whole = run([(1, 3), (2, 0)])
+    part = run([(1, 1), (2, 2)], examples=FIVE.subset([2, 3, 0]))
+    np.testing.assert_array_equal(np.concatenate(part), np.concatenate(whole))
+
+
 def test_no_requests_give_no_batches():
     assert run([]) == []
 
@@ -91,6 +98,7 @@ def test_an_unreadable_image_is_named_from_a_thread():
         [{"image": b"not an image", "file_name": b"a/b.jpg"}],
         "val",
         np.zeros(1, np.int32),
+        np.array(["a/b.jpg"]),
         np.arange(1),
     )
     for threads in (0, 2):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_clip
 from record_transformers import CASES, record
 
 from coop_jax import clip as clip_package
@@ -50,8 +51,6 @@ def test_exported_weights_are_the_loaded_ones():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("vision", ["vit", "resnet"])
 def test_half_precision_follows_float32(tiny_tokenizer, vision, dtype):
-    from conftest import make_clip
-
     exact, half = make_clip(tiny_tokenizer, vision), make_clip(tiny_tokenizer, vision, dtype)
     size = exact.config.vision.image_size
     images = jax.random.normal(jax.random.key(0), (3, size, size, 3))

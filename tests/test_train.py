@@ -56,7 +56,7 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
     tiny_clip, tiny_tokenizer, one_device
 ):
     method, optimizer, _, _ = problem(tiny_clip, tiny_tokenizer)
-    state = train.initial_state(method, optimizer)
+    state = train.initial_state(method, tiny_clip, optimizer)
     learned = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(method, Learned)))
     optimizer_sizes = [leaf.size for leaf in jax.tree.leaves(state["optimizer"])]
     assert sum(optimizer_sizes) == learned + 1  # momentum, and the schedule's step count
@@ -123,7 +123,8 @@ def test_resuming_on_other_devices_continues_the_run(
     checkpoints = Checkpoints(tmp_path)
     restored = checkpoints.restore(
         parallel.put(
-            train.initial_state(again[0], again[1]), parallel.replicated(mesh(restored_on))
+            train.initial_state(again[0], tiny_clip, again[1]),
+            parallel.replicated(mesh(restored_on)),
         )
     )
     assert int(restored["step"]) == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
+from makers import openai_tensors, write_hub_cache
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
@@ -28,42 +29,6 @@ def load(path):
     return clip_package.load(str(path), tokenizer=TOKENIZER)[0]
 
 
-def openai_tensors(clip_folder, heads_of=64):
-    """A small ViT under OpenAI's names, of OpenAI's proportions (heads of width 64)."""
-    rng = np.random.default_rng(0)
-    width, tensors = 64, {}
-
-    def add(name, *shape):
-        tensors[name] = rng.normal(size=shape).astype(np.float32)
-
-    for prefix, layers in (("transformer", 2), ("visual.transformer", 1)):
-        for layer in range(layers):
-            block = f"{prefix}.resblocks.{layer}"
-            add(f"{block}.attn.in_proj_weight", 3 * width, width)
-            add(f"{block}.attn.in_proj_bias", 3 * width)
-            add(f"{block}.attn.out_proj.weight", width, width)
-            add(f"{block}.attn.out_proj.bias", width)
-            add(f"{block}.mlp.c_fc.weight", 4 * width, width)
-            add(f"{block}.mlp.c_fc.bias", 4 * width)
-            add(f"{block}.mlp.c_proj.weight", width, 4 * width)
-            add(f"{block}.mlp.c_proj.bias", width)
-            for norm in ("ln_1", "ln_2"):
-                add(f"{block}.{norm}.weight", width)
-                add(f"{block}.{norm}.bias", width)
-    for norm in ("ln_final", "visual.ln_pre", "visual.ln_post"):
-        add(f"{norm}.weight", width)
-        add(f"{norm}.bias", width)
-    add("token_embedding.weight", 50, width)
-    add("positional_embedding", 9, width)
-    add("text_projection", width, 16)
-    add("visual.class_embedding", width)
-    add("visual.positional_embedding", 5, width)
-    add("visual.conv1.weight", width, 3, 4, 4)
-    add("visual.proj", width, 16)
-    tensors["logit_scale"] = np.float32(4.6)
-    return tensors
-
-
 def test_dimensions_come_from_the_files(reference):
     clip, _ = clip_package.load(
         str(reference / "golden" / "clip_tiny_rn.safetensors"), tokenizer=TOKENIZER
@@ -79,18 +44,7 @@ def test_dimensions_come_from_the_files(reference):
 @pytest.mark.parametrize("name", source.BACKBONES)
 def test_backbone_names_load_from_the_hub_cache(name, tmp_path, monkeypatch):
     """What huggingface_hub has fetched before loads without a network, under the paper's names."""
-    organisation, repository = source.BACKBONES[name].split("/")
-    cache = tmp_path / f"models--{organisation}--{repository}"
-    snapshot = cache / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("0" * 40)
-    for file in TOKENIZER.glob("*.json"):
-        shutil.copy(file, snapshot)
-    shutil.copy(TOKENIZER / "merges.txt", snapshot)
-    tensors = openai_tensors(FOLDER)
-    save_file(tensors, snapshot / "open_clip_model.safetensors")
-    (snapshot / "config.json").write_text(json.dumps({"architecture": "timm's, not CLIP's"}))
+    tensors = write_hub_cache(tmp_path, name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     clip, _ = clip_package.load(name)
@@ -103,7 +57,7 @@ def test_backbone_names_load_from_the_hub_cache(name, tmp_path, monkeypatch):
     [(None, "quick_gelu"), ({"quick_gelu": True}, "quick_gelu"), ({}, "gelu")],
 )
 def test_open_clip_says_which_activation(tmp_path, stated, expected):
-    save_file(openai_tensors(FOLDER), tmp_path / "open_clip_model.safetensors")
+    save_file(openai_tensors(), tmp_path / "open_clip_model.safetensors")
     if stated is not None:
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": stated}))
     assert load(tmp_path).config.text.transformer.activation == expected
@@ -111,7 +65,7 @@ def test_open_clip_says_which_activation(tmp_path, stated, expected):
 
 def test_official_archives_equal_safetensors(tmp_path):
     torch = pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
-    tensors = openai_tensors(FOLDER)
+    tensors = openai_tensors()
     save_file(tensors, tmp_path / "clip.safetensors")
     torch.save({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}, tmp_path / "clip.pt")
     expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors")))
@@ -138,7 +92,7 @@ def test_all_mismatches_are_listed_at_once(folder):
 
 
 def test_openai_names_with_a_missing_tensor(tmp_path):
-    tensors = openai_tensors(FOLDER)
+    tensors = openai_tensors()
     del tensors["text_projection"]
     save_file(tensors, tmp_path / "clip.safetensors")
     with pytest.raises(InputError, match="text_projection"):

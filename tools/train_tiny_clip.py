@@ -12,7 +12,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import safetensors.numpy
 from tiny_clip import captions, fonts, pool, training, vocabulary
 
@@ -73,8 +72,7 @@ PREPROCESSOR = {
 
 def save(clip: CLIP, folder: Path) -> None:
     """Weights and configuration in the layout of a Hugging Face CLIP."""
-    tensors = {name: np.ascontiguousarray(t) for name, t in hugging_face_tensors(clip).items()}
-    weights = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    weights = safetensors.numpy.save(hugging_face_tensors(clip), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text(json.dumps(describe(clip.config), indent=2) + "\n")
     text = json.dumps(PREPROCESSOR, indent=2) + "\n"

@@ -5,12 +5,12 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from coop_jax.clip import architecture, source, weights
+from coop_jax.clip import architecture, preprocess, source, weights
 from coop_jax.clip.config import CLIPConfig
 from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
 
-__all__ = ["CLIP", "CLIPConfig", "Tokenizer", "load", "unit"]
+__all__ = ["CLIP", "CLIPConfig", "Tokenizer", "load", "preprocess", "unit"]
 
 
 def load(
@@ -43,8 +43,10 @@ def load(
     else:
         tensors = source.SafetensorsFiles(found.weights)
     if found.config is None:
-        activation = activation or source.openai_activation(name, first.parent)
-        config = architecture.from_openai_tensors(tensors, activation, str(first))
+        stated = source.read_json(first.parent / "open_clip_config.json")
+        if activation is not None or name in source.BACKBONES:
+            stated.setdefault("model_cfg", {})["quick_gelu"] = activation != "gelu"
+        config = architecture.from_openai_tensors(tensors, stated, str(first))
         naming = weights.OPENAI
     else:
         preprocessor = source.read_json(found.config.parent / "preprocessor_config.json")

@@ -51,45 +51,68 @@ def _count(names: set[str], prefix: str) -> int:
 
 
 def _openai_transformer(
-    tensors: Tensors, prefix: str, width: int, activation: str
+    tensors: Tensors, prefix: str, width: int, heads: int, activation: str
 ) -> TransformerConfig:
     mlp = f"{prefix}0.mlp.c_fc.weight"
     return TransformerConfig(
         width=width,
         layers=_count(tensors.names(), prefix),
-        heads=max(width // HEAD_WIDTH, 1),
+        heads=heads,
         mlp_width=tensors.shape(mlp)[0],
         activation=activation,
     )
 
 
-def from_openai_tensors(tensors: Tensors, activation: str, where: str) -> CLIPConfig:
+def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str) -> CLIPConfig:
     """The dimensions of a checkpoint with OpenAI's names.
+
+    `stated` is the `open_clip_config.json` beside it, or {}: it says what shapes cannot. Without
+    it the model is taken for one of OpenAI's, with heads of width 64 and QuickGELU.
 
     Raises:
         InputError: a tensor that the dimensions are read from is missing.
     """
     names = tensors.names()
+    model, pixels = stated.get("model_cfg", {}), stated.get("preprocess_cfg", {})
+    openai = "model_cfg" not in stated or model.get("quick_gelu", False)
+    activation = "quick_gelu" if openai else "gelu"
+    head_width = model.get("vision_cfg", {}).get("head_width", HEAD_WIDTH)
     try:
         if "visual.proj" in names:
             width, _, patch, _ = tensors.shape("visual.conv1.weight")
             grid = math.isqrt(tensors.shape("visual.positional_embedding")[0] - 1)
             transformer = _openai_transformer(
-                tensors, "visual.transformer.resblocks.", width, activation
+                tensors,
+                "visual.transformer.resblocks.",
+                width,
+                max(width // head_width, 1),
+                activation,
             )
             vision = ViTConfig(grid * patch, patch, transformer)
         else:
             width = tensors.shape("visual.layer1.0.conv1.weight")[0]
             grid = math.isqrt(tensors.shape("visual.attnpool.positional_embedding")[0] - 1)
             blocks = tuple(_count(names, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-            vision = ResNetConfig(grid * 32, width, blocks, width * 32 // HEAD_WIDTH)
+            vision = ResNetConfig(grid * 32, width, blocks, width * 32 // head_width)
         vocabulary, text_width = tensors.shape("token_embedding.weight")
         text = TextConfig(
             vocabulary,
             tensors.shape("positional_embedding")[0],
-            _openai_transformer(tensors, "transformer.resblocks.", text_width, activation),
+            _openai_transformer(
+                tensors,
+                "transformer.resblocks.",
+                text_width,
+                model.get("text_cfg", {}).get("heads", max(text_width // HEAD_WIDTH, 1)),
+                activation,
+            ),
         )
-        return CLIPConfig(tensors.shape("text_projection")[1], vision, text)
+        return CLIPConfig(
+            tensors.shape("text_projection")[1],
+            vision,
+            text,
+            mean=tuple(pixels.get("mean", OPENAI_MEAN)),
+            std=tuple(pixels.get("std", OPENAI_STD)),
+        )
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"{where}: expected a CLIP with OpenAI's tensor names, but {error} is missing or of"

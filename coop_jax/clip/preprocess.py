@@ -9,10 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD
 from coop_jax.errors import InputError
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Box(NamedTuple):
@@ -146,8 +144,8 @@ def augment(
 
 def normalize(
     pixels: UInt8[Array | np.ndarray, "*batch height width 3"],
-    mean: tuple[float, float, float] = MEAN,
-    std: tuple[float, float, float] = STD,
+    mean: tuple[float, float, float] = OPENAI_MEAN,
+    std: tuple[float, float, float] = OPENAI_STD,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*batch height width 3"]:
     """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.

@@ -45,7 +45,7 @@ class Source:
 
 def _hub_folder(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     open_clip = repository in BACKBONES.values()
     wanted = (
@@ -55,11 +55,11 @@ def _hub_folder(repository: str) -> Path:
     )
     try:
         folder = snapshot_download(repository, allow_patterns=[*wanted, *TOKENIZER_FILES])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"could not fetch {repository} from the hub ({reason}); check the name and the"
-            " network, or name a folder that holds its files"
+            f"could not fetch {repository} from the hub ({reason}); check the network and the name"
+            f" ({EMBEDDED}, {', '.join(BACKBONES)}, or a hub id), or name a folder with its files"
         ) from error
     return Path(folder)
 
@@ -85,7 +85,11 @@ def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
         folder = path
     elif path.is_file():
         return Source(name, (path,), None, _tokenizer(name, tokenizer or path.parent))
-    elif name.count("/") == 1 and not path.suffix and not name.startswith((".", "~", "/")):
+    elif (
+        name.count("/") == 1
+        and not name.startswith((".", "~", "/"))
+        and path.suffix not in (".pt", ".safetensors")
+    ):
         folder = _hub_folder(name)
     else:
         raise InputError(
@@ -123,14 +127,6 @@ def _tokenizer(name: str, folder: str | Path) -> Path:
             f" {folder}; copy them there from the model's repository or name their folder"
         )
     return folder
-
-
-def openai_activation(name: str, folder: Path) -> str:
-    """What open_clip's config beside the weights says; OpenAI's own models use QuickGELU."""
-    stated = read_json(folder / "open_clip_config.json").get("model_cfg")
-    if name in BACKBONES or stated is None or stated.get("quick_gelu", False):
-        return "quick_gelu"
-    return "gelu"
 
 
 def read_json(path: Path) -> dict[str, Any]:

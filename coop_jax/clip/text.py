@@ -77,7 +77,8 @@ class TextTower(nnx.Module):
             return prefix, block.finish(suffix, attended)
 
         _, suffix = scan(self.blocks, step, (prefix, suffix))
-        features = jnp.take_along_axis(suffix, end[:, None, None], axis=-2)[..., 0, :]
+        last = jnp.broadcast_to(end[:, None, None], (*suffix.shape[:-2], 1, 1))
+        features = jnp.take_along_axis(suffix, last, axis=-2)[..., 0, :]
         features = self.final_norm(features)
         return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
 

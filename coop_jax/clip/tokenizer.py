@@ -1,6 +1,7 @@
 """OpenAI's text cleaning in front of transformers' CLIP tokenizer."""
 
 import html
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,18 @@ class Tokenizer:
     """Texts to token ids, with the tokenizer files of the model's own repository."""
 
     def __init__(self, folder: str | Path, context_length: int = CONTEXT_LENGTH):
+        # Only its tokenizer is used here: its advice to install PyTorch would mislead.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import CLIPTokenizer
 
         self.context_length = context_length
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise InputError(
+                f"{folder}: expected the tokenizer files of a CLIP, but they are damaged"
+                f" ({error}); fetch them again"
+            ) from error
         self.start = int(self._tokenizer.bos_token_id)
         self.end = int(self._tokenizer.eos_token_id)
 

@@ -72,7 +72,7 @@ class Slot:
             value = value.reshape(patch, patch, 3, -1)
         if self.transposed:
             value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
-        return np.ascontiguousarray(value)
+        return value
 
     def checkpoint_shape(self, shape: tuple[int, ...], patch: int) -> tuple[int, ...]:
         """The shape that the tensor must have in the checkpoint."""
@@ -241,6 +241,7 @@ def build(
     flat = dict(nnx.to_flat_state(state))
     patch = config.vision.patch_size if isinstance(config.vision, ViTConfig) else 0
     table = slots(config, naming)
+    assert flat.keys() == {slot.path for slot in table}, "a parameter that no tensor fills"
     present = tensors.names()
     problems = [
         f"{name}: unknown"
@@ -276,8 +277,9 @@ def hugging_face_tensors(clip: CLIP) -> dict[str, np.ndarray]:
     if not isinstance(vision, ViTConfig):
         raise InputError("transformers' CLIP has no ResNet: expected a ViT image tower")
     return {
-        slot.name: slot.to_checkpoint(
-            slot.place(np.asarray(flat[slot.path][...])), vision.patch_size
+        slot.name: np.array(
+            slot.to_checkpoint(slot.place(np.asarray(flat[slot.path][...])), vision.patch_size),
+            order="C",
         )
         for slot in slots(clip.config, HUGGING_FACE)
     }

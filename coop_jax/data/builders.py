@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import logging
 import os
 import re
 import sys
@@ -89,10 +88,8 @@ class Digits(_LocalBuilder, skip_registration=True):
 class ImageFolder(_LocalBuilder, skip_registration=True):
     """A folder `root/{train,test[,val]}/<class>/*.jpg`, its files stored bit for bit.
 
-    Labels number the class folders of `train` in sorted order. Without a `val` folder, 20 % of each
-    class of `train`, Python-rounded and chosen by a fixed shuffle of the sorted file names, becomes
-    val (the 80 / 20 rule of protocol section 2.1). An existing `val` folder is taken as it is: an
-    empty one leaves `train` whole. `file_name` is the path relative to `root`. The dataset's name
+    Labels number the class folders of `train` in sorted order. Without a `val` folder there are no
+    validation images. `file_name` is the path relative to `root`. The dataset's name
     ends in a hash of the files' names, sizes and modification times, so a changed folder is stored
     anew.
     """
@@ -146,7 +143,7 @@ class Folder(NamedTuple):
 
 
 def scan_folder(root: str | os.PathLike[str]) -> Folder:
-    """List an image folder and cut val from train where there is no `val` folder.
+    """List an image folder.
 
     Args:
         root: a folder `root/{train,test[,val]}/<class>/<image file>`; hidden files and files that
@@ -172,8 +169,6 @@ def scan_folder(root: str | os.PathLike[str]) -> Folder:
         split: [f for name in classes for f in found.get(name, ())]
         for split, found in files.items()
     }
-    if not (root / "val").exists():
-        splits["val"], splits["train"] = _cut_val(splits["train"])
     return Folder(root, _dataset_name(root, splits), classes, splits)
 
 
@@ -236,18 +231,6 @@ def _list_split(root: Path, split: str) -> dict[str, list[str]]:
             f"{' for ' + ', '.join(empty) if empty else ''}; add images or remove the class folder"
         )
     return {name: files for name, files in found.items() if files}
-
-
-def _cut_val(train: list[str]) -> tuple[list[str], list[str]]:
-    names, labels = np.unique([Path(file).parts[1] for file in train], return_inverse=True)
-    val, rest = split_by_class(labels, (0.2,))
-    logging.getLogger(__name__).info(
-        "no val folder: %d of %d training images of %d classes become val",
-        len(val),
-        len(train),
-        len(names),
-    )
-    return [train[index] for index in val], [train[index] for index in rest]
 
 
 def _dataset_name(root: Path, splits: dict[str, list[str]]) -> str:

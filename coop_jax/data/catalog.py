@@ -1,10 +1,11 @@
 """Every dataset the package knows, in one table, and random access to its images."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import threading
-from collections import Counter
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +58,7 @@ class Examples:
         source: records with `image` (encoded bytes) and `file_name` (bytes).
         split: the split's name, for messages.
         labels: label of every example.
+        file_names: file of every example, relative to the dataset's root, or an id.
         indices: where every example is in `source`.
         cache: decoded images, shared with every subset.
     """
@@ -64,6 +66,7 @@ class Examples:
     source: Sequence[Mapping[str, Any]] = field(repr=False)
     split: str
     labels: Int32[np.ndarray, " examples"] = field(repr=False)
+    file_names: np.ndarray = field(repr=False)
     indices: Int[np.ndarray, " examples"] = field(repr=False)
     cache: ImageCache = field(default_factory=ImageCache, repr=False, compare=False)
 
@@ -82,13 +85,12 @@ class Examples:
                 f"expected indices from 0 to {len(self) - 1} into the {self.split} split, "
                 f"got {chosen.min()} to {chosen.max()}; choose from the examples there are"
             )
-        return Examples(
-            self.source, self.split, self.labels[chosen], self.indices[chosen], self.cache
+        return dataclasses.replace(
+            self,
+            labels=self.labels[chosen],
+            file_names=self.file_names[chosen],
+            indices=self.indices[chosen],
         )
-
-    def file_name(self, index: int) -> str:
-        """Name of an example's file as the dataset has it: a path below its root, or an id."""
-        return _text(self.source[int(self.indices[index])]["file_name"])
 
     def image(self, index: int) -> Image.Image:
         """Decode an example with Pillow, in the mode of its file.
@@ -103,7 +105,7 @@ class Examples:
         if cached is not None:
             return cached
         record = self.source[key]
-        image = _decode(record["image"], _text(record["file_name"]), self.split)
+        image = _decode(record["image"], str(self.file_names[index]), self.split)
         self.cache.offer(key, image)
         return image
 
@@ -154,15 +156,15 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     Args:
         name: a name in `DATASETS`, or the path of an image folder
             `root/{train,test[,val]}/<class>/*.jpg` (see `builders.ImageFolder`; without a `val`
-            folder, 20 % of each class of train become val).
+            folder the validation split is empty).
         data_dir: where datasets are stored; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by default.
 
     Returns:
         Class names (underscores replaced by spaces, protocol 2.4), templates and the three splits.
 
     Raises:
-        InputError: if there is no such dataset, a folder's layout or class names cannot be used, or
-            the data directory cannot be written.
+        InputError: if there is no such dataset, a folder's layout cannot be used, or the data
+            directory cannot be written.
     """
     row = DATASETS.get(name)
     if row is None:
@@ -171,32 +173,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     builder = builders.prepare(row.builder(data_dir=data_dir))
     features: Any = builder.info.features
     class_names = tuple(name.replace("_", " ") for name in features["label"].names)
-    check_class_names(class_names)
     train, val, test = (_open(builder, split) for split in ("train", "val", "test"))
     return Dataset(name, class_names, row.templates, train, val, test)
-
-
-def check_class_names(names: Sequence[str]) -> None:
-    """Refuse a list of class names that cannot define a classifier.
-
-    Raises:
-        InputError: if the list is empty, or a name is empty or repeated (the message has the
-            repeats).
-    """
-    if not names:
-        raise InputError("expected at least one class name, got none; name the classes")
-    empty = [str(label) for label, name in enumerate(names) if not name.strip()]
-    if empty:
-        raise InputError(
-            "expected a name for every class, got an empty one for label "
-            f"{', '.join(empty)}; name it"
-        )
-    repeats = [f'"{name}" ({n} times)' for name, n in Counter(names).items() if n > 1]
-    if repeats:
-        raise InputError(
-            f"expected different class names, got {', '.join(repeats)}; "
-            "rename or merge these classes"
-        )
 
 
 def _folder_row(name: str) -> Row:
@@ -210,25 +188,28 @@ def _folder_row(name: str) -> Row:
 
 def _open(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
     if split not in builder.info.splits:
-        return Examples((), split, np.zeros(0, np.int32), np.zeros(0, np.int64))
+        return Examples((), split, np.zeros(0, np.int32), np.zeros(0, str), np.zeros(0, np.int64))
     # TFDS's decorator hides the method's parameters from the type checker.
     as_data_source: Any = builder.as_data_source
     source = as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    labels = _labels(source, Path(builder.data_path) / f"labels-{split}.npy")
-    return Examples(source, split, labels, np.arange(len(labels)))
+    labels, file_names = _index(source, Path(builder.data_path) / f"index-{split}.npz")
+    return Examples(source, split, labels, file_names, np.arange(len(labels)))
 
 
-def _labels(source: Sequence[Mapping[str, Any]], path: Path) -> np.ndarray:
-    """Labels of every record, kept in a file so that only the first opening reads them all."""
-    with contextlib.suppress(OSError, ValueError):
-        return np.load(path)
-    labels = np.array([record["label"] for record in source], np.int32)
+def _index(source: Sequence[Mapping[str, Any]], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and file names, kept in a file so that only the first opening reads every record."""
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        kept = np.load(path)
+        return kept["labels"], kept["file_names"]
+    rows = [(record["label"], _text(record["file_name"])) for record in source]
+    labels = np.array([label for label, _ in rows], np.int32)
+    file_names = np.array([name for _, name in rows])
     with contextlib.suppress(OSError):
         unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
         with unfinished.open("wb") as file:
-            np.save(file, labels)
+            np.savez(file, labels=labels, file_names=file_names)
         unfinished.replace(path)
-    return labels
+    return labels, file_names
 
 
 def _decode(encoded: bytes, file_name: str, split: str) -> Image.Image:

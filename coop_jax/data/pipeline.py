@@ -29,8 +29,9 @@ def pixels(
 ) -> Iterator[UInt8[np.ndarray, "batch height width 3"]]:
     """Read, decode and transform the requested images, in the order of the requests.
 
-    The transform's random numbers are keyed by (seed, epoch, example index) alone: the pixels of a
-    request are the same for every batch size, order and number of threads, and in every process.
+    The transform's random numbers are keyed by (seed, epoch, the image's place in its split) alone:
+    the pixels of a request are the same for every batch size, order, number of threads and subset
+    that holds the image, and in every process.
 
     Args:
         examples: the images; an example index is a position in this object.
@@ -81,10 +82,12 @@ def _batches(
     batch_size: int,
     threads: int,
 ) -> Iterator[np.ndarray]:
+    keys = examples.indices.tolist()
+
     def serve(chunk: np.ndarray) -> np.ndarray:
         return np.stack(
             [
-                transform(examples.image(index), example_generator(seed, epoch, index))
+                transform(examples.image(index), example_generator(seed, epoch, keys[index]))
                 for epoch, index in chunk.tolist()
             ]
         )

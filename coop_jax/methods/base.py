@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.clip.tokenizer import clean
 from coop_jax.errors import InputError
+from coop_jax.methods.prompts import readable
 
 NOT_METHODS = ("base", "prompts")
 
@@ -31,6 +34,10 @@ class Method(Protocol):
     The frozen CLIP is handed in at every call, so that it stays an argument of whatever is
     compiled (DESIGN section 2).
     """
+
+    def settings(self) -> dict[str, Any]:
+        """What a record of results says of the method, as it is rather than as was asked for."""
+        ...
 
     def encode_classes(self, clip: CLIP) -> Any:
         """All of the computation that does not depend on images, as a pytree."""
@@ -70,6 +77,29 @@ def default_config(name: str) -> dict[str, Any]:
     return _module(name).default_config()
 
 
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse a list of class names that cannot define a classifier.
+
+    Raises:
+        InputError: the list is empty, a name is empty, or names read the same to the tokenizer.
+    """
+    if not names:
+        raise InputError("expected at least one class name, got none; name the classes")
+    spelled = [clean(readable(name)) for name in names]
+    empty = [str(label) for label, name in enumerate(spelled) if not name]
+    if empty:
+        raise InputError(
+            f"expected a name for every class, got an empty one for label {', '.join(empty)};"
+            " name it"
+        )
+    repeats = [f"{name!r} ({count} times)" for name, count in Counter(spelled).items() if count > 1]
+    if repeats:
+        raise InputError(
+            f"expected different class names, got {', '.join(repeats)}; rename or merge these"
+            " classes"
+        )
+
+
 def create(
     name: str,
     clip: CLIP,
@@ -93,6 +123,7 @@ def create(
         InputError: an unknown method or setting, or class names that do not fit.
     """
     module = _module(name)
+    check_class_names(class_names)
     settings = module.default_config()
     unknown = sorted(set(config or {}) - set(settings))
     if unknown:

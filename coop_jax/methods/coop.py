@@ -46,30 +46,28 @@ class Method(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        phrase, n_ctx = config["context_init"], config["n_ctx"]
-        shared = not config["class_specific"]
+        phrase = prompts.readable(config["context_init"])
+        shared = bool(phrase) or not config["class_specific"]
+        if phrase and config["class_specific"]:
+            logger.warning("context_init gives a shared context: class_specific is ignored")
+        n_ctx = len(tokenizer.ids(phrase)) if phrase else config["n_ctx"]
+        if n_ctx < 1:
+            raise InputError(f"expected at least one context vector, got {n_ctx}; raise n_ctx")
         if phrase:
-            if not shared:
-                logger.warning("context_init gives a shared context: class_specific is ignored")
-            shared = True
             context = prompts.phrase_context(clip, tokenizer, phrase)
-            n_ctx = context.shape[0]
-            placeholder = prompts.readable(phrase)
         else:
-            if n_ctx < 1:
-                raise InputError(f"n_ctx: expected at least one context vector, got {n_ctx}")
             width = clip.config.text.transformer.width
             shape = (n_ctx, width) if shared else (len(class_names), n_ctx, width)
             context = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
-            placeholder = " ".join(["X"] * n_ctx)
         layout = prompts.layout(
             tokenizer,
             class_names,
-            placeholder,
+            phrase or " ".join(["X"] * n_ctx),
             n_ctx,
             config["class_token_position"],
             shared=shared,
         )
+        self.class_token_position = config["class_token_position"]
         self.shared_context = layout.shared_context
         self.fills_suffix = bool((layout.context >= 0).any())
         self.context = Learned(context)
@@ -77,6 +75,14 @@ class Method(nnx.Module):
         self.fixed = Derived(clip.text.embed(jnp.asarray(layout.tokens)))
         self.index = Derived(jnp.asarray(layout.context))
         self.end = Derived(jnp.asarray(layout.end))
+
+    def settings(self) -> dict[str, Any]:
+        """M, the class token's position, and whether the context is class-specific."""
+        return {
+            "n_ctx": self.context.shape[-2],
+            "class_token_position": self.class_token_position,
+            "class_specific": self.context.ndim == 3,
+        }
 
     def encode_classes(self, clip: CLIP) -> Float[Array, "classes embedding"]:
         """Unnormalised text features of the learned prompts."""

@@ -109,5 +109,5 @@ def phrase_context(clip: CLIP, tokenizer: Tokenizer, phrase: str) -> Float[Array
     The official code takes as many vectors as the phrase has words; we take as many as it has
     tokens, which is the same wherever each word is one token, and right where it is not.
     """
-    ids = np.asarray(tokenizer.ids(readable(phrase)), np.int32)
+    ids = np.asarray(tokenizer.ids(phrase), np.int32)
     return clip.text.token_embedding[...][ids].astype(jnp.float32)

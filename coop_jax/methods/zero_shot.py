@@ -41,12 +41,16 @@ class Method(nnx.Module):
             )
         tokens = np.stack(
             [
-                tokenizer([template.format(prompts.readable(name)) for name in class_names])
+                tokenizer([template.replace("{}", prompts.readable(name)) for name in class_names])
                 for template in templates
             ]
         )
         end = prompts.end_positions(tokens, tokenizer.end)
         self.tokens = Derived(jnp.asarray(tokens[..., : int(end.max()) + 1]))
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing but the prompts, which the record has beside the method."""
+        return {}
 
     def encode_classes(self, clip: CLIP) -> Float[Array, "classes embedding"]:
         """Text features: each template's normalised, averaged over templates."""
