@@ -62,10 +62,19 @@ def configure_logging() -> None:
     package.propagate = False
 
 
-def refuse(error: Exception) -> NoReturn:
+def refuse(error: BaseException) -> NoReturn:
     """Say in one line what was wrong, and stop."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(USER_ERROR)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The user's error below what ml_collections wraps around it, if there is one."""
+    found, below = error, error.__cause__ or error.__context__
+    while below is not None:
+        found = below if isinstance(below, InputError) else found
+        below = below.__cause__ or below.__context__
+    return found
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -77,8 +86,10 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         unknown = named.group() if named else str(error)
         valid = ", ".join(config_module.names(config_module.default()))
         refuse(InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}"))
-    except (flags.Error, InputError, SyntaxError, TypeError, ValueError) as error:
-        refuse(error.__cause__ if isinstance(error.__cause__, InputError) else error)
+    except SyntaxError as error:
+        refuse(InputError(f"--config: expected a Python file with get_config(), got {error}"))
+    except (flags.Error, TypeError, ValueError) as error:
+        refuse(first_cause(error))
 
 
 def chosen_config() -> dict[str, Any]:

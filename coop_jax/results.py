@@ -46,7 +46,8 @@ class Result:
 
     `shots` is the number of labelled training examples per class. A zero-shot result has shots 0
     and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
-    method does not have (zero-shot CLIP has no context vectors) is None.
+    method does not have (zero-shot CLIP has no context vectors) is None, and so are the seconds of
+    a task that was resumed.
 
     Raises:
       InputError: a value has the wrong type or lies outside its range. Values are plain Python
@@ -170,7 +171,7 @@ def _check_types(record: Hashes | Result) -> None:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         kinds = typing.get_args(field.type) or (field.type,)
-        allowed = (float, int) if float in kinds else kinds
+        allowed = (*kinds, int) if float in kinds else kinds
         if type(value) not in allowed:
             names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
             names = names.replace("NoneType", "None")

@@ -118,7 +118,7 @@ class Task:
     def label(self) -> str:
         """What to call the task."""
         name = self.experiment.config["method"]["name"]
-        return f"{name}, {self.shots} shots, seed {self.seed}"
+        return f"{name}, {self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"
 
     def _write_losses(self, first: int, losses: Float[np.ndarray, " steps"]) -> None:
         """Add a line per step to `metrics/<task>.jsonl`: step, epoch, learning rate and loss."""

@@ -43,6 +43,20 @@ def image_features(clip, images):
     return np.asarray(clip.encode_image(jnp.asarray(images.transpose(0, 2, 3, 1))))
 
 
+KINDS = {
+    "tokens": "test_golden.py",
+    "zeroshot": "test_golden.py",
+    "coop": "test_golden.py",
+    "preprocess": "test_preprocess.py",
+    "cocoop": "waits for the method",
+}
+
+
+@cases("*.npz")
+def test_every_recorded_case_is_known(case):
+    assert case.stem.split("_")[0] in KINDS, f"no test reads {case}"
+
+
 @cases("tokens.npz")
 def test_tokens(case, openai_tokenizer):
     texts = json.loads((case.parent / "tokens_texts.json").read_text())

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from makers import image_folder
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from coop_jax import results
 from coop_jax.clip import source
@@ -96,11 +98,18 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
         (["--config.shots=(0,1)"], r"config.shots: expected different positive numbers"),
         (["--config.protocol=fewshot"], "expected one of few_shot, got 'fewshot'"),
         (["extra"], "expected flags only, got 'extra'"),
+        (["--config.augmentation.scale=(2.0,3.0)"], "augmentation.scale: expected the smallest"),
+        (["--config.optimizer.learning_rate=-1.0"], "learning_rate: expected more than 0, got -1"),
+        (["--config.method.context_init=_"], "expected at least one context vector, got 0"),
+        (["--config.templates=('a photo',)"], r"templates: expected at least one, each with one"),
+        (["--config.clip.name=foo bar/baz"], "could not fetch foo bar/baz"),
+        (["--config.method.class_token_position=back"], "one of end, middle, front, got 'back'"),
     ],
 )
 def test_bad_flags(tmp_path, data_dir, flags, message):
     process = run(f"--workdir={tmp_path / 'run'}", f"--config.data_dir={data_dir}", *flags)
     check_refused(process, message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_workdir():
@@ -116,6 +125,61 @@ def test_a_folder_with_something_else_in_it(tmp_path, data_dir):
     (tmp_path / "thesis.tex").write_text("precious")
     check_refused(run(f"--workdir={tmp_path}"), "has files and no config.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_configs_that_are_none(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    check_refused(run(workdir, config="README.md"), "expected a Python file with get_config")
+    check_refused(
+        run(workdir, config="configs/quickstart.py:zeroshot"), "unknown method 'zeroshot'"
+    )
+    check_refused(
+        run(workdir, config="configs/quickstart.py:zero_shot"), "zero_shot learns nothing"
+    )
+
+
+def test_weights_of_the_wrong_shape(tmp_path):
+    folder = Path(shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_projection.weight"] = tensors["text_projection.weight"][:5]
+    tensors["logit_scale"] = np.zeros(3, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    process = run(f"--workdir={tmp_path / 'run'}", f"--config.clip.name={folder}")
+    check_refused(
+        process,
+        r"2 tensors .*text_projection\.weight: expected \[96, 96\], got \[5, 96\]; logit_scale",
+    )
+
+
+def test_equal_class_names(tmp_path):
+    folder = image_folder(tmp_path / "pictures", ("big_star", "big star"), 2)
+    process = run(
+        f"--config.dataset={folder}",
+        f"--config.data_dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    check_refused(process, r"expected different class names, got 'big star' \(2 times\)")
+
+
+def test_a_folder_without_classes(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+    process = run(f"--config.dataset={tmp_path / 'pictures'}", f"--workdir={tmp_path / 'run'}")
+    check_refused(process, "expected image files .* got none")
+
+
+def test_changed_weights_are_not_resumed(tmp_path, data_dir):
+    folder = Path(shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip"))
+    flags = (
+        *quick(data_dir),
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.clip.name={folder}",
+    )
+    assert run(*flags).returncode == 0
+    tensors = load_file(folder / "model.safetensors")
+    tensors["logit_scale"] = np.asarray(1, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    check_refused(run(*flags), "expected results of the same weights as now")
 
 
 def test_truncated_weights(tmp_path, data_dir):

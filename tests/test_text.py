@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES
-from hypothesis import given
+from conftest import CLASS_NAMES, make_clip
+from flax import nnx
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import plain_prompts, plain_text_features
 
-from coop_jax import methods
+from coop_jax import evaluate, methods
 
 WORDS = ("seven", "circle", "hen-of-the-woods", "a", "x", "very very long name")
 
@@ -64,6 +65,7 @@ def test_gradient_equals_that_of_the_unshared_form(tiny_clip, tiny_tokenizer):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@settings(max_examples=12)
 @given(split=st.integers(0, 6), cut=st.integers(0, 9), seed=st.integers(0, 100))
 def test_where_the_prefix_ends_and_what_follows_the_end_change_nothing(tiny_clip, split, cut, seed):
     width = tiny_clip.config.text.transformer.width
@@ -82,6 +84,7 @@ def test_where_the_prefix_ends_and_what_follows_the_end_change_nothing(tiny_clip
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
+@settings(max_examples=6)
 @given(batch=st.integers(1, 3), shared_suffix=st.booleans())
 def test_a_batch_of_prefixes_is_one_call_each(tiny_clip, batch, shared_suffix):
     width = tiny_clip.config.text.transformer.width
@@ -97,13 +100,14 @@ def test_a_batch_of_prefixes_is_one_call_each(tiny_clip, batch, shared_suffix):
         np.testing.assert_allclose(together[index], alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
+@settings(max_examples=8)
 @given(order=st.permutations(range(len(WORDS))), position=st.sampled_from(["end", "middle"]))
-def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, order, position):
+def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, one_device, order, position):
     images = np.random.default_rng(0).normal(size=(4, 24)).astype(np.float32)
 
     def logits(names):
         method = coop(tiny_clip, tiny_tokenizer, names, n_ctx=3, class_token_position=position)
-        return np.asarray(method.logits(tiny_clip, method.encode_classes(tiny_clip), images))
+        return evaluate.logits(method, tiny_clip, images, one_device)
 
     permuted = logits([WORDS[index] for index in order])
     np.testing.assert_allclose(permuted, logits(WORDS)[:, order], rtol=1e-4, atol=1e-4)
@@ -115,3 +119,34 @@ def test_prompts_longer_than_the_context_are_refused(tiny_clip):
         tiny_clip.text.encode(
             jnp.zeros((70, width)), jnp.zeros((2, 8, width)), jnp.zeros(2, jnp.int32)
         )
+
+
+def products(jaxpr):
+    """Every matrix product and convolution of a program, also inside its loops and functions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from products(inner)
+
+
+@pytest.mark.parametrize("vision", ["vit", "resnet"])
+def test_every_float32_product_asks_for_float32(tiny_tokenizer, vision):
+    clip = make_clip(tiny_tokenizer, vision)
+    method = coop(clip, tiny_tokenizer, n_ctx=4, class_token_position="middle")
+    graph, learned, rest = nnx.split(method, methods.Learned, ...)
+    size = clip.config.vision.image_size
+
+    def loss(learned, images):
+        method = nnx.merge(graph, learned, rest)
+        features = clip.encode_image(images)
+        return method.logits(clip, method.encode_classes(clip), features).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(learned, np.zeros((2, size, size, 3), np.float32))
+    found = list(products(program.jaxpr))
+    assert len(found) > 20
+    highest = jax.lax.Precision.HIGHEST
+    assert {equation.params["precision"] for equation in found} == {(highest, highest)}

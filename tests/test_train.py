@@ -1,9 +1,10 @@
 """The step and the loop: frozen weights, devices, resuming, and what a checkpoint holds."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES
+from conftest import CLASS_NAMES, make_clip
 from flax import nnx
 
 from coop_jax import methods, optim, parallel, train
@@ -149,6 +150,28 @@ def test_a_checkpoint_is_small_and_fits_only_its_method(
     with pytest.raises(InputError, match=r"context.value': \(5, 16, 32\).* got .*: \(16, 32\)"):
         run(tiny_clip, other, one_device, checkpoints=checkpoints)
     checkpoints.close()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_training_on_a_half_precision_clip(tiny_clip, tiny_tokenizer, one_device, dtype):
+    half = make_clip(tiny_tokenizer, "vit", dtype)
+    exact_parts = problem(tiny_clip, tiny_tokenizer, n_ctx=4)
+    half_parts = problem(half, tiny_tokenizer, n_ctx=4)
+    exact, losses = (
+        run(clip, parts, one_device)
+        for clip, parts in ((tiny_clip, exact_parts), (half, half_parts))
+    )
+    np.testing.assert_allclose(losses, exact, rtol=20 * float(jnp.finfo(dtype).eps))
+    assert half_parts[0].context.dtype == jnp.float32
+
+
+def test_chunks_cover_every_step_once():
+    epoch = np.repeat(np.arange(7), 3)
+    for start in range(len(epoch) + 1):
+        for images in (1, 9, 20, 1000):
+            found = train.chunks(epoch, start, 2, images)
+            steps = [step for first, stop in found for step in range(first, stop)]
+            assert steps == list(range(start, len(epoch)))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_clip, tiny_tokenizer, one_device):
