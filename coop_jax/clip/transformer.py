@@ -80,19 +80,27 @@ def attend(
     return mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1])
 
 
+def create_linear(
+    inputs: int, outputs: int, dtype: DTypeLike, *, bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer that stores and multiplies in `dtype`."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=dtype,
+        precision=precision(dtype),
+        rngs=rngs,
+    )
+
+
 class Block(nnx.Module):
     """One residual attention block: attention and an MLP, each behind a layer normalisation."""
 
     def __init__(self, config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
         def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(
-                inputs,
-                outputs,
-                dtype=dtype,
-                param_dtype=dtype,
-                precision=precision(dtype),
-                rngs=rngs,
-            )
+            return create_linear(inputs, outputs, dtype, rngs=rngs)
 
         width = config.width
         self.heads = config.heads

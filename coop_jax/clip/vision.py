@@ -7,7 +7,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from coop_jax.clip.config import ResNetConfig, ViTConfig
-from coop_jax.clip.transformer import LayerNorm, attend, precision, scan, stack
+from coop_jax.clip.transformer import (
+    LayerNorm,
+    attend,
+    create_linear,
+    precision,
+    scan,
+    stack,
+)
 
 
 class VisionTransformer(nnx.Module):
@@ -19,14 +26,8 @@ class VisionTransformer(nnx.Module):
         initial = nnx.initializers.normal(width**-0.5)
         self.patch_size = config.patch_size
         self.dtype = dtype
-        self.patch_embedding = nnx.Linear(
-            config.patch_size**2 * 3,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=dtype,
-            precision=precision(dtype),
-            rngs=rngs,
+        self.patch_embedding = create_linear(
+            config.patch_size**2 * 3, width, dtype, bias=False, rngs=rngs
         )
         self.class_embedding = nnx.Param(initial(rngs(), (width,)))
         self.positional_embedding = nnx.Param(initial(rngs(), (tokens, width)))
@@ -127,24 +128,14 @@ class AttentionPool(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        def linear(outputs: int) -> nnx.Linear:
-            return nnx.Linear(
-                width,
-                outputs,
-                dtype=dtype,
-                param_dtype=dtype,
-                precision=precision(dtype),
-                rngs=rngs,
-            )
-
         self.heads = heads
         self.positional_embedding = nnx.Param(
             nnx.initializers.normal(width**-0.5)(rngs(), (positions + 1, width))
         )
-        self.query = linear(width)
-        self.key = linear(width)
-        self.value = linear(width)
-        self.output = linear(embedding)
+        self.query = create_linear(width, width, dtype, rngs=rngs)
+        self.key = create_linear(width, width, dtype, rngs=rngs)
+        self.value = create_linear(width, width, dtype, rngs=rngs)
+        self.output = create_linear(width, embedding, dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
         """The mean position attends to itself and all positions."""
