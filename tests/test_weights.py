@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -63,15 +64,36 @@ def test_open_clip_says_which_activation(tmp_path, stated, expected):
     assert load(tmp_path).config.text.transformer.activation == expected
 
 
-def test_official_archives_equal_safetensors(tmp_path):
+@pytest.mark.parametrize("scripted", [False, True])
+def test_official_archives_equal_safetensors(tmp_path, scripted):
     torch = pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
     tensors = openai_tensors()
     save_file(tensors, tmp_path / "clip.safetensors")
-    torch.save({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}, tmp_path / "clip.pt")
+    state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+    if scripted:
+        root = torch.nn.Module()
+        for name, tensor in state.items():
+            *parents, leaf = name.split(".")
+            module = root
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(leaf, torch.nn.Parameter(tensor))
+        torch.jit.script(root).save(tmp_path / "clip.pt")
+    else:
+        torch.save(state, tmp_path / "clip.pt")
     expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors")))
     got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt")))
-    for path, value in nnx.to_flat_state(nnx.State(got)):
-        np.testing.assert_array_equal(value, dict(nnx.to_flat_state(nnx.State(expected)))[path])
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not an archive"])
+def test_damaged_archives(tmp_path, content):
+    pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
+    (tmp_path / "clip.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"clip\.pt: expected a TorchScript archive"):
+        load(tmp_path / "clip.pt")
 
 
 def test_all_mismatches_are_listed_at_once(folder):
