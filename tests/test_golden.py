@@ -1,6 +1,7 @@
 """Agreement with numbers recorded from the official implementations (DESIGN section 3)."""
 
 import json
+import operator
 import os
 from pathlib import Path
 
@@ -48,7 +49,7 @@ KINDS = {
     "zeroshot": "test_golden.py",
     "coop": "test_golden.py",
     "preprocess": "test_preprocess.py",
-    "cocoop": "waits for the method",
+    "cocoop": "test_golden.py",
 }
 
 
@@ -80,8 +81,36 @@ def test_zero_shot(case, openai_tokenizer, one_device):
     assert relative(logits, arrays["logits_per_image"]) < 1e-5
 
 
-@cases("coop_*.npz")
-def test_coop_trajectory(case, openai_tokenizer, one_device):
+PARAMETERS = {
+    "ctx": ("context", False),
+    "meta_net.linear1.weight": ("meta_net.kernel1", True),
+    "meta_net.linear1.bias": ("meta_net.bias1", False),
+    "meta_net.linear2.weight": ("meta_net.kernel2", True),
+    "meta_net.linear2.bias": ("meta_net.bias2", False),
+}
+"""The official name of each learned parameter: ours, and whether PyTorch stores it transposed."""
+
+
+def learned(method):
+    """The learned variables by their official names, and whether they are transposed there."""
+    found = {}
+    for official, (path, transposed) in PARAMETERS.items():
+        if path == "context" or hasattr(method, "meta_net"):
+            found[official] = operator.attrgetter(path)(method), transposed
+    return found
+
+
+def create_method(meta, clip, tokenizer):
+    """The method that the case describes, as the package makes it."""
+    config = {"n_ctx": meta["n_ctx"], "context_init": meta["ctx_init"]}
+    if meta["method"] == "coop":
+        config["class_token_position"] = meta["class_token_position"]
+        config["class_specific"] = meta["csc"]
+    return methods.create(meta["method"], clip, tokenizer, meta["classnames"], config)
+
+
+@cases("co*op_*.npz")
+def test_trajectory(case, openai_tokenizer, one_device):
     arrays, meta, clip, tokenizer = load(case, openai_tokenizer)
     features = image_features(clip, arrays["images"])
     assert relative(features, arrays["image_features"]) < 1e-5
@@ -93,23 +122,14 @@ def test_coop_trajectory(case, openai_tokenizer, one_device):
     rates = np.asarray(schedule(jnp.arange(len(order))), np.float64)
     np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
 
-    method = methods.create(
-        "coop",
-        clip,
-        tokenizer,
-        meta["classnames"],
-        {
-            "n_ctx": meta["n_ctx"],
-            "class_token_position": meta["class_token_position"],
-            "class_specific": meta["csc"],
-            "context_init": meta["ctx_init"],
-        },
-    )
-    assert method.context.shape == arrays["init/ctx"].shape
+    method = create_method(meta, clip, tokenizer)
     if meta["ctx_init"]:
         np.testing.assert_array_equal(method.context[...], arrays["init/ctx"])
-    method.context[...] = jnp.asarray(arrays["init/ctx"])
-    # A chunk is at least an epoch: to see the context after every step, number the steps.
+    for name, (variable, transposed) in learned(method).items():
+        start = arrays[f"init/{name}"].T if transposed else arrays[f"init/{name}"]
+        assert variable.shape == start.shape
+        variable[...] = jnp.asarray(start)
+    # A chunk is at least an epoch: to see the parameters after every step, number the steps.
     batches = train.Batches(order, np.arange(len(order)), arrays["labels"])
     recorded = {1: "step1", len(order) // 2 + 1: "mid", len(order): "final"}
     losses = []
@@ -123,8 +143,11 @@ def test_coop_trajectory(case, openai_tokenizer, one_device):
         images_per_chunk=1,
     ):
         losses.extend(part)
-        if done in recorded:
-            assert relative(method.context[...], arrays[f"{recorded[done]}/ctx"]) < 1e-4
+        if done not in recorded:
+            continue
+        for name, (variable, transposed) in learned(method).items():
+            got = variable[...].T if transposed else variable[...]
+            assert relative(got, arrays[f"{recorded[done]}/{name}"]) < 1e-4, (name, done)
     np.testing.assert_allclose(losses, arrays["loss"], rtol=1e-4)
     logits = evaluate.logits(method, clip, features, one_device)
     assert relative(logits, arrays["eval_logits"]) < 1e-5

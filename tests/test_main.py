@@ -91,7 +91,7 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
         (["--config.batchsize=3"], "batchsize"),
         (["--config.batch_size=many"], "batch_size"),
         (["--config.optimizer.lr=3"], "lr"),
-        (["--config.method.name=coopp"], "unknown method 'coopp': expected one of coop"),
+        (["--config.method.name=coopp"], "unknown method 'coopp': expected one of cocoop, coop"),
         (["--config.clip.name=RN5"], "unknown CLIP 'RN5': expected tiny, RN50"),
         (["--config.clip.dtype=float8"], "expected one of float32, bfloat16, float16"),
         (["--config.dataset=digit"], "digit"),

@@ -151,7 +151,7 @@ def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("coopp", {}, r"unknown method 'coopp': expected one of coop, .*zero_shot"),
+        ("coopp", {}, r"unknown method 'coopp': expected one of .*coop, .*zero_shot"),
         ("coop", {"nctx": 4}, r"unknown settings nctx; valid ones are n_ctx, "),
         ("coop", {"n_ctx": 0}, r"expected at least one context vector, got 0"),
         ("coop", {"n_ctx": -1}, r"expected at least one context vector, got -1"),

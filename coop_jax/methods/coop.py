@@ -4,13 +4,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, Tokenizer
-from coop_jax.errors import InputError
 from coop_jax.methods import prompts
 from coop_jax.methods.base import Derived, Learned
 
@@ -46,24 +44,17 @@ class Method(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        phrase = prompts.readable(config["context_init"])
-        shared = bool(phrase) or not config["class_specific"]
+        phrase, width = config["context_init"], clip.config.text.transformer.width
         if phrase and config["class_specific"]:
             logger.warning("context_init gives a shared context: class_specific is ignored")
-        n_ctx = len(tokenizer.ids(phrase)) if phrase else config["n_ctx"]
-        if n_ctx < 1:
-            raise InputError(f"expected at least one context vector, got {n_ctx}; raise n_ctx")
-        if phrase:
-            context = prompts.phrase_context(clip, tokenizer, phrase)
-        else:
-            width = clip.config.text.transformer.width
-            shape = (n_ctx, width) if shared else (len(class_names), n_ctx, width)
-            context = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+        shared = bool(phrase) or not config["class_specific"]
+        shape = (config["n_ctx"], width) if shared else (len(class_names), config["n_ctx"], width)
+        context, placeholder = prompts.initial_context(clip, tokenizer, phrase, shape, rngs)
         layout = prompts.layout(
             tokenizer,
             class_names,
-            phrase or " ".join(["X"] * n_ctx),
-            n_ctx,
+            placeholder,
+            context.shape[-2],
             config["class_token_position"],
             shared=shared,
         )

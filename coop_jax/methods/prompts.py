@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
@@ -103,11 +105,25 @@ def fill(
     return jnp.where((index >= 0)[..., None], chosen, fixed)
 
 
-def phrase_context(clip: CLIP, tokenizer: Tokenizer, phrase: str) -> Float[Array, "context width"]:
-    """The token embeddings of a phrase, as initial context vectors in float32.
+def initial_context(
+    clip: CLIP, tokenizer: Tokenizer, phrase: str, shape: tuple[int, ...], rngs: nnx.Rngs
+) -> tuple[Float[Array, "*classes context width"], str]:
+    """Context vectors before training, float32, and the text that holds their place.
 
-    The official code takes as many vectors as the phrase has words; we take as many as it has
-    tokens, which is the same wherever each word is one token, and right where it is not.
+    They are the token embeddings of the phrase, or, where that is empty, normal with deviation
+    0.02 in the given shape. The official code takes as many vectors as the phrase has words; we
+    take as many as it has tokens, which is the same wherever each word is one token, and right
+    where it is not.
+
+    Raises:
+        InputError: there would be no vector.
     """
+    phrase = readable(phrase)
     ids = np.asarray(tokenizer.ids(phrase), np.int32)
-    return clip.text.token_embedding[...][ids].astype(jnp.float32)
+    n_ctx = len(ids) if phrase else shape[-2]
+    if n_ctx < 1:
+        raise InputError(f"expected at least one context vector, got {n_ctx}; raise n_ctx")
+    if phrase:
+        return clip.text.token_embedding[...][ids].astype(jnp.float32), phrase
+    drawn = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return drawn, " ".join(["X"] * n_ctx)
