@@ -14,6 +14,7 @@ from coop_jax.clip import source
 from coop_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
+UNFINISHED_FILE = "config.unfinished"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -22,12 +23,14 @@ def _is_interval(pair: Sequence[float], lowest: float, highest: float) -> bool:
 
 
 def _are_different(values: Sequence[int]) -> bool:
-    return bool(values) and min(values) >= 1 and len(set(values)) == len(values)
+    whole = all(isinstance(value, int) and value >= 1 for value in values)
+    return whole and 0 < len(values) == len(set(values))
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "shots": (_are_different, "different positive numbers"),
-    "seeds": (_are_different, "different positive numbers"),
+    "shots": (_are_different, "different positive whole numbers"),
+    "seeds": (_are_different, "different positive whole numbers"),
+    "templates": (lambda value: all(isinstance(part, str) for part in value), "texts"),
     "epochs": (lambda value: value >= 0, "at least 0 (0 is the paper's)"),
     "batch_size": (lambda value: value >= 1, "at least 1"),
     "encode_batch_size": (lambda value: value >= 1, "at least 1"),
@@ -59,7 +62,8 @@ def default(method: str = "coop") -> dict[str, Any]:
     method: its name and its settings.
     templates: hand-crafted prompts for zero-shot CLIP (empty: the dataset's own).
     shots, seeds: labelled images per class, and seeds; every pair is one training run.
-    epochs: 0 for the paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above.
+    epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above. (CoCoOp's paper
+        has 10 epochs of batches of 1.)
     batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
         once (lower it where memory is short).
     augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
@@ -116,7 +120,11 @@ def check(config: Mapping[str, Any]) -> None:
     _check_keys(config["method"], settings, "config.method")
     flat = _flat(config)
     for key, (is_valid, expectation) in RANGES.items():
-        if not is_valid(flat[key]):
+        try:
+            valid = is_valid(flat[key])
+        except TypeError:
+            valid = False
+        if not valid:
             raise InputError(f"config.{key}: expected {expectation}, got {flat[key]}")
 
 
@@ -137,7 +145,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+        if found - {UNFINISHED_FILE} or (workdir.exists() and not workdir.is_dir()):
             raise InputError(
                 f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
                 f" files and no {CONFIG_FILE}; name another --workdir"
@@ -158,7 +167,11 @@ def claim(config: Mapping[str, Any], workdir: Path) -> None:
     check_workdir(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG_FILE).write_text(json.dumps(config, indent=2))
+        path = workdir / CONFIG_FILE
+        if not path.exists():
+            unfinished = workdir / UNFINISHED_FILE
+            unfinished.write_text(json.dumps(config, indent=2))
+            unfinished.replace(path)
     except OSError as error:
         raise InputError(
             f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"

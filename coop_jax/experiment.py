@@ -116,9 +116,12 @@ class Experiment:
         statistics = self.clip.config.mean, self.clip.config.std
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         return results.Hashes(
+            data=self._data_hash,
             split=digest([*trained_on, test.file_names.tolist(), test.labels.tolist()]),
             class_names=digest(self.dataset.class_names),
-            transform=digest([self.image_size, config["augmentation"], *statistics]),
+            transform=digest(
+                [self.image_size, config["augmentation"], *statistics, preprocess.PILLOW]
+            ),
             weights=self._weights_hash,
             config=digest(settings),
         )
@@ -127,13 +130,16 @@ class Experiment:
         """Make sure that earlier results of this workdir are of the same data and weights.
 
         Raises:
-            InputError: the weights, the classes or the transform have changed since.
+            InputError: the files' names or labels, the classes, the transform, the weights or the
+                tokenizer have changed since.
         """
         now = dataclasses.asdict(self.hashes())
         for row in done:
             then = dataclasses.asdict(row.hashes)
             changed = [
-                key for key in ("class_names", "transform", "weights") if now[key] != then[key]
+                key
+                for key in ("data", "class_names", "transform", "weights")
+                if now[key] != then[key]
             ]
             if changed:
                 raise InputError(
@@ -184,4 +190,10 @@ class Experiment:
     @functools.cached_property
     def _weights_hash(self) -> str:
         chosen = self.config["clip"]
-        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).weights)
+        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+
+    @functools.cached_property
+    def _data_hash(self) -> str:
+        dataset = self.dataset
+        splits = (dataset.train, dataset.val, dataset.test)
+        return digest([[part.file_names.tolist(), part.labels.tolist()] for part in splits])

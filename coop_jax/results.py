@@ -30,6 +30,7 @@ class Hashes:
       InputError: a value is not a string.
     """
 
+    data: str
     split: str
     class_names: str
     transform: str

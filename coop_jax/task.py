@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from coop_jax import optim, results, train
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import preprocess
 from coop_jax.data import sampling
+from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment
 from coop_jax.progress import Tracker
 
@@ -60,6 +62,10 @@ class Task:
         return Checkpoints(self.experiment.workdir / "checkpoints" / self._name)
 
     @property
+    def _metrics_path(self) -> Path:
+        return self.experiment.workdir / "metrics" / f"{self._name}.jsonl"
+
+    @property
     def _name(self) -> str:
         return f"{self.shots}_shots_seed_{self.seed}"
 
@@ -90,6 +96,7 @@ class Task:
         self.warn_about_short_classes()
         checkpoints = self._checkpoints()
         resumed = finished = checkpoints.latest_step() or 0
+        self._forget_losses(finished)
         tracker.skip(finished)
         for done, losses in train.fit(
             self.method,
@@ -120,21 +127,35 @@ class Task:
         name = self.experiment.config["method"]["name"]
         return f"{name}, {self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"
 
+    def _forget_losses(self, first: int) -> None:
+        """Drop the lines of steps that are to be taken again."""
+        if self._metrics_path.exists():
+            lines = self._metrics_path.read_text().splitlines(keepends=True)
+            self._metrics_path.write_text("".join(lines[:first]))
+
     def _write_losses(self, first: int, losses: Float[np.ndarray, " steps"]) -> None:
         """Add a line per step to `metrics/<task>.jsonl`: step, epoch, learning rate and loss."""
         config = optim.OptimizerConfig(**self.experiment.config["optimizer"])
         rates = optim.epoch_learning_rates(config, self.epochs)
-        path = self.experiment.workdir / "metrics" / f"{self._name}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
+        self._metrics_path.parent.mkdir(exist_ok=True)
+        with self._metrics_path.open("a") as file:
             for step, loss in enumerate(losses.tolist(), start=first):
                 epoch = int(self.batches.epoch[step])
                 line = {"step": step, "epoch": epoch, "learning_rate": rates[epoch], "loss": loss}
                 file.write(json.dumps(line) + "\n")
 
     def restore(self) -> Any:
-        """The method as the task's latest checkpoint has it."""
+        """The trained method.
+
+        Raises:
+            InputError: the task's last checkpoint is missing.
+        """
         checkpoints = self._checkpoints()
+        if checkpoints.latest_step() != self.steps:
+            raise InputError(
+                f"{checkpoints.folder}: expected the checkpoint of step {self.steps}, got"
+                f" {checkpoints.latest_step()}; run the task again in another --workdir"
+            )
         state = checkpoints.restore(
             train.initial_state(self.method, self.experiment.clip, self._optimizer())
         )

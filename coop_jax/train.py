@@ -131,7 +131,8 @@ def fit(
         batches: which examples each step sees.
         features_of: from (epoch, example) pairs to unnormalised image features.
         mesh: the devices; a batch they cannot split evenly is padded with weight zero.
-        checkpoints: where to save after each chunk and resume from.
+        checkpoints: where to save after each chunk (once the caller asks for the next) and resume
+            from.
         images_per_chunk: about how many image features to make at a time.
 
     Yields:
@@ -172,6 +173,6 @@ def fit(
                 " lower the learning rate or use float32"
             )
         nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
+        yield stop, losses
         if checkpoints is not None:
             checkpoints.save(state, last=stop == total)
-        yield stop, losses

@@ -80,3 +80,15 @@ def plain_prompts(clip, tokenizer, class_names, context, position) -> tuple[np.n
         half = {"end": count, "middle": count // 2, "front": 0}[position]
         prompts.append(np.concatenate([start, vectors[:half], label, vectors[half:], rest]))
     return np.stack(prompts), np.asarray(ends)
+
+
+def products(jaxpr):
+    """Every matrix product and convolution of a program, also inside its loops and functions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from products(inner)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,42 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
     assert len((workdir / results.FILE_NAME).read_text().splitlines()) == len(content)
 
 
+@pytest.mark.heavy
+def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
+    flags = (
+        f"--config.data_dir={data_dir}",
+        "--config.shots=(16,)",
+        "--config.seeds=(1,)",
+        "--config.epochs=100",
+        "--config.method.n_ctx=4",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(*flags, f"--workdir={whole}").returncode == 0
+    command = [sys.executable, "-m", "coop_jax.main", "--config=configs/quickstart.py", *flags]
+    process = subprocess.Popen([*command, f"--workdir={killed}"], cwd=ROOT)
+    checkpoints = killed / "checkpoints" / "16_shots_seed_1"
+    while not list(checkpoints.glob("[0-9]*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not results.find(results.read(killed / results.FILE_NAME), method="coop")
+    assert run(*flags, f"--workdir={killed}").returncode == 0
+    first, second = (
+        results.find(results.read(folder / results.FILE_NAME), method="coop")[0]
+        for folder in (whole, killed)
+    )
+    assert first.accuracy == second.accuracy
+    name = Path("metrics") / "16_shots_seed_1.jsonl"
+    assert (whole / name).read_text() == (killed / name).read_text()
+    assert len((whole / name).read_text().splitlines()) == 500
+
+    shutil.rmtree(killed / "checkpoints")
+    check_refused(
+        run(*flags, f"--workdir={killed}"), "expected the checkpoint of step 500, got None"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -95,10 +132,13 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
         (["--config.clip.name=RN5"], "unknown CLIP 'RN5': expected tiny, RN50"),
         (["--config.clip.dtype=float8"], "expected one of float32, bfloat16, float16"),
         (["--config.dataset=digit"], "digit"),
-        (["--config.shots=(0,1)"], r"config.shots: expected different positive numbers"),
+        (["--config.shots=(0,1)"], "config.shots: expected different positive whole numbers"),
         (["--config.protocol=fewshot"], "expected one of few_shot, got 'fewshot'"),
         (["extra"], "expected flags only, got 'extra'"),
         (["--config.augmentation.scale=(2.0,3.0)"], "augmentation.scale: expected the smallest"),
+        (["--config.shots=('a',)"], "config.shots: expected different positive whole numbers"),
+        (["--config.shots=(1.5,)"], "config.shots: expected different positive whole numbers"),
+        (["--config.templates=(1,)"], "config.templates: expected texts, got"),
         (["--config.optimizer.learning_rate=-1.0"], "learning_rate: expected more than 0, got -1"),
         (["--config.method.context_init=_"], "expected at least one context vector, got 0"),
         (["--config.templates=('a photo',)"], r"templates: expected at least one, each with one"),
@@ -166,6 +206,21 @@ def test_a_folder_without_classes(tmp_path):
         (tmp_path / "pictures" / split).mkdir(parents=True)
     process = run(f"--config.dataset={tmp_path / 'pictures'}", f"--workdir={tmp_path / 'run'}")
     check_refused(process, "expected image files .* got none")
+
+
+def test_changed_pictures_are_not_resumed(tmp_path):
+    folder = image_folder(tmp_path / "pictures", ("circle", "star"), 3)
+    flags = (
+        f"--config.dataset={folder}",
+        f"--config.data_dir={tmp_path / 'data'}",
+        "--config.shots=(1,)",
+        "--config.seeds=(1,)",
+        "--config.epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert run(*flags).returncode == 0
+    (folder / "test" / "star" / "0.jpg").unlink()
+    check_refused(run(*flags), "expected results of the same data as now")
 
 
 def test_changed_weights_are_not_resumed(tmp_path, data_dir):

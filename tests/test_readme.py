@@ -58,7 +58,7 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         "pytest",
         r"python -m coop_jax\.main --config=configs/quickstart\.py --workdir=\S+",
         r"python -m coop_jax\.main .*--config\.clip\.name=ViT-B/16 .*",
-        r"python -m coop_jax\.main .*--config\.dataset=/path/to/pictures .*",
+        r"python -m coop_jax\.main --config=configs/few_shot\.py .*dataset=/path/to/pictures .*",
     ]
     for command in COMMANDS:
         assert any(re.fullmatch(pattern, command) for pattern in known), command
@@ -70,7 +70,10 @@ def test_every_command_is_known_to_a_test_or_to_ci():
 
 @pytest.mark.heavy
 def test_quickstart_shows_what_it_promises(tmp_path):
-    process = execute("--workdir=/tmp/quickstart", workdir=tmp_path / "run")
+    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+    process = execute(
+        "--workdir=/tmp/quickstart", workdir=tmp_path / "run", environment=nowhere.items()
+    )
     rows = results.read(tmp_path / "run" / results.FILE_NAME)
     zero_shot = [row.accuracy for row in rows if row.method == "zero_shot"]
     learned = {
@@ -116,6 +119,7 @@ def test_own_pictures(tmp_path):
         add=("--config.epochs=1", f"--config.data_dir={tmp_path / 'data'}"),
     )
     rows = results.read(tmp_path / "run" / results.FILE_NAME)
+    assert [row.prompt for row in rows if row.shots == 0] == ["a photo of a {}."]
     assert {row.shots for row in rows} == {0, 1, 4} and {row.n_classes for row in rows} == {2}
 
 

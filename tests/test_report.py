@@ -42,7 +42,9 @@ def make(**changes: object) -> Result:
         "n_examples": 2465,
         "seconds": 12.5,
         "commit": "0123abc",
-        "hashes": Hashes(split="a1", class_names="b2", transform="c3", weights="d4", config="e5"),
+        "hashes": Hashes(
+            data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
+        ),
     }
     return Result(**(values | changes))  # pyright: ignore[reportArgumentType]
 

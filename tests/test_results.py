@@ -30,7 +30,9 @@ RESULT = Result(
     n_examples=2465,
     seconds=12.5,
     commit="0123abc",
-    hashes=Hashes(split="a1", class_names="b2", transform="c3", weights="d4", config="e5"),
+    hashes=Hashes(
+        data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
+    ),
 )
 ZERO_SHOT = dataclasses.replace(
     RESULT,
@@ -60,7 +62,14 @@ def test_the_keys_of_a_line(tmp_path: Path):
         "protocol method dataset split backbone shots seed n_ctx class_token_position "
         "class_specific epochs accuracy macro_f1 n_classes n_examples seconds commit hashes"
     )
-    assert list(first["hashes"]) == ["split", "class_names", "transform", "weights", "config"]
+    assert list(first["hashes"]) == [
+        "data",
+        "split",
+        "class_names",
+        "transform",
+        "weights",
+        "config",
+    ]
     assert set(second) - set(first) == {"prompt"}
 
 

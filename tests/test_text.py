@@ -8,7 +8,7 @@ from conftest import CLASS_NAMES, make_clip
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import plain_prompts, plain_text_features
+from oracle import plain_prompts, plain_text_features, products
 
 from coop_jax import evaluate, methods
 
@@ -119,18 +119,6 @@ def test_prompts_longer_than_the_context_are_refused(tiny_clip):
         tiny_clip.text.encode(
             jnp.zeros((70, width)), jnp.zeros((2, 8, width)), jnp.zeros(2, jnp.int32)
         )
-
-
-def products(jaxpr):
-    """Every matrix product and convolution of a program, also inside its loops and functions."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            yield equation
-        for parameter in equation.params.values():
-            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from products(inner)
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import CLASS_NAMES, make_clip
 from flax import nnx
+from oracle import products
 
 from coop_jax import methods, optim, parallel, train
 from coop_jax.checkpoint import Checkpoints
@@ -74,6 +75,19 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
         np.zeros((2, 5), np.int32),
         np.ones((2, 5), np.float32),
     )
+    program = jax.make_jaxpr(steps)(
+        state,
+        derived,
+        frozen,
+        np.zeros((2, 5, 24), np.float32),
+        np.zeros((2, 5), np.int32),
+        np.ones((2, 5), np.float32),
+    )
+    kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(frozen) if leaf.ndim == 3}
+    made = {
+        variable.aval.shape for equation in products(program.jaxpr) for variable in equation.outvars
+    }
+    assert len(made) > 5 and not made & kernels
     new_state, losses = shapes
     assert losses.shape == (2,)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)

@@ -5,12 +5,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import PIL
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD
 from coop_jax.errors import InputError
+
+PILLOW = PIL.__version__.split(".")[0]
+"""Pillow's major version: what it resizes to has changed between them, by one level of 255."""
 
 
 class Box(NamedTuple):

@@ -30,6 +30,7 @@ EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "tiny_clip"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 
 
@@ -41,6 +42,12 @@ class Source:
     weights: tuple[Path, ...]
     config: Path | None
     tokenizer: Path
+
+    def files(self) -> list[Path]:
+        """Every file that the numbers depend on."""
+        beside = (self.weights[0].parent / name for name in CONFIGS)
+        tokenizer = (self.tokenizer / name for name in TOKENIZER_FILES)
+        return [*self.weights, *(path for path in (*beside, *tokenizer) if path.is_file())]
 
 
 def _hub_folder(repository: str) -> Path:

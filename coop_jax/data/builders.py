@@ -224,6 +224,12 @@ def _list_split(root: Path, split: str) -> dict[str, list[str]]:
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and not entry.name.startswith(".")
     }
+    broken = [name for files in found.values() for name in files if not (root / name).is_file()]
+    if broken:
+        raise InputError(
+            f"expected image files in {folder}, got links to nothing: {', '.join(broken)}; restore"
+            " or remove them"
+        )
     empty = [name for name, files in found.items() if not files]
     if split != "val" and (empty or not found):
         raise InputError(
