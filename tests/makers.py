@@ -59,14 +59,19 @@ def openai_tensors() -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_hub_cache(cache: Path, backbone: str) -> dict[str, np.ndarray]:
-    """Lay small weights out as huggingface_hub caches a backbone's repository; the tensors."""
-    repository = source.BACKBONES[backbone].replace("/", "--")
-    folder = cache / f"models--{repository}"
+def make_snapshot(cache: Path, repository: str) -> Path:
+    """The folder that huggingface_hub has for what it fetched of a repository's main branch."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+def write_hub_cache(cache: Path, backbone: str) -> dict[str, np.ndarray]:
+    """Lay small weights out as huggingface_hub caches a backbone's repository; the tensors."""
+    snapshot = make_snapshot(cache, source.BACKBONES[backbone])
     for file in source.TOKENIZER_FILES:
         shutil.copy(source.EMBEDDED_FOLDER / file, snapshot)
     tensors = openai_tensors()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from makers import openai_tensors, write_hub_cache
+from makers import make_snapshot, openai_tensors, write_hub_cache
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
@@ -51,6 +51,28 @@ def test_backbone_names_load_from_the_hub_cache(name, tmp_path, monkeypatch):
     clip, _ = clip_package.load(name)
     np.testing.assert_array_equal(clip.text.projection[...], tensors["text_projection"])
     assert clip.config.text.transformer.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize("kind", ["quick_gelu", "gelu_sharded"])
+def test_hub_ids_load_from_the_hub_cache(kind, tmp_path, monkeypatch):
+    snapshot = make_snapshot(tmp_path, "somebody/tiny-clip")
+    local = FOLDER.parent / f"transformers_{kind}"
+    for file in (*local.glob("*.json"), *local.glob("*.safetensors")):
+        shutil.copy(file, snapshot)
+    for name in source.TOKENIZER_FILES:
+        shutil.copy(TOKENIZER / name, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    fetched, _ = clip_package.load("somebody/tiny-clip")
+    got, expected = nnx.state(fetched), nnx.state(load(local))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_repository_that_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"could not fetch ViT/B-16 .*tiny, RN50, RN101"):
+        clip_package.load("ViT/B-16")
 
 
 @pytest.mark.parametrize(
