@@ -66,8 +66,7 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
     graph, learned_state, derived = nnx.split(method, Learned, ...)
     clip_graph, frozen = nnx.split(tiny_clip)
     steps = train.compile_steps(graph, clip_graph, optimizer, one_device)
-    shapes = jax.eval_shape(
-        steps,
+    arguments = (
         state,
         derived,
         frozen,
@@ -75,20 +74,13 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
         np.zeros((2, 5), np.int32),
         np.ones((2, 5), np.float32),
     )
-    program = jax.make_jaxpr(steps)(
-        state,
-        derived,
-        frozen,
-        np.zeros((2, 5, 24), np.float32),
-        np.zeros((2, 5), np.int32),
-        np.ones((2, 5), np.float32),
-    )
+    new_state, losses = jax.eval_shape(steps, *arguments)
+    program = jax.make_jaxpr(steps)(*arguments)
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(frozen) if leaf.ndim == 3}
     made = {
         variable.aval.shape for equation in products(program.jaxpr) for variable in equation.outvars
     }
     assert len(made) > 5 and not made & kernels
-    new_state, losses = shapes
     assert losses.shape == (2,)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert learned_state.keys() == new_state["learned"].keys() == {"context"}
