@@ -134,6 +134,20 @@ def test_context_from_a_phrase_starts_as_the_hand_crafted_prompt(tiny_clip, tiny
     )
 
 
+def test_a_phrase_with_words_of_several_tokens(tiny_clip, tiny_tokenizer, caplog):
+    phrase = "a handwritten photo of a"
+    ids = tiny_tokenizer.ids(phrase)
+    assert len(ids) > 5
+    method = create("coop", tiny_clip, tiny_tokenizer, context_init=phrase)
+    assert "only the first 5 are learned" in caplog.text
+    table = tiny_clip.text.token_embedding[...]
+    np.testing.assert_array_equal(method.context[...], table[np.asarray(ids[:5])])
+    zero_shot = create("zero_shot", tiny_clip, tiny_tokenizer, templates=(phrase + " {}.",))
+    np.testing.assert_allclose(
+        eager_logits(method, tiny_clip), eager_logits(zero_shot, tiny_clip), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
     templates = ("a photo of a {}.", "a drawing of a {}.")
     both = create("zero_shot", tiny_clip, tiny_tokenizer, templates=templates)

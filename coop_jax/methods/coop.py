@@ -21,7 +21,7 @@ def default_config() -> dict[str, Any]:
     n_ctx: number of context vectors M.
     class_token_position: "end", "middle" or "front".
     class_specific: one context per class (CSC) instead of one for all.
-    context_init: a phrase whose token embeddings start the context; then its tokens are counted
+    context_init: a phrase whose token embeddings start the context; then its words are counted
         instead of `n_ctx`, and the context is shared. Empty: normal with deviation 0.02.
     """
     return {

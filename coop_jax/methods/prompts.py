@@ -1,6 +1,7 @@
 """What prompt learners share: tokenised prompts with places for context vectors."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 POSITIONS = ("end", "middle", "front")
 
@@ -54,7 +57,7 @@ def layout(
     Args:
         tokenizer: the CLIP's tokenizer.
         class_names: one per label.
-        placeholder: text of exactly `n_ctx` tokens that holds the context's place.
+        placeholder: text of at least `n_ctx` tokens; the first ones hold the context's place.
         n_ctx: number of context vectors M.
         position: class token position: "end", "middle" (after the first M // 2 context vectors)
             or "front".
@@ -110,20 +113,30 @@ def initial_context(
 ) -> tuple[Float[Array, "*classes context width"], str]:
     """Context vectors before training, float32, and the text that holds their place.
 
-    They are the token embeddings of the phrase, or, where that is empty, normal with deviation
-    0.02 in the given shape. The official code takes as many vectors as the phrase has words; we
-    take as many as it has tokens, which is the same wherever each word is one token, and right
-    where it is not.
+    They are normal with deviation 0.02 in the given shape or, where there is a phrase, the
+    embeddings of its first tokens, as many as it has words (coop_protocol section 5). Where a word
+    is several tokens, the phrase's last ones are therefore not learned but stay in the prompt, in
+    front of the class name's own: the official code's behaviour, which the log points out.
 
     Raises:
         InputError: there would be no vector.
     """
-    phrase = readable(phrase)
-    ids = np.asarray(tokenizer.ids(phrase), np.int32)
-    n_ctx = len(ids) if phrase else shape[-2]
+    words = readable(phrase).split()
+    n_ctx = len(words) if phrase else shape[-2]
     if n_ctx < 1:
         raise InputError(f"expected at least one context vector, got {n_ctx}; raise n_ctx")
-    if phrase:
-        return clip.text.token_embedding[...][ids].astype(jnp.float32), phrase
-    drawn = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
-    return drawn, " ".join(["X"] * n_ctx)
+    if not phrase:
+        drawn = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+        return drawn, " ".join(["X"] * n_ctx)
+    text = " ".join(words)
+    ids = np.asarray(tokenizer.ids(text), np.int32)
+    if len(ids) != n_ctx:
+        logger.warning(
+            "context_init %r has %d tokens in %d words: as in the official code, only the first %d"
+            " are learned",
+            text,
+            len(ids),
+            n_ctx,
+            n_ctx,
+        )
+    return clip.text.token_embedding[...][ids[:n_ctx]].astype(jnp.float32), text
