@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ from coop_jax.data import catalog, pipeline
 from coop_jax.data.catalog import Examples
 from coop_jax.errors import InputError
 from coop_jax.provenance import commit, digest, hash_files
-
-logger = logging.getLogger(__name__)
 
 NOT_SETTINGS = ("shots", "seeds", "data_dir", "templates")
 """What may differ between two runs that are points of the same curve."""

@@ -55,8 +55,11 @@ class Task:
         return len(self.batches.order)
 
     def _optimizer(self) -> optax.GradientTransformationExtraArgs:
-        config = optim.OptimizerConfig(**self.experiment.config["optimizer"])
-        return optim.create(config, self.epochs, self.steps // self.epochs)
+        return optim.create(self._optimizer_config, self.epochs, self.steps // self.epochs)
+
+    @property
+    def _optimizer_config(self) -> optim.OptimizerConfig:
+        return optim.OptimizerConfig(**self.experiment.config["optimizer"])
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.experiment.workdir / "checkpoints" / self._name)
@@ -78,7 +81,7 @@ class Task:
 
         return self.experiment.encode(self.examples, transform, requests, self.seed)
 
-    def warn_about_short_classes(self) -> None:
+    def _warn_about_short_classes(self) -> None:
         """Say which classes have fewer images than shots; few-shot sampling takes them whole."""
         train_labels = self.experiment.dataset.train.labels
         for label, count in sampling.short_classes(train_labels, self.shots).items():
@@ -93,7 +96,7 @@ class Task:
         """Train from the task's latest checkpoint on, evaluate, and record the result."""
         start = time.monotonic()
         experiment = self.experiment
-        self.warn_about_short_classes()
+        self._warn_about_short_classes()
         checkpoints = self._checkpoints()
         resumed = finished = checkpoints.latest_step() or 0
         self._forget_losses(finished)
@@ -135,8 +138,7 @@ class Task:
 
     def _write_losses(self, first: int, losses: Float[np.ndarray, " steps"]) -> None:
         """Add a line per step to `metrics/<task>.jsonl`: step, epoch, learning rate and loss."""
-        config = optim.OptimizerConfig(**self.experiment.config["optimizer"])
-        rates = optim.epoch_learning_rates(config, self.epochs)
+        rates = optim.epoch_learning_rates(self._optimizer_config, self.epochs)
         self._metrics_path.parent.mkdir(exist_ok=True)
         with self._metrics_path.open("a") as file:
             for step, loss in enumerate(losses.tolist(), start=first):

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 GLYPHS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz+-=?!#@&%$*/"
 FACES_PER_FAMILY = 4
-RENDER_SIZE = 64
 
 # Faces that imitate handwriting, a brush or a pen; Purisa, Fantasque, Z003 and Chorus do so
 # without saying it in their names.
