@@ -19,7 +19,7 @@ from coop_jax.clip import preprocess, source
 from coop_jax.data import catalog, pipeline
 from coop_jax.data.catalog import Examples
 from coop_jax.errors import InputError
-from coop_jax.provenance import commit, digest, hash_files
+from coop_jax.provenance import commit, digest, hash_files, versions
 
 NOT_SETTINGS = ("shots", "seeds", "data_dir", "templates")
 """What may differ between two runs that are points of the same curve."""
@@ -180,6 +180,9 @@ class Experiment:
             commit=commit(),
             hashes=self.hashes(trained_on),
             prompt=prompt,
+            trained_on=self.dataset.name if prompt is None else None,
+            versions=versions(),
+            config=dict(self.config),
         )
         results.append(self.results_path, row)
         return row

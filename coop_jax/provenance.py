@@ -1,8 +1,11 @@
 """Where results come from: digests of what they depend on, and the commit."""
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import json
+import platform
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +24,30 @@ def hash_files(paths: Iterable[Path]) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, default=list).encode()).hexdigest()
+
+
+VERSIONED = (
+    "coop_jax",
+    "flax",
+    "grain",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "optax",
+    "pillow",
+    "scikit-learn",
+)
+"""The packages that numbers depend on."""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

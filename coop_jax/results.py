@@ -48,7 +48,10 @@ class Result:
     `shots` is the number of labelled training examples per class. A zero-shot result has shots 0
     and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
     method does not have (zero-shot CLIP has no context vectors) is None, and so are the seconds of
-    a task that was resumed.
+    a task that was resumed. `trained_on` is the dataset whose images the method learned from, which
+    cross-dataset transfer evaluates on others; `split` is "test", or the half of the classes
+    ("base", "new") whose test images were classified. `versions` are those of the packages
+    that numbers depend on, `config` is the run's whole config.
 
     Raises:
       InputError: a value has the wrong type or lies outside its range. Values are plain Python
@@ -73,6 +76,9 @@ class Result:
     seconds: float | None
     commit: str | None
     hashes: Hashes
+    versions: dict
+    config: dict
+    trained_on: str | None = None
     prompt: str | None = None
 
     def __post_init__(self):
@@ -97,6 +103,11 @@ class Result:
             raise InputError(
                 f"expected shots 0 for a result with a hand-crafted prompt, got {self.shots}; "
                 "give prompt for zero-shot results alone"
+            )
+        if (self.prompt is None) == (self.trained_on is None):
+            raise InputError(
+                "expected either the prompt of a zero-shot result or the dataset it was trained_on,"
+                f" got {self.prompt!r} and {self.trained_on!r}; give one of them"
             )
 
 
@@ -184,8 +195,9 @@ def _check_types(record: Hashes | Result) -> None:
 
 def _to_json(result: Result) -> bytes:
     record = dataclasses.asdict(result)
-    if result.prompt is None:
-        del record["prompt"]
+    for name in ("prompt", "trained_on"):
+        if record[name] is None:
+            del record[name]
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
 
 

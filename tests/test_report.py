@@ -45,12 +45,17 @@ def make(**changes: object) -> Result:
         "hashes": Hashes(
             data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
         ),
+        "versions": {"jax": "0.10.2"},
+        "config": {},
+        "trained_on": "caltech101",
     }
     return Result(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
 def zero_shot(prompt: str, accuracy: float, **changes: object) -> Result:
-    none = dict.fromkeys(["n_ctx", "class_token_position", "class_specific", "epochs"])
+    none = dict.fromkeys(
+        ["n_ctx", "class_token_position", "class_specific", "epochs", "trained_on"]
+    )
     values = {"method": "zero_shot", "shots": 0, "prompt": prompt, "accuracy": accuracy}
     return make(**(none | values | changes))
 

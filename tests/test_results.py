@@ -33,6 +33,9 @@ RESULT = Result(
     hashes=Hashes(
         data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
     ),
+    versions={"jax": "0.10.2"},
+    config={"shots": [1, 16]},
+    trained_on="caltech101",
 )
 ZERO_SHOT = dataclasses.replace(
     RESULT,
@@ -42,6 +45,7 @@ ZERO_SHOT = dataclasses.replace(
     class_token_position=None,
     class_specific=None,
     epochs=None,
+    trained_on=None,
     prompt="a photo of a {}.",
 )
 
@@ -60,7 +64,8 @@ def test_the_keys_of_a_line(tmp_path: Path):
     first, second = map(json.loads, path.read_text().splitlines())
     assert " ".join(first) == (
         "protocol method dataset split backbone shots seed n_ctx class_token_position "
-        "class_specific epochs accuracy macro_f1 n_classes n_examples seconds commit hashes"
+        "class_specific epochs accuracy macro_f1 n_classes n_examples seconds commit hashes "
+        "versions config trained_on"
     )
     assert list(first["hashes"]) == [
         "data",
