@@ -42,11 +42,14 @@ def test_contracts_hold():
     )
 
 
-def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
-    # Stand-ins that end the process at once: an installed copy must not be imported either, and no
-    # library's `except ImportError` may hide the attempt. Libraries may read the version.
+def forbid_torch_and_tensorflow(folder: Path):
+    """Packages in a folder that end the process at once where they are imported.
+
+    An installed copy must not be imported either, and no library's `except ImportError` may hide
+    the attempt. Libraries may read the version.
+    """
     for name in ("torch", "tensorflow"):
-        package, metadata = tmp_path / name, tmp_path / f"{name}-2.20.0.dist-info"
+        package, metadata = folder / name, folder / f"{name}-2.20.0.dist-info"
         package.mkdir()
         (package / "__init__.py").write_text(
             "import os, sys, traceback\ntraceback.print_stack()\nsys.stderr.flush()\nos._exit(3)\n"
@@ -55,6 +58,10 @@ def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
         (metadata / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.20.0\n"
         )
+
+
+def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
+    forbid_torch_and_tensorflow(tmp_path)
     flags = ("--config.shots=(1,)", "--config.seeds=(1,)", "--config.epochs=1")
     code = f"""
         import runpy
@@ -71,6 +78,25 @@ def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
         """
     assert_clean(run_python(code, tmp_path))
     assert run_python("import torch", tmp_path).returncode == 3
+
+
+def test_the_commands_for_data_import_neither_torch_nor_tensorflow(tmp_path: Path):
+    forbid_torch_and_tensorflow(tmp_path)
+    make = f"""
+        import sys
+        from pathlib import Path
+
+        sys.path.insert(0, "tests")
+        from makers import coop_data
+
+        from coop_jax.data import check, prepare
+
+        data_dir = coop_data(Path({str(tmp_path)!r}), ["dtd"])
+        assert prepare.main(["dtd", f"--data_dir={{data_dir}}"]) == 0
+        assert check.main(["dtd", "eurosat", f"--data_dir={{data_dir}}"]) == 1
+        """
+    assert_clean(run_python(make, tmp_path))
+    assert run_python("import tensorflow", tmp_path).returncode == 3
 
 
 def test_clip_and_methods_work_without_data_and_config_libraries():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coop_jax.data.catalog import Examples, ImageCache
+from coop_jax.data.examples import Examples, ImageCache
 from coop_jax.data.pipeline import example_generator, pixels
 from coop_jax.errors import InputError
 

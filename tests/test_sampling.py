@@ -59,9 +59,40 @@ def test_a_short_class_draws_no_random_number():
     assert alone.tolist() == after_a_short_class.tolist()
 
 
-def test_zero_shots_are_refused():
+@pytest.mark.parametrize("draw", [sampling.few_shot, sampling.linear_probe_few_shot])
+def test_zero_shots_are_refused(draw):
     with pytest.raises(InputError, match="at least 1 shot, got 0"):
-        sampling.few_shot([0], [0], 0, 1)
+        draw([0], [0], 0, 1)
+
+
+@given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 16), st.integers(1, 9))
+def test_linear_probe_draws_from_numpys_global_generator(extra, shots, seed):
+    train = np.random.default_rng(0).permutation([0, 1, 2, 4] * 16 + extra)
+    val = np.random.default_rng(1).permutation([0, 1, 2, 3, 4] * 4 + extra)
+    before = np.random.get_state()
+    try:
+        np.random.seed(seed)
+        expected = []
+        for labels, count in ((train, shots), (val, {1: 1, 2: 2, 3: 3}.get(shots, 4))):
+            picked = []
+            for label in sorted(set(train.tolist())):
+                places = [place for place, other in enumerate(labels) if other == label]
+                if len(places) < count:
+                    picked += places
+                else:
+                    picked += np.random.choice(places, size=count, replace=False).tolist()
+            expected.append(picked)
+    finally:
+        np.random.set_state(before)
+    chosen = sampling.linear_probe_few_shot(train, val, shots, seed)
+    assert [indices.tolist() for indices in chosen] == expected
+    assert all(indices.dtype == np.int64 for indices in chosen)
+
+
+def test_linear_probe_takes_a_short_class_whole():
+    train, val = sampling.linear_probe_few_shot([2, 0, 0, 2, 0], [], 3, seed=1)
+    assert sorted(train[:3].tolist()) == [1, 2, 4] and train[3:].tolist() == [0, 3]
+    assert val.tolist() == [] and val.dtype == np.int64
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))

@@ -33,14 +33,15 @@ def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "
     crop's offsets are half the surplus, Python-rounded (protocol section 3).
 
     Args:
-        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        image: of any mode but floating point; converted to RGB by Pillow, and not modified. Of
+            16-bit greyscale the high byte counts, where the official code clips at 255.
         size: side of the result in pixels.
 
     Returns:
         uint8 pixels, rows first, channels red, green, blue.
 
     Raises:
-        InputError: if `size` is not positive.
+        InputError: if `size` is not positive or the image is floating point.
     """
     _check_size(size)
     image = _to_rgb(image)
@@ -58,7 +59,8 @@ def crop_and_resize(
     """Cut a box out of an image, then resize it to a square (bicubic, antialiased).
 
     Args:
-        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        image: of any mode but floating point; converted to RGB by Pillow, and not modified. Of
+            16-bit greyscale the high byte counts, where the official code clips at 255.
         box: (top, left, height, width) in pixels.
         size: side of the result in pixels.
 
@@ -66,7 +68,8 @@ def crop_and_resize(
         uint8 pixels, rows first, channels red, green, blue.
 
     Raises:
-        InputError: if `size` is not positive or the box is empty or reaches outside the image.
+        InputError: if `size` is not positive, the image is floating point, or the box is empty or
+            reaches outside the image.
     """
     _check_size(size)
     return np.array(_crop_and_resize(_to_rgb(image), Box(*map(int, box)), size))
@@ -124,7 +127,8 @@ def augment(
     """The training transform: a random crop resized to a square, then a random horizontal flip.
 
     Args:
-        image: an image of any mode; it is converted to RGB by Pillow and not modified.
+        image: of any mode but floating point; converted to RGB by Pillow, and not modified. Of
+            16-bit greyscale the high byte counts, where the official code clips at 255.
         size: side of the result in pixels.
         rng: source of the draws: those of `sample_crop_box`, then one for the flip.
         scale: smallest and largest fraction of the image's area.
@@ -135,7 +139,7 @@ def augment(
         uint8 pixels, rows first, channels red, green, blue (protocol section 3).
 
     Raises:
-        InputError: if `size` is not positive.
+        InputError: if `size` is not positive or the image is floating point.
     """
     _check_size(size)
     image = _to_rgb(image)
@@ -179,7 +183,20 @@ def normalize(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
+    """RGB as Pillow converts to it, but for 16-bit greyscale, which it would clip at 255."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise InputError(
+            "expected an image of 8 or 16 bits per channel, got floating-point values; make an"
+            " 8-bit image of it first"
+        )
+    if image.mode.startswith("I"):
+        highest_byte = np.asarray(image).clip(0, 2**16 - 1) >> 8
+        return Image.fromarray(highest_byte.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; the direct way warns of some palettes
+    return image.convert("RGB")
 
 
 def _crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:

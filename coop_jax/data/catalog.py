@@ -1,228 +1,144 @@
-"""Every dataset the package knows, in one table, and random access to its images."""
+"""Open any dataset: one of the papers', the built-in digits, or a user's own images."""
 
-import contextlib
-import dataclasses
-import io
 import os
-import threading
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from jaxtyping import Int, Int32
-from PIL import Image
 
-from coop_jax.data import builders
+from coop_jax.data import copies, digits, overlay, own, records
+from coop_jax.data.examples import Dataset, Examples, FileSource
+from coop_jax.data.listing import SPLITS, Listing, label_array, spoken
+from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
 
-
-class ImageCache:
-    """Decoded images kept in memory, first come, first kept, up to a number of bytes.
-
-    Safe to use from threads; pickled and copied without its contents.
-    """
-
-    def __init__(self, limit: int = 256 * 2**20):
-        """Start empty; `limit` is in bytes of decoded pixels."""
-        self._limit = limit
-        self._used = 0
-        self._images: dict[int, Image.Image] = {}
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["ImageCache"], tuple[int]]:
-        return ImageCache, (self._limit,)
-
-    def get(self, key: int) -> Image.Image | None:
-        """The image kept under `key`, if any."""
-        return self._images.get(key)
-
-    def offer(self, key: int, image: Image.Image) -> None:
-        """Keep the image if it is new and fits."""
-        size = image.width * image.height * len(image.getbands())
-        with self._lock:
-            if key not in self._images and self._used + size <= self._limit:
-                self._images[key] = image
-                self._used += size
+DIGITS = "digits"
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Random access to encoded images and their labels: one split, or a part of it.
-
-    Attributes:
-        source: records with `image` (encoded bytes) and `file_name` (bytes).
-        split: the split's name, for messages.
-        labels: label of every example.
-        file_names: file of every example, relative to the dataset's root, or an id.
-        indices: where every example is in `source`.
-        cache: decoded images, shared with every subset.
-    """
-
-    source: Sequence[Mapping[str, Any]] = field(repr=False)
-    split: str
-    labels: Int32[np.ndarray, " examples"] = field(repr=False)
-    file_names: np.ndarray = field(repr=False)
-    indices: Int[np.ndarray, " examples"] = field(repr=False)
-    cache: ImageCache = field(default_factory=ImageCache, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, indices: Int[np.ndarray, " chosen"] | Sequence[int]) -> "Examples":
-        """The examples at `indices` (positions in this object), in that order; may repeat.
-
-        Raises:
-            InputError: if an index is outside [0, len(self)).
-        """
-        chosen = np.asarray(indices, np.int64)
-        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
-            raise InputError(
-                f"expected indices from 0 to {len(self) - 1} into the {self.split} split, "
-                f"got {chosen.min()} to {chosen.max()}; choose from the examples there are"
-            )
-        return dataclasses.replace(
-            self,
-            labels=self.labels[chosen],
-            file_names=self.file_names[chosen],
-            indices=self.indices[chosen],
-        )
-
-    def image(self, index: int) -> Image.Image:
-        """Decode an example with Pillow, in the mode of its file.
-
-        The image may be shared with other threads and later calls: do not modify it in place.
-
-        Raises:
-            InputError: if Pillow cannot decode the bytes; names the file and the split.
-        """
-        key = int(self.indices[index])
-        cached = self.cache.get(key)
-        if cached is not None:
-            return cached
-        record = self.source[key]
-        image = _decode(record["image"], str(self.file_names[index]), self.split)
-        self.cache.offer(key, image)
-        return image
+def names() -> list[str]:
+    """The names of the catalogue."""
+    return [DIGITS, *OFFICIAL]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset with the three splits of the protocol.
-
-    Attributes:
-        name: the catalogue's name, or that of the image folder.
-        class_names: name of every label, with spaces, as prompts use them.
-        templates: hand-crafted prompts with `{}` for the class name; the first is the dataset's
-            own.
-        train: training examples.
-        val: validation examples; may be empty.
-        test: test examples.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    train: Examples
-    val: Examples
-    test: Examples
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the catalogue says of a dataset.
-
-    Attributes:
-        builder: makes the TFDS builder, given `data_dir`.
-        templates: hand-crafted prompts with `{}` for the class name.
-    """
-
-    builder: Callable[..., tfds.core.DatasetBuilder]
-    templates: tuple[str, ...]
-
-
-DATASETS: dict[str, Row] = {
-    "digits": Row(builders.Digits, ('a photo of the number: "{}".',)),
-}
-
-
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Open a dataset, writing its ArrayRecord files first if they do not exist yet.
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    class_names: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Open a dataset.
 
     Args:
-        name: a name in `DATASETS`, or the path of an image folder
-            `root/{train,test[,val]}/<class>/*.jpg` (see `builders.ImageFolder`; without a `val`
-            folder the validation split is empty).
-        data_dir: where datasets are stored; `$TFDS_DATA_DIR` or `~/tensorflow_datasets` by default.
+        name: a name of the catalogue (see `names`), or the path of a user's own images: a folder,
+            a `.csv` or a `.json` (see `own.read`).
+        data_dir: for the papers' datasets CoOp's `$DATA` folder; by default `$TFDS_DATA_DIR` or
+            `~/tensorflow_datasets`.
+        class_names: a file that names the classes of own images, as `own.read` takes it.
 
     Returns:
         Class names (underscores replaced by spaces, protocol 2.4), templates and the three splits.
 
     Raises:
-        InputError: if there is no such dataset, a folder's layout cannot be used, or the data
-            directory cannot be written.
+        InputError: there is no such dataset, a layout cannot be used, files are absent, or the
+            data directory cannot be written.
     """
-    row = DATASETS.get(name)
-    if row is None:
-        row = _folder_row(name)
-        name = Path(name).resolve().name
-    builder = builders.prepare(row.builder(data_dir=data_dir))
-    features: Any = builder.info.features
-    class_names = tuple(name.replace("_", " ") for name in features["label"].names)
-    train, val, test = (_open(builder, split) for split in ("train", "val", "test"))
-    return Dataset(name, class_names, row.templates, train, val, test)
-
-
-def _folder_row(name: str) -> Row:
-    if not Path(name).is_dir():
+    if name in names() and class_names:
         raise InputError(
-            f"expected a dataset's name ({', '.join(sorted(DATASETS))}) or the path of an image "
-            f'folder, got "{name}"; choose a name of the list or an existing folder'
+            f"expected a class-name file for own images alone, got {class_names} for {name}; the"
+            " catalogue has its class names"
         )
-    return Row(partial(builders.ImageFolder, root=name), ("a photo of a {}.",))
+    if name == DIGITS:
+        return _digits(data_dir)
+    if name in OFFICIAL:
+        return _official(name, OFFICIAL[name], data_directory(data_dir))
+    title, listing = own_listing(name, class_names)
+    templates = ("a photo of a {}.",)
+    return open_listing(title, listing, templates, data_dir=data_directory(data_dir))
 
 
-def _open(builder: tfds.core.DatasetBuilder, split: str) -> Examples:
-    if split not in builder.info.splits:
-        return Examples((), split, np.zeros(0, np.int32), np.zeros(0, str), np.zeros(0, np.int64))
-    # TFDS's decorator hides the method's parameters from the type checker.
-    as_data_source: Any = builder.as_data_source
-    source = as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    labels, file_names = _index(source, Path(builder.data_path) / f"index-{split}.npz")
-    return Examples(source, split, labels, file_names, np.arange(len(labels)))
+def check_names(chosen: Sequence[str]) -> None:
+    """See that each is a name of the catalogue or an existing path.
+
+    Raises:
+        InputError: one is neither.
+    """
+    for name in chosen:
+        if name not in names() and not Path(name).expanduser().exists():
+            raise InputError(
+                f"expected a dataset's name ({', '.join(names())}) or the path of a folder, .csv or"
+                f' .json, got "{name}"; choose a name of the list or an existing path'
+            )
 
 
-def _index(source: Sequence[Mapping[str, Any]], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and file names, kept in a file so that only the first opening reads every record."""
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-        kept = np.load(path)
-        return kept["labels"], kept["file_names"]
-    rows = [(record["label"], _text(record["file_name"])) for record in source]
-    labels = np.array([label for label, _ in rows], np.int32)
-    file_names = np.array([name for _, name in rows])
-    with contextlib.suppress(OSError):
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        with unfinished.open("wb") as file:
-            np.savez(file, labels=labels, file_names=file_names)
-        unfinished.replace(path)
-    return labels, file_names
+def own_listing(
+    name: str, class_names: str | os.PathLike[str] | None = None
+) -> tuple[str, Listing]:
+    """The name and the files of a user's own images.
+
+    Raises:
+        InputError: the name is neither in the catalogue nor a path, or as `own.read`.
+    """
+    check_names([name])
+    path = Path(name).expanduser().resolve()
+    listing = own.read(path, Path(class_names).expanduser() if class_names else None)
+    return path.stem if path.is_file() else path.name, listing
 
 
-def _decode(encoded: bytes, file_name: str, split: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise InputError(
-            f"expected a readable image in {file_name} of the {split} split, got {len(encoded)} "
-            f"bytes that Pillow cannot decode ({error}); replace or remove the file"
-        ) from error
-    return image
+def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Where datasets lie: the given folder, `$TFDS_DATA_DIR`, or TFDS's default."""
+    given = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    return Path(given).expanduser()
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def open_listing(
+    name: str,
+    listing: Listing,
+    templates: tuple[str, ...],
+    *,
+    data_dir: Path,
+    repeated: tuple[str, ...] = (),
+) -> Dataset:
+    """A dataset whose images are read from the files of a listing.
+
+    Where `data_dir` has a copy of them (see `prepare`), they are read from there instead: labels,
+    file names and order are the same.
+    """
+    copy = copies.find(name, listing, data_dir)
+    sources = {} if copy is None else copies.open_sources(listing, copy)
+    splits = {}
+    for split in SPLITS:
+        files = listing.splits[split]
+        paths = np.asarray(files.paths, str)
+        source = sources.get(split) or FileSource(listing.root, paths)
+        splits[split] = Examples(source, split, label_array(files), paths, np.arange(len(paths)))
+    place = f"folder {listing.root}" if copy is None else f"prepared copy {copy}"
+    return Dataset(
+        name,
+        listing.class_names,
+        templates,
+        **splits,
+        place=place,
+        repeated=repeated,
+        class_ids=listing.class_ids,
+    )
+
+
+def _official(name: str, row: Official, data_dir: Path) -> Dataset:
+    if not row.has_images(data_dir):
+        return overlay.load(name, row, data_dir)
+    listing = row.layout(data_dir / row.folder)
+    return open_listing(name, listing, (row.template,), data_dir=data_dir, repeated=row.repeated)
+
+
+def _digits(data_dir: str | os.PathLike[str] | None) -> Dataset:
+    builder = digits.prepare(digits.Digits(data_dir=data_dir))
+    place = Path(builder.data_path)
+    splits = {}
+    for split in SPLITS:
+        source = records.open_split(builder, split)
+        labels, file_names = records.index(source, place / f"index-{split}.npz")
+        splits[split] = Examples(source, split, labels, file_names, np.arange(len(labels)))
+    features: Any = builder.info.features
+    templates = ('a photo of the number: "{}".',)
+    class_names = spoken(features["label"].names)
+    return Dataset(DIGITS, class_names, templates, **splits, place=f"TFDS copy {place}")

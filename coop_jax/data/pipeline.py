@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from coop_jax.data.catalog import Examples
+from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
 
 Transform = Callable[[Image.Image, np.random.Generator], UInt8[np.ndarray, "height width 3"]]

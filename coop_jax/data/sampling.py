@@ -35,13 +35,55 @@ def few_shot(
     Raises:
         InputError: if `shots` is less than 1.
     """
-    if shots < 1:
-        raise InputError(
-            f"expected at least 1 shot, got {shots}; leave few-shot sampling out for all"
-        )
+    _check_shots(shots)
     generator = random.Random(seed)
     train = _sample(train_labels, shots, generator)
     return train, _sample(val_labels, min(shots, 4), generator)
+
+
+def linear_probe_few_shot(
+    train_labels: Int[np.ndarray, " train"] | Sequence[int],
+    val_labels: Int[np.ndarray, " val"] | Sequence[int],
+    shots: int,
+    seed: int,
+) -> tuple[Int[np.ndarray, " chosen_train"], Int[np.ndarray, " chosen_val"]]:
+    """Choose images for linear-probe CLIP, whose official draw is another (protocol section 10).
+
+    NumPy's legacy generator is seeded with `seed`. The labels of the training list come in
+    ascending order, each sampled without replacement: first `shots` training images of every label,
+    then min(shots, 4) validation images of every label. Where a label has fewer, the official code
+    stops with an error; here it is taken whole without a draw, as in `few_shot`.
+
+    Args:
+        train_labels: label of every training example, in the order of the split's list.
+        val_labels: label of every validation example, in the order of the split's list; may be
+            empty.
+        shots: training images per class, at least 1.
+        seed: seed of the draw, from 0 to 2**32 - 1.
+
+    Returns:
+        Indices into the two lists, int64, in the order in which they were drawn.
+
+    Raises:
+        InputError: if `shots` is less than 1.
+    """
+    _check_shots(shots)
+    generator = np.random.RandomState(seed)
+
+    def draw(labels: Int[np.ndarray, " examples"] | Sequence[int], count: int) -> np.ndarray:
+        labels, chosen = np.asarray(labels), [np.zeros(0, np.int64)]
+        for label in np.unique(train_labels):
+            group = np.flatnonzero(labels == label)
+            enough = len(group) >= count
+            chosen.append(generator.choice(group, count, replace=False) if enough else group)
+        return np.concatenate(chosen)
+
+    train = draw(train_labels, shots)
+    return train, draw(val_labels, min(shots, 4))
+
+
+RULES = {"coop": few_shot, "linear_probe": linear_probe_few_shot}
+"""How a few training and validation images are chosen, by the name that configs use."""
 
 
 def short_classes(
@@ -125,6 +167,13 @@ def split_by_class(
             start = stop
         parts[-1].extend(group[start:])
     return [np.array(sorted(part), np.int64) for part in parts]
+
+
+def _check_shots(shots: int) -> None:
+    if shots < 1:
+        raise InputError(
+            f"expected at least 1 shot, got {shots}; leave few-shot sampling out for all"
+        )
 
 
 def _sample(labels: Iterable[int], shots: int, generator: random.Random) -> np.ndarray:

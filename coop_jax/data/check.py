@@ -1,0 +1,95 @@
+"""The dataset doctor: python -m coop_jax.data.check NAME [NAME ...|all] [--data_dir DIR] [--quick].
+
+Compares what is on disk with what the papers used, decodes every image, and says how to mend what
+is wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coop_jax.data import catalog, doctor
+from coop_jax.data.doctor import Findings
+from coop_jax.data.official import OFFICIAL
+from coop_jax.data.terminal import command, progress
+
+ALL = "all"
+PROBLEMS = 1
+"""Exit code when problems were found."""
+
+
+def show(findings: Findings, console: Console) -> None:
+    """Print what was found."""
+    dataset = findings.dataset
+    title = escape(findings.name if dataset is None else f"{findings.name} in {dataset.place}")
+    console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    if dataset is not None:
+        table = Table()
+        table.add_column("split")
+        for column in ("images", "expected"):
+            table.add_column(column, justify="right")
+        rows = [*findings.counts, ("classes", len(dataset.class_names), _classes(findings))]
+        for what, number, expected in rows:
+            shown = "" if expected is None else f"{expected:,}"
+            colour = "red" if expected not in (None, number) else ""
+            table.add_row(what, f"{number:,}", shown, style=colour)
+        console.print(table)
+    for note in findings.notes:
+        console.print(f"  {escape(note)}", soft_wrap=True)
+    for problem in findings.problems:
+        console.print(f"  [red]problem:[/red] {escape(problem)}", soft_wrap=True)
+
+
+def _classes(findings: Findings) -> int | None:
+    row = OFFICIAL.get(findings.name)
+    return row.n_classes if row else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the datasets that the arguments name.
+
+    Returns:
+        0 if all is well, `PROBLEMS` if not, 2 for bad input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m coop_jax.data.check",
+        description="Check datasets: counts, class names, the split, and that every image can be"
+        " decoded. Exit code 0: all is well; 1: problems were found; 2: bad input.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(catalog.names())}, {ALL} for the papers' datasets, or a folder, .csv or"
+        " .json of own images",
+    )
+    parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
+    parser.add_argument("--quick", action="store_true", help="do not decode the images")
+    chosen = parser.parse_args(arguments)
+
+    def run() -> int:
+        names = [n for name in chosen.names for n in (OFFICIAL if name == ALL else (name,))]
+        catalog.check_names(names)
+        data_dir = catalog.data_directory(chosen.data_dir)
+        console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
+        faulty = []
+        for name in dict.fromkeys(names):
+            findings = doctor.examine(name, data_dir)
+            if not chosen.quick and findings.dataset is not None:
+                with progress(doctor.count(findings), name) as advance:
+                    doctor.decode(findings, advance)
+            show(findings, console)
+            faulty += [name] if findings.problems else []
+        if faulty:
+            console.print(f"problems in {', '.join(faulty)}", soft_wrap=True, markup=False)
+        return PROBLEMS if faulty else 0
+
+    return command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Random access to the encoded images of a split, wherever they lie."""
+
+import dataclasses
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int, Int32
+from PIL import Image, UnidentifiedImageError
+
+from coop_jax.errors import InputError
+
+
+class Source(Protocol):
+    """Records by position; each has `image`: encoded bytes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+class FileSource:
+    """Image files as they lie in a folder: nothing is kept open, nothing is copied."""
+
+    def __init__(self, root: Path, paths: np.ndarray):
+        """`paths` are relative to `root`."""
+        self._root, self._paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {"image": (self._root / str(self._paths[index])).read_bytes()}
+
+
+class ImageCache:
+    """Decoded images kept in memory, first come, first kept, up to a number of bytes.
+
+    Safe to use from threads; pickled and copied without its contents.
+    """
+
+    def __init__(self, limit: int = 256 * 2**20):
+        """Start empty; `limit` is in bytes of decoded pixels."""
+        self._limit = limit
+        self._used = 0
+        self._images: dict[int, Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["ImageCache"], tuple[int]]:
+        return ImageCache, (self._limit,)
+
+    def get(self, key: int) -> Image.Image | None:
+        """The image kept under `key`, if any."""
+        return self._images.get(key)
+
+    def offer(self, key: int, image: Image.Image) -> None:
+        """Keep the image if it is new and fits."""
+        size = image.width * image.height * len(image.getbands())
+        with self._lock:
+            if key not in self._images and self._used + size <= self._limit:
+                self._images[key] = image
+                self._used += size
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Random access to encoded images and their labels: one split, or a part of it.
+
+    Attributes:
+        source: records with `image` (encoded bytes).
+        split: the split's name, for messages.
+        labels: label of every example.
+        file_names: file of every example, relative to the dataset's root, or an id.
+        indices: where every example is in `source`.
+        cache: decoded images, shared with every subset.
+    """
+
+    source: Source = field(repr=False)
+    split: str
+    labels: Int32[np.ndarray, " examples"] = field(repr=False)
+    file_names: np.ndarray = field(repr=False)
+    indices: Int[np.ndarray, " examples"] = field(repr=False)
+    cache: ImageCache = field(default_factory=ImageCache, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Int[np.ndarray, " chosen"] | Sequence[int]) -> "Examples":
+        """The examples at `indices` (positions in this object), in that order; may repeat.
+
+        Raises:
+            InputError: if an index is outside [0, len(self)).
+        """
+        chosen = np.asarray(indices, np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise InputError(
+                f"expected indices from 0 to {len(self) - 1} into the {self.split} split, "
+                f"got {chosen.min()} to {chosen.max()}; choose from the examples there are"
+            )
+        return dataclasses.replace(
+            self,
+            labels=self.labels[chosen],
+            file_names=self.file_names[chosen],
+            indices=self.indices[chosen],
+        )
+
+    def of_labels(self, labels: Int[np.ndarray, " classes"]) -> "Examples":
+        """The examples of these labels (ascending), which are renumbered from 0."""
+        kept = self.subset(np.flatnonzero(np.isin(self.labels, labels)))
+        return dataclasses.replace(
+            kept, labels=np.searchsorted(labels, kept.labels).astype(np.int32)
+        )
+
+    def image(self, index: int) -> Image.Image:
+        """Decode an example with Pillow, in the mode of its file.
+
+        Of an animation it is the first frame. An EXIF orientation is ignored, as in the official
+        code. The image may be shared with other threads and later calls: do not modify it in place.
+
+        Raises:
+            InputError: the file cannot be read or decoded, or has more than 16 bits per
+                channel; names the file and the split.
+        """
+        key = int(self.indices[index])
+        cached = self.cache.get(key)
+        if cached is not None:
+            return cached
+        place = f"{self.file_names[index]} of the {self.split} split"
+        try:
+            record = self.source[key]
+        except OSError as error:
+            raise InputError(
+                f"expected a readable file {place}, got {error}; restore it or make it readable"
+            ) from error
+        image = _decode(record["image"], place)
+        self.cache.offer(key, image)
+        return image
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset with the three splits of the protocol.
+
+    Attributes:
+        name: the catalogue's name, or that of the folder or file.
+        class_names: name of every label, with spaces, as prompts use them.
+        templates: hand-crafted prompts with `{}` for the class name; the first is the dataset's
+            own.
+        train: training examples.
+        val: validation examples; may be empty.
+        test: test examples.
+        origin: whose split it is where it is not the one that the papers used: "TFDS".
+        place: where it was found.
+        repeated: class names that more than one label has, and rightly so.
+        class_ids: what tells the classes from each other where their names do not.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: Examples
+    val: Examples
+    test: Examples
+    origin: str = ""
+    place: str = ""
+    repeated: tuple[str, ...] = ()
+    class_ids: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What identifies each class, in the order of the labels."""
+        return self.class_ids or self.class_names
+
+    def split_name(self, part: str = "test") -> str:
+        """What a record calls a part of the test split: its name, and whose split it is."""
+        return f"{part} of {self.origin}" if self.origin else part
+
+    def half(self, part: str) -> "Dataset":
+        """The dataset with the base or the new classes alone (protocol 2.3).
+
+        Base are the first ceil(C / 2) labels of those that have training images, new the rest;
+        examples of other classes are left out and labels renumbered from 0 in ascending order.
+
+        Raises:
+            InputError: no such part, or it has no classes.
+        """
+        labels = np.unique(self.train.labels)
+        middle = -(-len(labels) // 2)
+        halves = {"base": labels[:middle], "new": labels[middle:], "all": labels}
+        if part not in halves or not len(halves[part]):
+            raise InputError(
+                f"expected a part ({', '.join(halves)}) of the {len(labels)} classes of"
+                f" {self.name} with at least one class, got {part!r}"
+            )
+        chosen = halves[part]
+        return dataclasses.replace(
+            self,
+            class_names=tuple(self.class_names[label] for label in chosen),
+            class_ids=tuple(self.ids[label] for label in chosen),
+            train=self.train.of_labels(chosen),
+            val=self.val.of_labels(chosen),
+            test=self.test.of_labels(chosen),
+        )
+
+
+def _decode(encoded: bytes, place: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise many kinds
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = "no image format that it knows" if unknown else error
+        raise InputError(
+            f"expected a readable image in {place}, got {len(encoded)} bytes that Pillow cannot"
+            f" decode ({cause}); replace or remove the file"
+        ) from error
+    more_than_16_bits = image.mode == "I" and image.format != "PPM"
+    if image.mode == "F" or more_than_16_bits:
+        raise InputError(
+            f"expected an image of 8 or 16 bits per channel in {place}, got Pillow's mode"
+            f" {image.mode} ({image.format}); save it as 8-bit RGB"
+        )
+    return image

@@ -1,0 +1,191 @@
+"""How CoOp's `$DATA` folder lays out each of its datasets (its DATASETS.md; protocol 2.1)."""
+
+from pathlib import Path
+
+from tensorflow_datasets.core import tfds_path
+
+from coop_jax.data.listing import (
+    Files,
+    Listing,
+    check_files,
+    class_folders,
+    has_folders,
+    image_files,
+    labelled_folders,
+    read_split_file,
+    some,
+)
+from coop_jax.errors import InputError
+
+CLASS_NAMES_FILE = "classnames.txt"
+NO_FILES = Files()
+
+
+def split_file(root: Path, *, images: str, split: str) -> Listing:
+    """A dataset with a `split_zhou_*.json`, whose paths are relative to the folder `images`.
+
+    Raises:
+        InputError: the file is absent or wrong, or it names absent images.
+    """
+    path = root / split
+    if not path.is_file():
+        raise InputError(
+            f"expected the official split {path}, got none; fetch it by the link in CoOp's"
+            " DATASETS.md: a split made anew would not be the paper's"
+        )
+    return check_files(read_split_file(path, root / images), str(path))
+
+
+def fgvc_aircraft(root: Path) -> Listing:
+    """FGVC-Aircraft: variants.txt and images_variant_{train,val,test}.txt, images/<id>.jpg.
+
+    Raises:
+        InputError: a list is absent, names an unknown variant, or names absent images.
+    """
+    names = _lines(root / "variants.txt")
+    labels = {name: label for label, name in enumerate(names)}
+    splits = {}
+    for split in ("train", "val", "test"):
+        path = root / f"images_variant_{split}.txt"
+        rows = [line.split(" ", 1) for line in _lines(path)]
+        unknown = sorted({row[-1] for row in rows} - set(labels))
+        if unknown:
+            raise InputError(
+                f"{path}: expected variants of variants.txt, got {unknown[0]!r}; restore both files"
+            )
+        splits[split] = Files(
+            [f"images/{row[0]}.jpg" for row in rows], [labels[row[1]] for row in rows]
+        )
+    return check_files(Listing(root, tuple(names), splits), str(root))
+
+
+def imagenet(root: Path) -> Listing:
+    """ImageNet: images/train/<wnid>/*, images/val/<wnid>/* or images/val/* flat, classnames.txt.
+
+    The validation images are both val and test (protocol 2.1). Images are in the order of their
+    names within a class; the official code takes them as the file system lists them.
+
+    Raises:
+        InputError: class folders are missing or others are there, or a flat validation folder has
+            files that are not ImageNet's.
+    """
+    names = imagenet_class_names(root)
+    labels = {wnid: label for label, wnid in enumerate(names)}
+    train = _by_wnid(root, root / "images" / "train", labels)
+    validation = root / "images" / "val"
+    if has_folders(validation):
+        test = _by_wnid(root, validation, labels)
+    else:
+        test = _flat_validation(root, validation, labels)
+    splits = {"train": train, "val": test, "test": test}
+    return Listing(root, tuple(names.values()), splits, tuple(names))
+
+
+def numbered_folders(root: Path, *, images: str) -> Listing:
+    """ImageNetV2: a folder per line of classnames.txt, named by the line's number from 0.
+
+    Raises:
+        InputError: a folder is missing or another one is there.
+    """
+    names = imagenet_class_names(root)
+    folders = {folder.name: folder for folder in class_folders(root / images)}
+    expected = [str(number) for number in range(len(names))]
+    _same_folders(root / images, folders, expected)
+    files = labelled_folders(root, ((folders[name], label) for label, name in enumerate(expected)))
+    splits = {"train": NO_FILES, "val": NO_FILES, "test": files}
+    return Listing(root, tuple(names.values()), splits, tuple(names))
+
+
+def wnid_folders(root: Path, *, images: str) -> Listing:
+    """ImageNet-Sketch, -A and -R: a folder per wnid; only the classes that are there count.
+
+    ImageNet-A and -R have 200 of the 1,000 classes: labels number the folders there are.
+
+    Raises:
+        InputError: a folder is not a wnid of classnames.txt.
+    """
+    names = imagenet_class_names(root)
+    folders = class_folders(root / images)
+    strange = [folder.name for folder in folders if folder.name not in names]
+    if strange:
+        raise InputError(
+            f"expected folders of ImageNet's classes in {root / images}, got also"
+            f" {some(strange)}; move them away or restore {CLASS_NAMES_FILE}"
+        )
+    files = labelled_folders(root, ((folder, label) for label, folder in enumerate(folders)))
+    chosen = tuple(names[folder.name] for folder in folders)
+    splits = {"train": NO_FILES, "val": NO_FILES, "test": files}
+    return Listing(root, chosen, splits, tuple(folder.name for folder in folders))
+
+
+def imagenet_class_names(root: Path) -> dict[str, str]:
+    """CoOp's class names by wnid, in the order of `classnames.txt`, which is that of the labels.
+
+    Raises:
+        InputError: the file is absent or a line is not "<wnid> <class name>".
+    """
+    path = root / CLASS_NAMES_FILE
+    rows = [line.split(" ", 1) for line in _lines(path)]
+    faulty = [row[0] for row in rows if len(row) != 2]
+    wnids = [row[0] for row in rows]
+    if faulty or wnids != sorted(set(wnids)):
+        raise InputError(
+            f"{path}: expected lines '<wnid> <class name>' in ascending order of wnids, got"
+            f" {faulty[0] if faulty else 'another order'}; fetch it by the link in CoOp's"
+            " DATASETS.md"
+        )
+    return {wnid: name.strip() for wnid, name in rows}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expected the text file {path}, got {error}; CoOp's DATASETS.md says where it is from"
+        ) from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise InputError(
+            f"expected the text file {path}, got an empty one; CoOp's DATASETS.md says where it is"
+            " from"
+        )
+    return lines
+
+
+def _same_folders(folder: Path, found: dict[str, Path], expected: list[str]) -> None:
+    missing, strange = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or strange:
+        raise InputError(
+            f"expected the {len(expected)} class folders of {CLASS_NAMES_FILE} in {folder}, got"
+            f" {len(missing)} of them not ({some(missing)}) and {len(strange)} others"
+            f" ({some(strange)}); unpack it again"
+        )
+
+
+def _by_wnid(root: Path, folder: Path, labels: dict[str, int]) -> Files:
+    folders = {found.name: found for found in class_folders(folder)}
+    _same_folders(folder, folders, list(labels))
+    return labelled_folders(root, ((folders[wnid], label) for wnid, label in labels.items()))
+
+
+def _flat_validation(root: Path, folder: Path, labels: dict[str, int]) -> Files:
+    """Label number n of the ground truth is that of ILSVRC2012_val_{n:08d}, n from 1."""
+    truth = tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
+    rows = []
+    for path in image_files(folder):
+        number = path.stem.removeprefix("ILSVRC2012_val_")
+        if not (number.isdecimal() and 1 <= int(number) <= len(truth)):
+            raise InputError(
+                f"expected files ILSVRC2012_val_00000001.JPEG to {len(truth)} in {folder}, got"
+                f" {path.name}; move the others away"
+            )
+        wnid = truth[int(number) - 1]
+        if wnid not in labels:
+            raise InputError(
+                f"{root / CLASS_NAMES_FILE}: expected the class {wnid} of {path.name}, got none;"
+                " restore the file"
+            )
+        rows.append((labels[wnid], path.relative_to(root).as_posix()))
+    rows.sort()
+    return Files([path for _, path in rows], [label for label, _ in rows])

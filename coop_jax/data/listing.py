@@ -1,0 +1,243 @@
+"""Which files a dataset has, and what they show: found before any image is read."""
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coop_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class Files(NamedTuple):
+    """Image files of a split, relative to the listing's root, and the label of each."""
+
+    paths: Sequence[str] = ()
+    labels: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files of a dataset.
+
+    Attributes:
+        root: the folder that the paths are relative to.
+        class_names: name of every label, with spaces, as prompts use them.
+        splits: files of "train", "val" and "test"; train and val may be empty.
+        class_ids: what tells the classes from each other where their names do not.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, Files]
+    class_ids: tuple[str, ...] = ()
+
+
+def spoken(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Class names as prompts spell them: underscores are spaces (protocol 2.4)."""
+    return tuple(name.replace("_", " ") for name in class_names)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image: hidden files and other endings are passed over."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name; hidden ones are passed over.
+
+    Raises:
+        InputError: there is no such folder, or it has none.
+    """
+    found = [folder / entry.name for entry in _entries(folder) if entry.is_dir()]
+    if not found:
+        raise InputError(
+            f"expected a folder per class in {folder}, got none; put each class's images into a"
+            " folder of its name"
+        )
+    return found
+
+
+def has_folders(folder: Path) -> bool:
+    """Whether there are folders in a folder; hidden ones are passed over.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    return any(entry.is_dir() for entry in _entries(folder))
+
+
+def labelled_folders(root: Path, folders: Iterable[tuple[Path, int]]) -> Files:
+    """The image files of class folders, sorted by name within a class.
+
+    Raises:
+        InputError: a folder has no image file.
+    """
+    files = [
+        (path.relative_to(root).as_posix(), label)
+        for folder, label in folders
+        for path in image_files(folder)
+    ]
+    return Files(*map(list, zip(*files, strict=True))) if files else Files()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name; hidden files and folders are passed over."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(
+            f"expected a folder {folder}, got an error ({error.strerror}); create it or put the"
+            " images where it is"
+        ) from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name.
+
+    Raises:
+        InputError: there is none, or one is a link to nothing or a folder.
+    """
+    found = [entry for entry in _entries(folder) if is_image(entry.name)]
+    if not found:
+        raise InputError(
+            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
+            " or remove the folder"
+        )
+    broken = [entry.name for entry in found if not entry.is_file()]
+    if broken:
+        raise InputError(
+            f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
+            " restore or remove them"
+        )
+    return [folder / entry.name for entry in found]
+
+
+def read_split_file(path: Path, root: Path) -> Listing:
+    """Read a CoOp-style split: JSON with lists train, val and test of [path, label, class name].
+
+    Labels are numbered from 0; class names are those of the train list (protocol 2.4).
+
+    Args:
+        path: the JSON file.
+        root: the folder that its paths are relative to.
+
+    Raises:
+        InputError: the file cannot be read, a row is not of that form, train or test is empty, the
+            labels have gaps, or one label has two names.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected a split file {path} in JSON, got {error}; restore it or save it as UTF-8"
+        ) from error
+    if not (
+        isinstance(content, dict)
+        and {"train", "test"} <= set(content) <= set(SPLITS)
+        and all(isinstance(rows, list) for rows in content.values())
+    ):
+        raise InputError(
+            f"{path}: expected an object with the lists {', '.join(SPLITS)} alone, got"
+            f" {str(content)[:80]}; write them (val may be left out)"
+        )
+    names: dict[int, str] = {}
+    splits = {}
+    for split in SPLITS:
+        rows = content.get(split, [])
+        for number, row in enumerate(rows):
+            _check_row(row, f"{path}: {split}[{number}]")
+            if split == "train" and names.setdefault(row[1], row[2]) != row[2]:
+                raise InputError(
+                    f"{path}: expected one name per label, got {names[row[1]]!r} and {row[2]!r} for"
+                    f" label {row[1]}; correct one"
+                )
+        splits[split] = Files([row[0] for row in rows], [row[1] for row in rows])
+    _check_labels(names, splits, str(path))
+    return Listing(root, spoken(names[label] for label in sorted(names)), splits)
+
+
+def _check_row(row: Any, place: str) -> None:
+    if not (
+        isinstance(row, list)
+        and [type(part) for part in row] == [str, int, str]
+        and row[0].strip()
+        and row[1] >= 0
+        and row[2].strip()
+    ):
+        raise InputError(
+            f"{place}: expected [path, label, class name] with a label of at least 0, got"
+            f" {str(row)[:80]}; correct the row"
+        )
+
+
+def _check_labels(names: dict[int, str], splits: dict[str, Files], place: str) -> None:
+    for split in ("train", "test"):
+        if not splits[split].paths:
+            raise InputError(f"{place}: expected images in {split}, got an empty list; add some")
+    if sorted(names) != list(range(len(names))):
+        absent = (label for label in range(len(names)) if label not in names)
+        raise InputError(
+            f"{place}: expected training images of every label from 0 to {max(names)}, got none of"
+            f" {next(absent)}; number the labels without gaps"
+        )
+    for split, files in splits.items():
+        unknown = sorted(set(files.labels) - set(names))
+        if unknown:
+            shown = some([str(label) for label in unknown])
+            raise InputError(
+                f"{place}: expected labels from 0 to {len(names) - 1} in {split}, as in train, got"
+                f" {shown}; add training images of them or remove the rows"
+            )
+
+
+def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are no files below root, found by listing each folder once."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.rpartition("/")[0]].append(path)
+    absent = []
+    for folder, paths_there in by_folder.items():
+        try:
+            with os.scandir(root / folder) as entries:
+                found = {entry.name for entry in entries if entry.is_file()}
+        except (OSError, ValueError):  # an error for a name that no file can have
+            found = set()
+        absent += [path for path in paths_there if path.rpartition("/")[2] not in found]
+    return absent
+
+
+def check_files(listing: Listing, place: str) -> Listing:
+    """The listing itself, if every file that it names exists.
+
+    Raises:
+        InputError: files are absent; the message has their number and the first ones.
+    """
+    paths = [path for files in listing.splits.values() for path in files.paths]
+    absent = absent_files(listing.root, paths)
+    if absent:
+        raise InputError(
+            f"{place}: expected all of its {len(paths)} images in {listing.root}, got none for"
+            f" {len(absent)} of them ({some(absent)}); restore the files or correct the split"
+        )
+    return listing
+
+
+def label_array(files: Files) -> np.ndarray:
+    """The labels as int32."""
+    return np.asarray(files.labels, np.int32)
+
+
+def some(values: Sequence[str], limit: int = 5) -> str:
+    """The first values and the number of the others, for a message."""
+    shown = ", ".join(values[:limit]) or "none"
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

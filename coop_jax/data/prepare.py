@@ -1,0 +1,132 @@
+"""Make a dataset quick to read: python -m coop_jax.data.prepare NAME [NAME ...] [--data_dir DIR].
+
+Image files in folders are copied bit for bit into shards; a dataset of the papers whose images are
+not there is downloaded and prepared by TFDS.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from coop_jax.data import catalog, copies, overlay
+from coop_jax.data.catalogued import Catalogued
+from coop_jax.data.listing import Listing
+from coop_jax.data.official import OFFICIAL
+from coop_jax.data.terminal import command, one_line, progress
+from coop_jax.errors import InputError
+
+
+def prepare(
+    name: str, data_dir: Path, class_names: str | None = None, workers: int | None = None
+) -> str:
+    """Prepare a dataset, unless it is done already.
+
+    Args:
+        name: a name of the catalogue or the path of own images, as `catalog.load` takes it.
+        data_dir: the data directory; CoOp's `$DATA` for the papers' datasets.
+        class_names: the class-name file of own images.
+        workers: threads that copy; by default one per processor.
+
+    Returns:
+        Where the dataset is now, in words.
+
+    Raises:
+        InputError: there is no such dataset, its files cannot be used, nothing can be written, or
+            TFDS cannot prepare it.
+    """
+    if name == catalog.DIGITS:
+        return catalog.load(name, data_dir).place
+    if name not in OFFICIAL:
+        title, listing = catalog.own_listing(name, class_names)
+        return _copy(title, listing, data_dir, workers)
+    row = OFFICIAL[name]
+    if row.has_images(data_dir):
+        return _copy(name, row.layout(data_dir / row.folder), data_dir, workers)
+    if row.tfds is None:
+        raise overlay.absent(name, row, data_dir)
+    if not (data_dir / row.tfds.folder).is_dir():
+        download(row.tfds, data_dir)
+    # Opening the dataset once writes the index, while the folder can be written.
+    return overlay.load(name, row, data_dir).place
+
+
+def download(wanted: Catalogued, data_dir: Path) -> None:
+    """Let TFDS download a dataset and write it as ArrayRecord files.
+
+    Raises:
+        InputError: TensorFlow is absent, or TFDS fails.
+    """
+    request = f"{wanted.name}:{wanted.version}"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"expected TensorFlow, with which TFDS prepares {request}, got none; run"
+            " `pip install -e '.[prepare]'`: training and testing need no TensorFlow"
+        )
+    tfds.display_progress_bar(sys.stderr.isatty())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            builder = tfds.builder(request, data_dir=data_dir)
+            # What Google stores ready-made has another file format.
+            config = tfds.download.DownloadConfig(try_download_gcs=False)
+            builder.download_and_prepare(download_config=config, file_format="array_record")
+    except Exception as error:  # TFDS and its builders raise many kinds
+        raise InputError(
+            f"expected TFDS to download and prepare {request} in {data_dir}, got"
+            f" {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _copy(title: str, listing: Listing, data_dir: Path, workers: int | None) -> str:
+    with progress(copies.count(listing), title) as advance:
+        workers = workers or os.cpu_count() or 1
+        return f"prepared copy {copies.write(title, listing, data_dir, workers, advance)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare the datasets that the arguments name; the exit code.
+
+    Bad input is one line on standard error and exit code 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m coop_jax.data.prepare",
+        description="Make datasets quick to read: copy image files into shards, or let TFDS"
+        " download a dataset of the papers (needs pip install -e '.[prepare]').",
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(catalog.names())}, or a folder, .csv or .json of own images",
+    )
+    parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
+    parser.add_argument("--workers", type=int, help="threads; default one per processor")
+    parser.add_argument("--class_names", metavar="FILE", help="class names of own images")
+    chosen = parser.parse_args(arguments)
+
+    def run() -> int:
+        if chosen.workers is not None and chosen.workers < 1:
+            raise InputError(f"--workers: expected at least 1, got {chosen.workers}; raise it")
+        catalog.check_names(chosen.names)
+        official = [name for name in chosen.names if name in catalog.names()]
+        if chosen.class_names and official:
+            raise InputError(
+                f"--class_names: expected own images alone, got {', '.join(official)}; the"
+                " catalogue has its class names"
+            )
+        data_dir = catalog.data_directory(chosen.data_dir)
+        for name in chosen.names:
+            place = prepare(name, data_dir, chosen.class_names, chosen.workers)
+            print(f"{name}: {place}", flush=True)
+        return 0
+
+    return command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
