@@ -1,16 +1,20 @@
 """One contract for every method file found, and each method's own errors."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CLASS_NAMES
 from flax import nnx
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from coop_jax import evaluate, methods, optim, parallel, train
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.errors import InputError
-from coop_jax.methods import Learned
+from coop_jax.methods import Learned, linear_probe
 from coop_jax.methods.base import cross_entropy
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
@@ -81,14 +85,50 @@ def test_checkpoints_restore_what_was_learned(
     np.testing.assert_array_equal(eager_logits(other, tiny_clip), eager_logits(method, tiny_clip))
 
 
-@every_method
-def test_what_is_learned_moves_to_other_classes(name, tiny_clip, tiny_tokenizer):
-    method = create(name, tiny_clip, tiny_tokenizer, seed=1)
-    other = create(name, tiny_clip, tiny_tokenizer, ("circle", *CLASS_NAMES[1:3]), seed=2)
-    nnx.update(other, nnx.state(method, Learned))
-    got, expected = eager_logits(other, tiny_clip), eager_logits(method, tiny_clip)
-    np.testing.assert_allclose(got[:, 1:], expected[:, 1:3], rtol=1e-4, atol=1e-4)
-    assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
+def learned_shapes(method):
+    return [(path, leaf.shape) for path, leaf in nnx.state(method, Learned).flat_state()]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*((name, {}) for name in methods.available()), ("coop", {"class_specific": True})],
+)
+def test_what_is_learned_moves_to_other_classes_or_is_refused(
+    name, config, tiny_clip, tiny_tokenizer, tmp_path
+):
+    method = create(name, tiny_clip, tiny_tokenizer, seed=1, **config)
+    names = ("circle", *CLASS_NAMES[1:3])
+    other = create(name, tiny_clip, tiny_tokenizer, names, seed=2, **config)
+    if learned_shapes(method) == learned_shapes(other):
+        nnx.update(other, nnx.state(method, Learned))
+        got, expected = eager_logits(other, tiny_clip), eager_logits(method, tiny_clip)
+        np.testing.assert_allclose(got[:, 1:], expected[:, 1:3], rtol=1e-4, atol=1e-4)
+        assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
+    else:
+        optimizer = optim.create(optim.OptimizerConfig(), 2, 2)
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(train.initial_state(method, tiny_clip, optimizer), last=True)
+        with pytest.raises(InputError, match=r"\(3, .* got .*\(5, .*\(if class-specific\) classes"):
+            checkpoints.restore(train.initial_state(other, tiny_clip, optimizer))
+        checkpoints.close()
+
+
+def test_moving_takes_the_rows_of_the_wanted_classes(tiny_clip, tiny_tokenizer):
+    method = create("coop", tiny_clip, tiny_tokenizer, seed=1, class_specific=True)
+    wanted = (CLASS_NAMES[3], CLASS_NAMES[0])
+    fresh = create("coop", tiny_clip, tiny_tokenizer, wanted, seed=2, class_specific=True)
+    moved = methods.move(method, fresh, CLASS_NAMES, wanted)
+    np.testing.assert_allclose(
+        eager_logits(moved, tiny_clip),
+        eager_logits(method, tiny_clip)[:, [3, 0]],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    # As many classes, but others: no shape tells.
+    others = [f"{name}s" for name in CLASS_NAMES]
+    fresh = create("coop", tiny_clip, tiny_tokenizer, others, class_specific=True)
+    with pytest.raises(InputError, match=r"got 5 others \(tenchs, .* choose a shared context"):
+        methods.move(method, fresh, CLASS_NAMES, others)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +142,15 @@ def test_what_is_learned_moves_to_other_classes(name, tiny_clip, tiny_tokenizer)
 def test_bad_class_names(tiny_clip, tiny_tokenizer, names, message):
     with pytest.raises(InputError, match=message):
         create("coop", tiny_clip, tiny_tokenizer, names)
+
+
+def test_known_repeats_are_accepted(tiny_clip, tiny_tokenizer):
+    names = ("missile", "tench", "missile", "tench")
+    with pytest.raises(InputError, match=r"got 'tench' \(2 times\);"):
+        methods.create("coop", tiny_clip, tiny_tokenizer, names, repeated=("missile",))
+    method = methods.create("coop", tiny_clip, tiny_tokenizer, names[:3], repeated=("missile",))
+    logits = eager_logits(method, tiny_clip)
+    np.testing.assert_array_equal(logits[:, 0], logits[:, 2])
 
 
 def test_initial_context(tiny_clip, tiny_tokenizer):
@@ -179,4 +228,117 @@ def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
 def test_bad_settings(tiny_clip, tiny_tokenizer, name, config, message):
     with pytest.raises(InputError, match=message) as error:
         create(name, tiny_clip, tiny_tokenizer, **config)
+    assert "\n" not in str(error.value)
+
+
+def few_shot_features(seed, classes, images=6):
+    """Features of classes that overlap, [images per class * classes, 24], and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(classes, images)
+    centers = np.random.default_rng(9).normal(size=(max(classes) + 1, 24))
+    return (centers[labels] + 3 * rng.normal(size=(len(labels), 24))).astype(np.float32), labels
+
+
+def official_linear_probe(features, labels, val_features, val_labels):
+    """Protocol section 10 word by word: every classifier fitted anew, the ends moved as C itself.
+
+    Gives the classifier, its C and its validation accuracy.
+    """
+
+    def fit(c):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            regression = LogisticRegression(solver="lbfgs", max_iter=1000, C=c)
+            regression.fit(features.astype(np.float64), labels)
+        return regression, c, np.mean(regression.predict(val_features) == val_labels)
+
+    best = None
+    for c in (1e6, 1e4, 1e2, 1, 1e-2, 1e-4, 1e-6):
+        candidate = fit(c)
+        if best is None or candidate[2] > best[2]:
+            best = candidate
+    low, high = 0.1 * best[1], 10 * best[1]
+    for _ in range(8):
+        at_low, at_high = fit(low), fit(high)
+        middle = 10 ** (np.log10(low) / 2 + np.log10(high) / 2)
+        if at_low[2] < at_high[2]:
+            chosen, low = at_high, middle
+        else:
+            chosen, high = at_low, middle
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_linear_probe_is_the_official_one(tiny_clip, tiny_tokenizer, one_device, caplog, seed):
+    caplog.set_level("INFO", "coop_jax")
+    data = (
+        *few_shot_features(2 * seed, [0, 1, 2, 3, 4]),
+        *few_shot_features(2 * seed + 1, [0, 1, 2, 3, 4], images=4),
+    )
+    method = create("linear_probe", tiny_clip, tiny_tokenizer)
+    assert isinstance(method, methods.ClosedForm)
+    method.fit(*data)
+    expected, c, accuracy = official_linear_probe(*data)
+    assert f"C = {c:.4g}, few-shot validation accuracy {100 * accuracy:.1f} %" in caplog.text
+    test_features, _ = few_shot_features(100, [0, 1, 2, 3, 4], images=50)
+    logits = evaluate.logits(method, tiny_clip, test_features, one_device)
+    np.testing.assert_array_equal(np.argmax(logits, axis=1), expected.predict(test_features))
+    np.testing.assert_allclose(
+        logits, expected.decision_function(test_features), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_search_for_c_follows_the_accuracy():
+    assert linear_probe.search(lambda exponent: 0.5) == 5
+    assert linear_probe.search(lambda exponent: exponent) == 7
+    assert linear_probe.search(lambda exponent: -abs(exponent + 2.3)) == pytest.approx(
+        -2.3, abs=0.02
+    )
+
+
+def test_linear_probe_of_two_classes_has_the_regressions_probabilities(tiny_clip, tiny_tokenizer):
+    data = (*few_shot_features(0, [0, 1]), *few_shot_features(1, [0, 1], images=4))
+    method = create("linear_probe", tiny_clip, tiny_tokenizer, ("cat", "dog"))
+    method.fit(*data)
+    expected, _, _ = official_linear_probe(*data)
+    np.testing.assert_allclose(
+        jax.nn.softmax(eager_logits(method, tiny_clip)),
+        expected.predict_proba(FEATURES),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("present", [[1, 3], [0, 2, 4]])
+def test_linear_probe_never_predicts_a_class_without_images(tiny_clip, tiny_tokenizer, present):
+    method = create("linear_probe", tiny_clip, tiny_tokenizer)
+    method.fit(*few_shot_features(0, present), *few_shot_features(1, [0, 1, 2, 3, 4]))
+    logits = method.logits(tiny_clip, method.encode_classes(tiny_clip), 1e6 * FEATURES)
+    assert np.isfinite(logits).all()
+    assert set(np.argmax(logits, axis=1).tolist()) <= set(present)
+
+
+def test_linear_probe_says_once_what_did_not_converge(
+    tiny_clip, tiny_tokenizer, monkeypatch, caplog
+):
+    monkeypatch.setattr(linear_probe, "ITERATIONS", 1)
+    method = create("linear_probe", tiny_clip, tiny_tokenizer)
+    method.fit(*few_shot_features(0, [0, 1, 2]), *few_shot_features(1, [0, 1, 2]))
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "L-BFGS did not converge for " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("present", "val_images", "message"),
+    [
+        ([0, 1], 0, "expected validation images, which the search for C needs, got none"),
+        ([2], 4, "expected training images of at least 2 classes, got 1;"),
+    ],
+)
+def test_linear_probe_needs_classes_and_validation_images(
+    tiny_clip, tiny_tokenizer, present, val_images, message
+):
+    method = create("linear_probe", tiny_clip, tiny_tokenizer)
+    with pytest.raises(InputError, match=message) as error:
+        method.fit(*few_shot_features(0, present), *few_shot_features(1, [0, 1], val_images))
     assert "\n" not in str(error.value)

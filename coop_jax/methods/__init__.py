@@ -1,5 +1,25 @@
 """Prompt learning methods, one file each; `create` finds them by name."""
 
-from coop_jax.methods.base import Derived, Learned, Method, available, create, default_config
+from coop_jax.methods.base import (
+    ClosedForm,
+    Derived,
+    Learned,
+    Method,
+    available,
+    create,
+    default_config,
+    is_closed_form,
+    move,
+)
 
-__all__ = ["Derived", "Learned", "Method", "available", "create", "default_config"]
+__all__ = [
+    "ClosedForm",
+    "Derived",
+    "Learned",
+    "Method",
+    "available",
+    "create",
+    "default_config",
+    "is_closed_form",
+    "move",
+]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -32,7 +33,8 @@ class Method(Protocol):
     """The interface that training and evaluation see; implementations are NNX modules.
 
     The frozen CLIP is handed in at every call, so that it stays an argument of whatever is
-    compiled (DESIGN section 2).
+    compiled (DESIGN section 2). A method that is not trained by gradient steps is a `ClosedForm`
+    as well.
     """
 
     def settings(self) -> dict[str, Any]:
@@ -50,6 +52,25 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class ClosedForm(Protocol):
+    """What a method has besides when it computes its Learned variables at once."""
+
+    def fit(
+        self,
+        features: Float[np.ndarray, "train embedding"],
+        labels: Int[np.ndarray, " train"],
+        val_features: Float[np.ndarray, "val embedding"],
+        val_labels: Int[np.ndarray, " val"],
+    ) -> None:
+        """Set the Learned variables from unnormalised features of images under the test transform.
+
+        Raises:
+            InputError: the method cannot be fitted to these images.
+        """
+        ...
+
+
 def cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
@@ -59,6 +80,53 @@ def cross_entropy(
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
     return -jnp.sum(picked * weights) / jnp.sum(weights)
+
+
+def is_closed_form(name: str) -> bool:
+    """Whether a method computes what it learns at once.
+
+    Raises:
+        InputError: no method of that name.
+    """
+    return issubclass(_module(name).Method, ClosedForm)
+
+
+def move(method: Any, fresh: Any, classes: Sequence[str], wanted: Sequence[str]) -> Any:
+    """Give what a method has learned to the same method made for other classes.
+
+    A shared context serves any classes. A Learned variable marked `per_class` has a row per class,
+    and the rows of the wanted classes are taken.
+
+    Args:
+        method: the method that has learned.
+        fresh: what receives it; of the same settings.
+        classes: what identifies the classes of `method`, in the order of its labels.
+        wanted: the same of `fresh`.
+
+    Returns:
+        `fresh`.
+
+    Raises:
+        InputError: rows are wanted of classes that `method` did not learn.
+    """
+    unknown = [name for name in wanted if name not in set(classes)]
+
+    def rows(variable: nnx.Variable) -> nnx.Variable:
+        if not variable.get_metadata().get("per_class"):
+            return variable
+        if unknown:
+            raise InputError(
+                f"expected only classes that were learned, one by one, got {len(unknown)} others"
+                f" ({', '.join(unknown[:3])}); what a class-specific method learns cannot move to"
+                " them: choose a shared context (e.g. config.method.class_specific=False)"
+            )
+        return variable.replace(variable[...][jnp.asarray([classes.index(n) for n in wanted])])
+
+    learned = nnx.state(method, Learned)
+    nnx.update(
+        fresh, jax.tree.map(rows, learned, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    )
+    return fresh
 
 
 def available() -> list[str]:
@@ -77,11 +145,12 @@ def default_config(name: str) -> dict[str, Any]:
     return _module(name).default_config()
 
 
-def check_class_names(names: Sequence[str]) -> None:
+def check_class_names(names: Sequence[str], repeated: Sequence[str] = ()) -> None:
     """Refuse a list of class names that cannot define a classifier.
 
     Raises:
-        InputError: the list is empty, a name is empty, or names read the same to the tokenizer.
+        InputError: the list is empty, a name is empty, or names that are not in `repeated` read the
+            same to the tokenizer.
     """
     if not names:
         raise InputError("expected at least one class name, got none; name the classes")
@@ -92,7 +161,11 @@ def check_class_names(names: Sequence[str]) -> None:
             f"expected a name for every class, got an empty one for label {', '.join(empty)};"
             " name it"
         )
-    repeats = [f"{name!r} ({count} times)" for name, count in Counter(spelled).items() if count > 1]
+    repeats = [
+        f"{name!r} ({count} times)"
+        for name, count in Counter(spelled).items()
+        if count > 1 and name not in repeated
+    ]
     if repeats:
         raise InputError(
             f"expected different class names, got {', '.join(repeats)}; rename or merge these"
@@ -108,6 +181,7 @@ def create(
     config: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
+    repeated: Sequence[str] = (),
 ) -> Any:
     """A method ready to train or evaluate on these classes.
 
@@ -118,12 +192,14 @@ def create(
         class_names: one per label; underscores read as spaces.
         config: settings that differ from the method's `default_config()`.
         seed: of the random initialisation.
+        repeated: class names that several labels may have, as two pairs of ImageNet's do: their
+            logits are equal, and the first label wins.
 
     Raises:
         InputError: an unknown method or setting, or class names that do not fit.
     """
     module = _module(name)
-    check_class_names(class_names)
+    check_class_names(class_names, repeated)
     settings = module.default_config()
     unknown = sorted(set(config or {}) - set(settings))
     if unknown:

@@ -46,8 +46,9 @@ class MetaNet(nnx.Module):
         self.bias2 = uniform(hidden, width)
 
     def __call__(self, features: Float[Array, "batch embedding"]) -> Float[Array, "batch width"]:
-        """What the images add to every context vector, float32."""
-        exact = precision(jnp.float32)
+        """What the images add to every context vector, in the dtype of the net's variables."""
+        dtype = self.kernel1.dtype
+        features, exact = features.astype(dtype), precision(dtype)
         hidden = jnp.dot(features, self.kernel1[...], precision=exact) + self.bias1[...]
         return jnp.dot(jax.nn.relu(hidden), self.kernel2[...], precision=exact) + self.bias2[...]
 

@@ -61,7 +61,7 @@ class Method(nnx.Module):
         self.class_token_position = config["class_token_position"]
         self.shared_context = layout.shared_context
         self.fills_suffix = bool((layout.context >= 0).any())
-        self.context = Learned(context)
+        self.context = Learned(context, per_class=not shared)
         self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
         self.fixed = Derived(clip.text.embed(jnp.asarray(layout.tokens)))
         self.index = Derived(jnp.asarray(layout.context))
