@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from coop_jax import parallel
+from coop_jax import optim, parallel
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
@@ -46,8 +46,9 @@ class Batches:
 
 
 def initial_state(method: nnx.Module, clip: CLIP, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step."""
-    learned = nnx.state(method, Learned)
+    """The state before the first step; what is learned has the optimizer's dtype."""
+    dtype = optim.dtype_of(optimizer)
+    learned = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(method, Learned))
     parameters: Any = {"learned": learned, "frozen": nnx.state(clip)}
     return {"learned": learned, "optimizer": optimizer.init(parameters), "step": jnp.int32(0)}
 
@@ -125,7 +126,8 @@ def fit(
     Image features are made a chunk of epochs ahead, then the steps run in one compiled scan.
 
     Args:
-        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values.
+        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values, of
+            the optimizer's dtype.
         clip: the frozen CLIP.
         optimizer: from `optim.create`.
         batches: which examples each step sees.

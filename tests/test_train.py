@@ -17,12 +17,12 @@ from coop_jax.methods import Learned
 EPOCHS, COUNT = 4, 12
 
 
-def problem(clip, tokenizer, batch_size=5, epochs=EPOCHS, **config):
+def problem(clip, tokenizer, batch_size=5, epochs=EPOCHS, name="coop", dtype="float32", **config):
     """A method, its optimizer, its batches, and random image features that depend on the epoch."""
-    method = methods.create("coop", clip, tokenizer, CLASS_NAMES, config, seed=1)
+    method = methods.create(name, clip, tokenizer, CLASS_NAMES, config, seed=1)
     order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=1)
     labels = np.arange(COUNT, dtype=np.int32) % len(CLASS_NAMES)
-    optimizer = optim.create(optim.OptimizerConfig(), epochs, len(order) // epochs)
+    optimizer = optim.create(optim.OptimizerConfig(dtype=dtype), epochs, len(order) // epochs)
     table = np.random.default_rng(0).normal(size=(epochs, COUNT, 24)).astype(np.float32)
 
     def features_of(requests):
@@ -169,6 +169,34 @@ def test_training_on_a_half_precision_clip(tiny_clip, tiny_tokenizer, one_device
     )
     np.testing.assert_allclose(losses, exact, rtol=20 * float(jnp.finfo(dtype).eps))
     assert half_parts[0].context.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop"])
+def test_training_in_pure_float16(tiny_clip, tiny_tokenizer, tmp_path, one_device, name):
+    half = make_clip(tiny_tokenizer, "vit", jnp.float16)
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(half)))
+    exact = run(tiny_clip, problem(tiny_clip, tiny_tokenizer, name=name, n_ctx=4), one_device)
+
+    parts = problem(half, tiny_tokenizer, name=name, dtype="float16", n_ctx=4)
+    method, optimizer, batches, features_of = parts
+    start = np.array(method.context[...])
+    first = train.Batches(batches.order[:4], batches.epoch[:4], batches.labels)
+    checkpoints = Checkpoints(tmp_path)
+    losses = run(half, (method, optimizer, first, features_of), one_device, checkpoints=checkpoints)
+    assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(nnx.state(method, Learned)))
+    assert not np.array_equal(method.context[...], start.astype(np.float16))
+    saved = checkpoints.restore(train.initial_state(method, half, optimizer))
+    kinds = {(leaf.dtype.name, leaf.ndim > 0) for leaf in jax.tree.leaves(saved)}
+    assert kinds == {("float16", True), ("int32", False)}  # the rest counts steps
+    np.testing.assert_array_equal(saved["learned"]["context"][...], method.context[...])
+
+    again = problem(half, tiny_tokenizer, name=name, dtype="float16", n_ctx=4)
+    losses = np.concatenate([losses, run(half, again, one_device, checkpoints=checkpoints)])
+    checkpoints.close()
+    np.testing.assert_allclose(losses, exact, rtol=20 * float(jnp.finfo(jnp.float16).eps))
+    assert again[0].context.dtype == jnp.float16
+    after = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(half)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_chunks_cover_every_step_once():
