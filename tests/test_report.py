@@ -1,17 +1,25 @@
 import logging
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from rich.table import Table
+from report_results import (
+    COCOOP,
+    COOP,
+    ELEVEN,
+    SHIFTED,
+    TEMPLATE,
+    base_to_new,
+    few_shot,
+    make,
+    transfer,
+    zero_shot,
+)
+from rich.console import Console
 
-from coop_jax import report, results
+from coop_jax import report
 from coop_jax.errors import InputError
-from coop_jax.results import Hashes, Result
+from coop_jax.report import Cell, Row, Sheet
 
 ACCURACIES = {
     1: {1: 87.123, 2: 88.957, 3: 86.0401},
@@ -19,48 +27,10 @@ ACCURACIES = {
     8: {1: 90.14, 2: 90.14, 3: 90.18},
     16: {1: 91.8, 2: 92.05, 3: 91.95},
 }
-TEMPLATE = "a photo of a {}."
 DASH = "\N{EN DASH}"
 
 
-def make(**changes: object) -> Result:
-    values: dict[str, object] = {
-        "protocol": "few_shot",
-        "method": "coop",
-        "dataset": "caltech101",
-        "split": "test",
-        "backbone": "RN50",
-        "shots": 16,
-        "seed": 1,
-        "n_ctx": 16,
-        "class_token_position": "end",
-        "class_specific": False,
-        "epochs": 200,
-        "accuracy": 90.0,
-        "macro_f1": 88.0,
-        "n_classes": 100,
-        "n_examples": 2465,
-        "seconds": 12.5,
-        "commit": "0123abc",
-        "hashes": Hashes(
-            data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
-        ),
-        "versions": {"jax": "0.10.2"},
-        "config": {},
-        "trained_on": "caltech101",
-    }
-    return Result(**(values | changes))  # pyright: ignore[reportArgumentType]
-
-
-def zero_shot(prompt: str, accuracy: float, **changes: object) -> Result:
-    none = dict.fromkeys(
-        ["n_ctx", "class_token_position", "class_specific", "epochs", "trained_on"]
-    )
-    values = {"method": "zero_shot", "shots": 0, "prompt": prompt, "accuracy": accuracy}
-    return make(**(none | values | changes))
-
-
-def experiment(**changes: object) -> list[Result]:
+def experiment(**changes: Any):
     learned = [
         make(shots=shots, seed=seed, accuracy=accuracy, **changes)
         for shots, seeds in ACCURACIES.items()
@@ -73,122 +43,180 @@ def experiment(**changes: object) -> list[Result]:
     ]
 
 
-def write(path: Path, written: list[Result]) -> list[Result]:
-    for result in written:
-        results.append(path, result)
-    return results.read(path)
+def mean(written, **keys):
+    """numpy's mean accuracy of the results with these fields."""
+    chosen = [one for one in written if all(getattr(one, k) == v for k, v in keys.items())]
+    assert chosen
+    return np.mean([one.accuracy for one in chosen])
 
 
-def cells(table: Table) -> list[list[str]]:
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
-    return [list(row) for row in zip(*columns, strict=True)]
+def cells(sheet: Sheet) -> dict[str, dict[str, Any]]:
+    """Means by label and column."""
+    return {
+        row.label: {
+            column: value.cell.mean if value else None
+            for column, value in zip(sheet.columns, row.values, strict=True)
+        }
+        for row in sheet.rows
+    }
 
 
-def test_table_equals_numpy(tmp_path: Path):
-    table = report.few_shot_table(write(tmp_path / "results.jsonl", experiment()))
-    assert [str(column.header) for column in table.columns] == [
-        "shots per class",
-        *map(str, (0, 1, 2, 4, 8, 16)),
-    ]
+def cell_of(row: Row, column: int = -1) -> Cell:
+    value = row.values[column]
+    assert value is not None
+    return value.cell
+
+
+def printed(sheet: Sheet, width: int) -> list[str]:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(sheet)
+    return capture.get().splitlines()
+
+
+def test_few_shot_table_equals_numpy():
+    (sheet,) = report.tables(experiment(backbone="tiny"))
+    assert sheet.header == ("shots per class", "0", "1", "2", "4", "8", "16")
     expected = [DASH]
     for shots in (1, 2, 4, 8, 16):
-        if shots not in ACCURACIES:
-            expected.append(DASH)
-            continue
-        values = np.array(list(ACCURACIES[shots].values()))
-        expected.append(f"{values.mean():.1f}±{values.std(ddof=0):.1f}")
-    missing = [DASH] * 5
-    assert cells(table) == [
-        [f'"{TEMPLATE}"', "86.0", *missing],
-        ["ensemble of 7", "86.3", *missing],
+        values = np.array(list(ACCURACIES.get(shots, {}).values()))
+        expected.append(f"{values.mean():.1f}±{values.std(ddof=0):.1f}" if len(values) else DASH)
+    assert sheet.body() == [
+        [f'"{TEMPLATE}"', "86.0", *[DASH] * 5],
+        ["ensemble of 7", "86.3", *[DASH] * 5],
         ["CoOp, M = 16, end", *expected],
     ]
-    assert "caltech101, RN50" in str(table.title)
-    assert "3 seeds" in str(table.caption)
+    assert sheet.title == "caltech101, tiny: few_shot, test split, 100 classes"
+    assert sheet.caption == "accuracy in percent: mean ± population standard deviation over 3 seeds"
 
 
-def test_statistics_are_of_unrounded_values(tmp_path: Path):
-    rows = report.few_shot_rows(write(tmp_path / "results.jsonl", experiment()))
-    for shots, seeds in ACCURACIES.items():
-        values = np.array(list(seeds.values()))
-        cell = rows[-1].cells[shots]
-        np.testing.assert_allclose(
-            [cell.mean, cell.deviation], [values.mean(), values.std(ddof=0)], rtol=1e-12, atol=1e-12
-        )
+def test_statistics_are_of_unrounded_values():
+    (sheet,) = report.tables(experiment())
+    for value in filter(None, sheet.rows[-1].values):
+        accuracies = np.array(list(ACCURACIES[value.shots].values()))
+        cell = value.cell
+        assert cell.mean == pytest.approx(accuracies.mean(), rel=1e-12)
+        assert cell.deviation == pytest.approx(accuracies.std(), rel=1e-12)
         assert cell.seeds == 3
 
 
 def test_markdown_has_the_numbers_of_the_table():
-    learned = [*experiment(), zero_shot("{} | [bold]", 50.0)]
-    lines = report.few_shot_markdown(learned).splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    header, alignment, *body = (line.removeprefix("| ").removesuffix(" |") for line in rows)
-    assert header.split(" | ")[1:] == ["0", "1", "2", "4", "8", "16"]
-    assert alignment.split(" | ") == ["---", *["---:"] * 6]
-    table = cells(report.few_shot_table(learned))
-    assert table[2][0] == '"{} | [bold]"'
-    table[2][0] = table[2][0].replace("|", "\\|")
-    assert body == [" | ".join(row) for row in table]
-    assert lines[0] == f"**{report.few_shot_table(learned).title}**"
-    assert lines[-1] == str(report.few_shot_table(learned).caption)
+    (sheet,) = report.tables([*experiment(), zero_shot("{} | [bold]", 50.0)])
+    title, _, header, alignment, *body, _, caption = sheet.markdown().splitlines()
+    assert title == f"**{sheet.title}**"
+    assert caption == sheet.caption
+    assert header == "| shots per class | 0 | 1 | 2 | 4 | 8 | 16 |"
+    assert alignment == "| --- |" + " ---: |" * 6
+    text = [line.replace("\\|", "/").strip("| ").split(" | ") for line in body]
+    for got, line in zip(text, sheet.body(), strict=True):
+        assert got[0] in (line[0].replace("|", "/"), f"*{line[0].strip()}*")
+        assert [cell.strip(" |") for cell in got[1:]] == line[1 : len(got)]
+    assert ['"{} / [bold]"', "50.0"] in [line[:2] for line in text]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(width: int):
+    written = [*few_shot(), *base_to_new(), *transfer("cross_dataset", ELEVEN[1:])]
+    for sheet in report.tables([*written, *transfer("domain_generalization", SHIFTED)]):
+        lines = printed(sheet, width)
+        text = "\n".join(lines)
+        assert max(map(len, lines)) <= width
+        assert "…" not in text
+        words = set(text.split())
+        assert {cell for line in sheet.body() for cell in line[1:] if cell} <= words
+        assert text.count("─ ") <= (1 if width == 120 else 2)
 
 
 def test_several_methods_keep_their_order():
+    none = dict.fromkeys(["n_ctx", "class_token_position", "class_specific"])
     written = [
         make(method="cocoop", n_ctx=4, class_specific=None, class_token_position=None),
         make(class_specific=True, class_token_position="middle"),
-        make(method="a_new_one", n_ctx=None, class_token_position=None, class_specific=None),
+        make(method="a_new_one", **none),
+        make(method="linear_probe", **none),
         make(),
         zero_shot("ensemble of 2", 10.0),
         zero_shot(TEMPLATE, 20.0),
     ]
-    assert [row.label for row in report.few_shot_rows(written)] == [
+    assert [row.label for row in report.tables(written)[0].rows] == [
         "zero-shot CLIP, ensemble of 2",
         f'zero-shot CLIP, "{TEMPLATE}"',
         "CoCoOp, M = 4",
         "CoOp, M = 16, middle, class-specific",
         "a_new_one",
+        "linear-probe CLIP",
         "CoOp, M = 16, end",
     ]
 
 
 def test_one_seed_has_no_deviation_and_fewer_seeds_are_marked():
-    one = cells(report.few_shot_table([make(accuracy=90.04)]))
-    assert one[0][-1] == "90.0"
-    some = report.few_shot_table(
-        [make(seed=1, accuracy=90.0), make(seed=2, accuracy=91.0), make(shots=1, accuracy=80.0)]
-    )
-    assert cells(some)[0][2] == "80.0 (1)"
-    assert cells(some)[0][-1] == "90.5±0.5"
-    assert "2 seeds" in str(some.caption)
+    (one,) = report.tables([make(accuracy=90.04, backbone="tiny")])
+    assert one.body()[0][-1] == "90.0"
+    results = [make(seed=seed, accuracy=89.0 + seed, backbone="tiny") for seed in (1, 2)]
+    (some,) = report.tables([*results, make(shots=1, accuracy=80.0, backbone="tiny")])
+    assert some.body()[0][2] == "80.0 (1)"
+    assert some.body()[0][-1] == "90.5±0.5"
+    assert some.caption.endswith("over 2 seeds, or (n) where fewer")
 
 
 def test_other_numbers_of_shots_get_a_column():
-    table = report.few_shot_table([make(shots=3), make(shots=32)])
-    assert [str(column.header) for column in table.columns][2:5] == ["1", "2", "3"]
-    assert str(table.columns[-1].header) == "32"
+    (sheet,) = report.tables([make(shots=3), make(shots=32)])
+    assert sheet.columns == ("0", "1", "2", "3", "4", "8", "16", "32")
 
 
 def test_a_seed_evaluated_twice_counts_once(caplog: pytest.LogCaptureFixture):
-    same = [make(accuracy=90.0), make(accuracy=90.0, seconds=1.0)]
-    assert report.few_shot_rows(same)[0].cells[16].seeds == 1
+    (sheet,) = report.tables([make(accuracy=90.0), make(accuracy=90.0, seconds=1.0)])
+    assert cell_of(sheet.rows[0]).seeds == 1
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        row = report.few_shot_rows([make(accuracy=90.0), make(accuracy=91.0)])[0]
-    assert row.cells[16] == report.Cell(91.0, 0.0, 1)
+        (sheet,) = report.tables([make(accuracy=90.0), make(accuracy=91.0)])
+    assert cell_of(sheet.rows[0]) == Cell(91.0, 0.0, 1)
     assert "several results" in caplog.text
 
 
-def test_a_table_per_dataset():
-    written = [*experiment(), *experiment(dataset="eurosat", n_classes=10)]
-    groups = report.by_setting(written)
-    assert [setting.dataset for setting in groups] == ["caltech101", "eurosat"]
-    assert [len(group) for group in groups.values()] == [14, 14]
-    for function in (report.few_shot_table, report.few_shot_markdown, report.few_shot_rows):
-        with pytest.raises(InputError, match="one setting, got caltech101"):
-            function(written)
-        with pytest.raises(InputError, match="got no results"):
-            function([])
+def test_configs_that_a_label_does_not_tell_apart_get_their_hash():
+    other = make().hashes.__class__(**(vars(make().hashes) | {"config": "f6a7b8c9"}))
+    (sheet,) = report.tables([make(accuracy=10.0), make(accuracy=20.0, hashes=other)])
+    assert {row.label: cell_of(row).mean for row in sheet.rows} == {
+        "CoOp, M = 16, end [e5]": 10.0,
+        "CoOp, M = 16, end [f6a7b8]": 20.0,
+    }
+
+
+def test_datasets_are_averaged_where_each_has_a_value():
+    written = few_shot(("mine", "ucf101", "imagenet"))
+    gone = {"dataset": "mine", "shots": 4, "method": "coop"}
+    written = [one for one in written if not all(getattr(one, k) == v for k, v in gone.items())]
+    sheets = report.tables(written)
+    assert [sheet.subject for sheet in sheets] == [
+        "average over 3 datasets",
+        "imagenet",
+        "ucf101",
+        "mine",
+    ]
+    table = cells(sheets[0])
+    assert list(table) == [
+        "zero-shot CLIP, each dataset's prompt",
+        "CoOp, M = 16, end",
+        "linear-probe CLIP",
+    ]
+    assert table["CoOp, M = 16, end"]["4"] is None
+    keys = {"method": "coop", "shots": 16}
+    each = [mean(written, dataset=name, **keys) for name in ("mine", "ucf101", "imagenet")]
+    np.testing.assert_allclose(table["CoOp, M = 16, end"]["16"], np.mean(each), rtol=1e-12)
+    prompts = [mean(written, dataset=name, shots=0) for name in ("mine", "ucf101", "imagenet")]
+    np.testing.assert_allclose(
+        table["zero-shot CLIP, each dataset's prompt"]["0"], np.mean(prompts), rtol=1e-12
+    )
+
+
+def test_splits_and_backbones_are_never_averaged_together():
+    written = [
+        make(dataset="dtd"),
+        make(dataset="eurosat", split="test of TFDS"),
+        make(dataset="ucf101", backbone="RN101"),
+    ]
+    assert [sheet.subject for sheet in report.tables(written)] == ["dtd", "eurosat", "ucf101"]
 
 
 def test_zero_shot_joins_every_protocol_with_the_same_classes():
@@ -196,103 +224,92 @@ def test_zero_shot_joins_every_protocol_with_the_same_classes():
         zero_shot(TEMPLATE, 50.0, protocol="zero_shot"),
         zero_shot(TEMPLATE, 60.0, protocol="zero_shot", n_classes=50),
         make(),
-        make(protocol="cross_dataset"),
+        make(protocol="cross_dataset", trained_on="imagenet"),
     ]
-    groups = {setting[0]: group for setting, group in report.by_setting(written).items()}
-    assert groups == {
-        "cross_dataset": [written[0], written[3]],
-        "few_shot": [written[0], written[2]],
-        "zero_shot": [written[1]],
+    label = f'zero-shot CLIP, "{TEMPLATE}"'
+    first = {sheet.protocol: cells(sheet)[label] for sheet in report.tables(written)}
+    assert first["few_shot"]["0"] == 50.0
+    assert first["cross_dataset"]["Caltech"] == 50.0
+    assert first["zero_shot"]["0"] == 60.0
+
+
+def test_harmonic_means_both_ways():
+    written = base_to_new(("dtd", "eurosat"))
+    average, dtd, eurosat = report.tables(written)
+
+    def harmonic(base, new):
+        return 2 / (1 / base + 1 / new)
+
+    halves = {}
+    for sheet, dataset in ((dtd, "dtd"), (eurosat, "eurosat")):
+        accuracies = {
+            half: np.array(
+                [
+                    one.accuracy
+                    for one in written
+                    if (one.dataset, one.split, one.method) == (dataset, half, "coop")
+                ]
+            )
+            for half in ("base", "new")
+        }
+        base, new = halves[dataset] = [accuracies[half].mean() for half in ("base", "new")]
+        by_seed = harmonic(accuracies["base"], accuracies["new"])
+        row = cells(sheet)["CoOp, M = 4, end"]
+        expected = {"base": base, "new": new, "H": harmonic(base, new), "H by seed": by_seed.mean()}
+        assert row == pytest.approx(expected, rel=1e-12)
+        (coop,) = (row for row in sheet.rows if row.label == "CoOp, M = 4, end")
+        assert cell_of(coop, 3).deviation == pytest.approx(by_seed.std(), rel=1e-9)
+    base, new = np.mean(list(halves.values()), axis=0)
+    each = [harmonic(*pair) for pair in halves.values()]
+    official = {"base": base, "new": new, "H": harmonic(base, new), "mean of H": np.mean(each)}
+    assert cells(average)["CoOp, M = 4, end"] == pytest.approx(official, rel=1e-12)
+    assert official["H"] != pytest.approx(official["mean of H"], abs=0.01)
+
+
+def test_all_classes_get_a_column_and_several_shots_a_row_each():
+    common = {"protocol": "base_to_new", "dataset": "dtd"}
+    written = [
+        make(split=split, accuracy=accuracy, shots=shots, **common)
+        for split, accuracy in (("base", 80.0), ("new", 60.0), ("all", 50.0))
+        for shots in (4, 16)
+    ]
+    (sheet,) = report.tables(written)
+    assert sheet.columns == ("base", "new", "H", "H by seed", "all")
+    assert [row.label.rpartition(", ")[2] for row in sheet.rows] == ["4 shots", "16 shots"]
+    assert cells(sheet)["CoOp, M = 16, end, 4 shots"]["all"] == 50.0
+    (halved,) = report.tables(written[:2])
+    assert [value and value.cell.mean for value in halved.rows[0].values] == [80.0, *[None] * 3]
+
+
+def test_transfer_averages_the_targets_without_the_source():
+    targets = ("dtd", "caltech101", "mine")
+    written = transfer("cross_dataset", targets)
+    (sheet,) = report.tables(written)
+    assert sheet.columns == ("ImageNet", "Caltech", "DTD", "mine", "average")
+    for label, changes in (("CoOp, M = 4, end", COOP), ("CoCoOp, M = 4", COCOOP)):
+        method = changes.get("method", "coop")
+        each = [mean(written, dataset=name, method=method) for name in targets]
+        table = cells(sheet)[label]
+        np.testing.assert_allclose(table["average"], np.mean(each), rtol=1e-12)
+        source = mean(written, dataset="imagenet", method=method)
+        np.testing.assert_allclose(table["ImageNet"], source, rtol=1e-12)
+    assert "16 shots per class" in sheet.caption
+    incomplete = [one for one in written if (one.dataset, one.method) != ("dtd", "cocoop")]
+    assert cells(report.tables(incomplete)[0])["CoCoOp, M = 4"]["average"] is None
+
+
+def test_each_source_has_its_table():
+    written = [
+        make(protocol="cross_dataset", dataset=dataset, trained_on=source, accuracy=accuracy)
+        for dataset, source, accuracy in (("dtd", "imagenet", 40.0), ("dtd", "sun397", 50.0))
+    ]
+    found = {sheet.subject: cell_of(sheet.rows[0], 0).mean for sheet in report.tables(written)}
+    assert found == {
+        "cross_dataset from imagenet": 40.0,
+        "cross_dataset from sun397": 50.0,
     }
 
 
-def test_curve_is_a_png(tmp_path: Path):
-    path = tmp_path / "new" / "curve.png"
-    report.few_shot_curve([*experiment(), make(method="other$_$")], path)
-    with Image.open(path) as image:
-        image.load()
-        assert image.format == "PNG"
-        assert image.width > 800
-        assert image.height > 600
-        pixels = np.asarray(image.convert("RGB"))
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
-    with pytest.raises(InputError, match=r"\.png"):
-        report.few_shot_curve(experiment(), tmp_path / "curve.pdf")
-    with pytest.raises(InputError, match="one setting"):
-        report.few_shot_curve([], path)
-
-
-def test_curve_touches_no_state(tmp_path: Path):
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import matplotlib
-from test_report import experiment
-from coop_jax import report
-raw = dict.items  # rcParams["backend"] itself would choose a backend
-before = dict(raw(matplotlib.rcParams))
-report.few_shot_curve(experiment(), {str(tmp_path / "curve.png")!r})
-assert dict(raw(matplotlib.rcParams)) == before
-assert "matplotlib.pyplot" not in sys.modules
-"""
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-
-
-def test_curves_in_threads_are_the_same(tmp_path: Path):
-    paths = [tmp_path / f"{index}.png" for index in range(4)]
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda path: report.few_shot_curve(experiment(), path), paths))
-    assert len({path.read_bytes() for path in paths}) == 1
-
-
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write(tmp_path / "results.jsonl", experiment())
-    assert report.main([str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "91.9±0.1" in printed
-    assert f'"{TEMPLATE}"' in printed
-    png = tmp_path / "curve.png"
-    arguments = [str(tmp_path / "results.jsonl"), "--markdown", "--png", str(png)]
-    assert report.main(arguments) == 0
-    assert capsys.readouterr().out.strip() == report.few_shot_markdown(experiment())
-    assert png.is_file()
-
-
-def test_command_with_several_files_and_datasets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    write(tmp_path / "one" / "results.jsonl", [make(seed=1, accuracy=80.0)])
-    write(tmp_path / "two" / "results.jsonl", [make(seed=2, accuracy=90.0), make(dataset="dtd")])
-    png = tmp_path / "curve.png"
-    assert report.main([str(tmp_path / "one"), str(tmp_path / "two"), "--png", str(png)]) == 0
-    assert "85.0±5.0" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
-        "curve-few_shot-caltech101-test-RN50-100.png",
-        "curve-few_shot-dtd-test-RN50-100.png",
-    ]
-
-
-@pytest.mark.parametrize("content", [None, b"", b'{"torn', b"corrupt\n"])
-def test_command_refuses_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
-):
-    if content is not None:
-        (tmp_path / "results.jsonl").write_bytes(content)
-    assert report.main([str(tmp_path)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "expected" in captured.err
-    assert "results.jsonl" in captured.err
-
-
-def test_command_as_a_module(tmp_path: Path):
-    finished = subprocess.run(
-        [sys.executable, "-m", "coop_jax.report", str(tmp_path)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
+def test_no_results():
+    with pytest.raises(InputError, match="got none"):
+        report.tables([])

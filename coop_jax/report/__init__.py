@@ -1,0 +1,144 @@
+"""Tables and pictures, computed from `results.jsonl` alone.
+
+    python -m coop_jax.report PATHS... [--markdown] [--csv FILE] [--png FILE]
+
+The few-shot protocol, from base to new classes, cross-dataset transfer and domain generalization,
+each with the averages of the papers and, where the same was published, the papers' numbers.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from coop_jax.errors import InputError
+from coop_jax.report import base_to_new, few_shot, summary, transfer
+from coop_jax.report.sheet import CSV_COLUMNS, Cell, Row, Sheet, Value, csv_text
+from coop_jax.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "CSV_COLUMNS",
+    "Cell",
+    "Row",
+    "Sheet",
+    "Value",
+    "check_picture_path",
+    "console",
+    "csv_text",
+    "pictures",
+    "tables",
+]
+
+_SHEETS = {
+    "base_to_new": base_to_new.sheets,
+    "cross_dataset": transfer.sheets,
+    "domain_generalization": transfer.sheets,
+}
+"""What makes the tables of a protocol; of any other, `few_shot.sheets`."""
+
+
+def console() -> Console:
+    """Standard output, wide enough for every table where it is not a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def tables(results: Iterable[Result]) -> list[Sheet]:
+    """All tables of these results, in the order in which their protocols first appear.
+
+    Datasets are in the papers' order, after their average. A rich console prints a sheet.
+
+    Raises:
+      InputError: there are no results.
+    """
+    return [
+        sheet
+        for protocol, chosen in _by_protocol(results).items()
+        for sheet in _SHEETS.get(protocol, few_shot.sheets)(protocol, chosen)
+    ]
+
+
+def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Path]:
+    """Saves the pictures of these results as PNGs and returns their paths; makes the folders.
+
+    Few-shot results of one dataset give a curve of accuracy (%) over shots, those of several the
+    panels of the CoOp paper's Figure 3; base-to-new results the improvement of one method over
+    another (CoCoOp's Figure 3); transfer gives none. A single picture is saved at `path`; of
+    several, each says after the file's stem what it shows. Touches no state of matplotlib, so it
+    may run in any thread.
+
+    Raises:
+      InputError: there are no results, or `path` does not end in `.png`.
+    """
+    path = check_picture_path(path)
+    drawn = [
+        picture
+        for protocol, chosen in _by_protocol(results).items()
+        for picture in _draw(protocol, chosen)
+    ]
+    saved = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn:
+        target = path
+        if len(drawn) > 1:
+            target = path.with_stem("-".join([path.stem, *map(_slug, name)]))
+        figure.savefig(target)
+        saved.append(target)
+    return saved
+
+
+def check_picture_path(path: str | os.PathLike[str]) -> Path:
+    """The path.
+
+    Raises:
+      InputError: it does not end in `.png`.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(
+            f"expected a path that ends in .png, got {path}; pictures are saved as PNG"
+        )
+    return path
+
+
+def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
+    results = list(results)
+    if not results:
+        raise InputError("expected results, got none; run an evaluation first")
+    return summary.by_protocol(results)
+
+
+def _draw(protocol: str, results: list[Result]) -> list[tuple[tuple[str, ...], "Figure"]]:
+    """Pictures, each with the words that tell it from others."""
+    from coop_jax.report import bars, curve
+
+    if protocol == "base_to_new":
+        groups = base_to_new.panels(protocol, results)
+        figures = [bars.draw(sheets) for sheets in groups]
+    elif protocol in _SHEETS:
+        return []
+    else:
+        groups = few_shot.panels(protocol, results)
+        figures = [curve.draw(sheets) for sheets in groups]
+    return [
+        (_words(sheets), figure)
+        for sheets, figure in zip(groups, figures, strict=True)
+        if figure is not None
+    ]
+
+
+def _words(sheets: list[Sheet]) -> tuple[str, ...]:
+    """What tells the picture of these sheets from others: protocol, dataset, split, backbone."""
+    first = sheets[0]
+    split = next(value.split for row in first.rows for value in row.values if value is not None)
+    return (first.protocol, *[first.subject] * (len(sheets) == 1), split, first.backbone)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "_", text)

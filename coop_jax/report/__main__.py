@@ -1,0 +1,98 @@
+"""python -m coop_jax.report PATHS... [--markdown] [--csv FILE] [--png FILE]."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from coop_jax import report
+from coop_jax import results as results_file
+from coop_jax.errors import InputError
+from coop_jax.results import Result
+
+USER_ERROR = 2
+"""Exit code when the input was wrong."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the tables, and saves them as CSV and the pictures where asked; the exit code.
+
+    Bad input is one line on standard error and exit code 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m coop_jax.report", description="Tables and pictures from results.jsonl."
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATHS",
+        help="workdirs, results files, or folders of workdirs; read together if several",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="save all numbers, unrounded")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="save the picture here")
+    options = parser.parse_args(arguments)
+    try:
+        _report(options.paths, options.markdown, options.csv, options.png)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:
+        print(f"error: expected files to read and to write, got {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path | None) -> None:
+    if png is not None:
+        report.check_picture_path(png)
+    results = [result for path in _files(paths) for result in _read(path)]
+    sheets = report.tables(results)
+    for sheet in sheets:
+        if markdown:
+            print(sheet.markdown(), end="\n\n")
+        else:
+            report.console().print(sheet)
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        csv.write_text(report.csv_text(sheets))
+        print(f"saved {csv}", file=sys.stderr)
+    if png is not None:
+        saved = report.pictures(results, png)
+        for path in saved:
+            print(f"saved {path}", file=sys.stderr)
+        if not saved:
+            print("saved no picture: there is none for these results", file=sys.stderr)
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The results files that the paths name, each once.
+
+    Raises:
+      InputError: a folder has none, nor has a folder below it.
+    """
+    files: dict[Path, Path] = {}
+    for path in paths:
+        found = [path / results_file.FILE_NAME] if path.is_dir() else [path]
+        if path.is_dir() and not found[0].is_file():
+            found = sorted(path.rglob(results_file.FILE_NAME))
+        if not found:
+            raise InputError(
+                f"expected a {results_file.FILE_NAME} in {path} or in a folder below it, got none; "
+                "run an evaluation first"
+            )
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def _read(path: Path) -> list[Result]:
+    results = results_file.read(path)
+    if not results:
+        raise InputError(f"expected results in {path}, got an empty file; run an evaluation first")
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""One table of numbers, whatever its protocol: for a terminal, as Markdown, as lines of a CSV."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from rich.text import Text
+
+from coop_jax.report.published import FROM_MEMORY, Published
+
+ZERO_SHOT = "zero-shot CLIP, "
+"""Begins the labels of hand-crafted prompts; tables leave it out, to fit 80 columns."""
+
+CSV_COLUMNS = (
+    "protocol",
+    "dataset",
+    "split",
+    "backbone",
+    "method",
+    "shots",
+    "mean",
+    "deviation",
+    "seeds",
+    "published",
+    "status",
+    "difference",
+)
+
+_MISSING = "\N{EN DASH}"
+_NARROWEST_LABEL = 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Accuracy over seeds: `mean` and population standard `deviation` in percent, unrounded.
+
+    An average over datasets and a harmonic mean of averages have no deviation; their `seeds` are
+    the fewest of what they were computed from.
+    """
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Value:
+    """A cell, what was evaluated (`split` may be "H", a harmonic mean), and the papers' number."""
+
+    dataset: str
+    split: str
+    shots: int
+    cell: Cell
+    published: Published | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean minus published, in percentage points."""
+        return None if self.published is None else self.cell.mean - self.published.value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One hand-crafted prompt or learned method: a value, or None, for each column."""
+
+    label: str
+    is_zero_shot: bool
+    values: tuple[Value | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table: `columns` name the values of `rows`, `corner` stands above the rows' labels.
+
+    `subject` is what it is about in a word or two; `note` ends the caption. Where `is_wide`,
+    deviations stand below their means. Printing it on a rich console wraps labels, then splits the
+    columns into several tables, to fit the width.
+    """
+
+    protocol: str
+    backbone: str
+    subject: str
+    title: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+    is_wide: bool = False
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are: statistics, number of seeds, what marks mean."""
+        counts = _seed_counts(self.rows)
+        caption = "accuracy in percent"
+        if counts:
+            most = max(counts)
+            caption += ": mean"
+            if any(value.cell.deviation is not None for value in _values(self.rows)):
+                caption += " ± population standard deviation"
+            caption += " over 1 seed" if most == 1 else f" over {most} seeds"
+        if len(counts) > 1:
+            caption += ", or (n) where fewer"
+        return "; ".join([caption, *filter(None, [self.note]), *self._about_published()])
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The first line of the table."""
+        return (self.corner, *self.columns)
+
+    def body(self) -> list[list[str]]:
+        """The lines below the header; what belongs to a row follows it, indented."""
+        return [line for row in self.rows for line in self._lines(row)]
+
+    def markdown(self) -> str:
+        """The table in Markdown, with its title and caption."""
+        alignment = ["---", *["---:"] * len(self.columns)]
+        lines = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+            for line in [self.header, alignment, *map(_indented_in_markdown, self.body())]
+        ]
+        return "\n".join([f"**{self.title}**", "", *lines, "", self.caption])
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record with the keys `CSV_COLUMNS` per value, unrounded."""
+        for row in self.rows:
+            for value in filter(None, row.values):
+                published = value.published
+                known = (published.value, published.status) if published else (None, None)
+                where = (self.protocol, value.dataset, value.split, self.backbone, row.label)
+                fields = (*where, value.shots, *dataclasses.astuple(value.cell), *known)
+                yield dict(zip(CSV_COLUMNS, (*fields, value.difference), strict=True))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        body = self.body()
+        gap = 2 if self.is_wide else 3
+        columns = zip(self.columns, *(line[1:] for line in body), strict=True)
+        widths = [gap + max(map(len, column)) for column in columns]
+        parts = _fitting(widths, options.max_width - 2 - _NARROWEST_LABEL)
+        for part in parts:
+            table = Table(
+                title=Text(self.title, style="bold") if part is parts[0] else None,
+                caption=Text(self.caption, style="dim") if part is parts[-1] else None,
+                box=box.SIMPLE_HEAD,
+                pad_edge=False,
+                padding=(0, 1, 0, gap - 2),
+            )
+            room = options.max_width - 2 - sum(widths[index] for index in part)
+            beside_title = len(self.title) - sum(widths[index] for index in part)
+            labels = max(_NARROWEST_LABEL, min(room, beside_title))
+            table.add_column(self.corner, justify="left", min_width=labels)
+            for index in part:
+                table.add_column(
+                    self.columns[index],
+                    justify="right",
+                    no_wrap=True,
+                    min_width=widths[index] - gap,
+                )
+            _add_rows(table, ([line[0], *(line[index + 1] for index in part)] for line in body))
+            yield table
+
+    def _lines(self, row: Row) -> Iterator[list[str]]:
+        most = max(_seed_counts(self.rows), default=1)
+        label = row.label.removeprefix(ZERO_SHOT)
+        yield [label, *(_text(row, value, most, self.is_wide) for value in row.values)]
+        deviations = [_deviation(row, value) for value in row.values]
+        if self.is_wide and any(deviations):
+            yield ["  ± deviation", *(text.removeprefix("±") for text in deviations)]
+        numbers = [value and value.published for value in row.values]
+        if any(numbers):
+            yield [
+                "  published",
+                *(f"{number.mark}{number.value:.1f}" if number else "" for number in numbers),
+            ]
+            yield ["  difference", *map(_difference, row.values)]
+
+    def _about_published(self) -> list[str]:
+        numbers = [value.published for value in _values(self.rows) if value.published]
+        if not numbers:
+            return []
+        about = ["published: the papers' numbers"]
+        if any(number.status == FROM_MEMORY for number in numbers):
+            about[0] += " (~ from memory, unverified)"
+        return [*about, *(f"* {note}" for note in dict.fromkeys(n.note for n in numbers) if note)]
+
+
+def csv_text(sheets: Iterable[Sheet]) -> str:
+    """All values of the sheets in long format, a line per value, with the header `CSV_COLUMNS`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for sheet in sheets:
+        writer.writerows(record.values() for record in sheet.records())
+    return text.getvalue()
+
+
+def _values(rows: Iterable[Row]) -> list[Value]:
+    return [value for row in rows for value in row.values if value is not None]
+
+
+def _seed_counts(rows: Iterable[Row]) -> set[int]:
+    return {value.cell.seeds for value in _values(row for row in rows if not row.is_zero_shot)}
+
+
+def _text(row: Row, value: Value | None, most_seeds: int, is_wide: bool) -> str:
+    if value is None:
+        return _MISSING
+    text = f"{value.cell.mean:.1f}" + ("" if is_wide else _deviation(row, value))
+    if value.cell.seeds < most_seeds and not row.is_zero_shot:
+        text += f" ({value.cell.seeds})"
+    return text
+
+
+def _deviation(row: Row, value: Value | None) -> str:
+    """The deviation; "" where there is none, and where zero-shot CLIP was the same every time."""
+    deviation = value.cell.deviation if value else None
+    if value is None or deviation is None or value.cell.seeds < 2:
+        return ""
+    return "" if row.is_zero_shot and deviation == 0 else f"±{deviation:.1f}"
+
+
+def _difference(value: Value | None) -> str:
+    if value is None or value.difference is None:
+        return ""
+    return f"{round(value.difference, 1) + 0.0:+.1f}"
+
+
+def _indented_in_markdown(line: Sequence[str]) -> list[str]:
+    label, *cells = line
+    return [f"*{label.strip()}*" if label.startswith("  ") else label, *cells]
+
+
+def _fitting(widths: Sequence[int], room: int) -> list[range]:
+    """Consecutive columns that fit into the room side by side; at least one of them."""
+    parts, start = [], 0
+    for index in range(len(widths)):
+        if index > start and sum(widths[start : index + 1]) > room:
+            parts.append(range(start, index))
+            start = index
+    return [*parts, range(start, len(widths))]
+
+
+def _add_rows(table: Table, lines: Iterable[Sequence[str]]) -> None:
+    """Lines that belong to a row are dim; they are left out where all their cells are empty."""
+    for line in lines:
+        is_detail = line[0].startswith("  ")
+        if any(line[1:]) or not is_detail:
+            table.add_row(*(Text(cell, style="dim" if is_detail else "") for cell in line))

@@ -1,0 +1,279 @@
+"""From results to statistics over seeds: which results belong together, and what to call them."""
+
+import dataclasses
+import logging
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from coop_jax.report import published
+from coop_jax.report.sheet import ZERO_SHOT, Cell, Value
+from coop_jax.results import Result
+
+log = logging.getLogger(__name__)
+
+DATASETS = {
+    "imagenet": "ImageNet",
+    "caltech101": "Caltech101",
+    "oxford_pets": "OxfordPets",
+    "stanford_cars": "StanfordCars",
+    "oxford_flowers": "Flowers102",
+    "food101": "Food101",
+    "fgvc_aircraft": "FGVCAircraft",
+    "sun397": "SUN397",
+    "dtd": "DTD",
+    "eurosat": "EuroSAT",
+    "ucf101": "UCF101",
+    "imagenetv2": "ImageNetV2",
+    "imagenet_sketch": "ImageNet-Sketch",
+    "imagenet_a": "ImageNet-A",
+    "imagenet_r": "ImageNet-R",
+}
+"""The papers' datasets, in their order, as they spell them."""
+
+_METHODS = {"coop": "CoOp", "cocoop": "CoCoOp", "linear_probe": "linear-probe CLIP"}
+
+
+class Point(NamedTuple):
+    """What was evaluated, but for the seed."""
+
+    dataset: str
+    split: str
+    shots: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """All results of one hand-crafted prompt or learned method; accuracies by point and seed.
+
+    `example` is the first of the results: it tells the method's settings.
+    """
+
+    label: str
+    example: Result
+    accuracies: dict[Point, dict[int, float]]
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether nothing was learned."""
+        return self.example.prompt is not None
+
+    @property
+    def is_one_template(self) -> bool:
+        """Whether this is one hand-crafted prompt rather than an ensemble of several."""
+        return "{" in (self.example.prompt or "")
+
+    @property
+    def datasets(self) -> set[str]:
+        """The datasets that have a result."""
+        return {point.dataset for point in self.accuracies}
+
+    def cell(self, point: Point) -> Cell | None:
+        """Statistics over the seeds of one point; None without results."""
+        return over_seeds(self.accuracies.get(point, {}).values())
+
+
+def over_seeds(values: Iterable[float]) -> Cell | None:
+    """Mean and population standard deviation; None of nothing."""
+    values = list(values)
+    if not values:
+        return None
+    return Cell(statistics.fmean(values), statistics.pstdev(values), len(values))
+
+
+def over_datasets(cells: Sequence[Cell | None]) -> Cell | None:
+    """The plain mean of the datasets' means; None unless every dataset has a value."""
+    present = [cell for cell in cells if cell is not None]
+    if not present or len(present) < len(cells):
+        return None
+    mean = statistics.fmean(cell.mean for cell in present)
+    return Cell(mean, None, min(cell.seeds for cell in present))
+
+
+def value(
+    series: Series,
+    protocol: str,
+    point: Point,
+    cell: Cell | None,
+    *,
+    is_published: bool = True,
+    averaged: Collection[str] = (),
+) -> Value | None:
+    """A cell with where it belongs and, if `is_published`, the papers' number; None for None.
+
+    With `averaged`, the datasets of an average, the number is the papers' average over the same.
+    """
+    if cell is None:
+        return None
+    where = {"protocol": protocol, "split": point.split, "shots": point.shots}
+    number = None
+    if is_published and averaged:
+        number = published.find_average(series.example, datasets=averaged, **where)
+    elif is_published:
+        number = published.find(series.example, dataset=point.dataset, **where)
+    return Value(**point._asdict(), cell=cell, published=number)
+
+
+def by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results by protocol, in the order in which the protocols first appear.
+
+    Zero-shot CLIP does not depend on the protocol, so its results join every protocol that has
+    learned results for the same dataset, split, backbone and number of classes, and stay with their
+    own if that has learned results with the backbone.
+    """
+    results = list(results)
+    learned = [result for result in results if result.prompt is None]
+    backbones = {(result.protocol, result.backbone) for result in learned}
+    hosts: dict[tuple, list[str]] = {}
+    for result in learned:
+        protocols = hosts.setdefault(_evaluated(result), [])
+        if result.protocol not in protocols:
+            protocols.append(result.protocol)
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        own = result.protocol
+        chosen = [own]
+        if result.prompt is not None:
+            chosen = hosts.get(_evaluated(result), [])
+            if not chosen or (own not in chosen and (own, result.backbone) in backbones):
+                chosen = [*chosen, own]
+        for protocol in chosen:
+            groups.setdefault(protocol, []).append(result)
+    return groups
+
+
+def group(results: Iterable[Result], *names: str) -> dict[tuple, list[Result]]:
+    """Results by the values of these fields, in order of first appearance."""
+    groups: dict[tuple, list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(getattr(result, name) for name in names), []).append(result)
+    return groups
+
+
+def series(results: Iterable[Result]) -> list[Series]:
+    """Results by label: hand-crafted prompts, then methods, each in order of first appearance.
+
+    If a seed was evaluated more than once the last result counts; the log says so where the two
+    differ.
+    """
+    results = list(results)
+    found: dict[tuple[bool, str], Series] = {}
+    for result, label in zip(results, _labels(results), strict=True):
+        key = (result.prompt is None, label)
+        accuracies = found.setdefault(key, Series(label, result, {})).accuracies
+        point = Point(result.dataset, result.split, result.shots)
+        seeds = accuracies.setdefault(point, {})
+        previous = seeds.get(result.seed, result.accuracy)
+        if previous != result.accuracy:
+            log.warning(
+                "%s, %s, %s, %d shots, seed %d has several results: %r, then %r; the last counts",
+                *(result.dataset, result.split, label, result.shots, result.seed),
+                *(previous, result.accuracy),
+            )
+        seeds[result.seed] = result.accuracy
+    return [found[key] for key in sorted(found, key=lambda key: key[0])]
+
+
+def one_template_each(found: Sequence[Series]) -> list[Series]:
+    """Series that can be compared across datasets: each dataset's first single template as one.
+
+    Other hand-crafted prompts stay if every dataset with a template has them, too.
+    """
+    zero_shot = [one for one in found if one.is_zero_shot]
+    first: dict[str, Series] = {}
+    for one in zero_shot:
+        if one.is_one_template:
+            first |= dict.fromkeys(one.datasets - set(first), one)
+    if not first:
+        return list(found)
+    labels = {one.label for one in first.values()}
+    own = ZERO_SHOT + "each dataset's prompt"
+    merged = Series(
+        labels.pop() if len(labels) == 1 else own,
+        next(iter(first.values())).example,
+        {
+            point: seeds
+            for dataset, one in first.items()
+            for point, seeds in one.accuracies.items()
+            if point.dataset == dataset
+        },
+    )
+    everywhere = [
+        one for one in zero_shot if one.datasets >= set(first) and one.label != merged.label
+    ]
+    return [merged, *everywhere, *(one for one in found if not one.is_zero_shot)]
+
+
+def reference(found: Iterable[Series], dataset: str) -> Series | None:
+    """The first single prompt, which the papers' zero-shot number belongs to."""
+    candidates = (one for one in found if one.is_one_template and dataset in one.datasets)
+    return next(candidates, None)
+
+
+def by_shots(found: Sequence[Series]) -> list[tuple[Series, str, int]]:
+    """A row per method and number of shots; its label tells the shots where there are several."""
+    learned = {point.shots for one in found if not one.is_zero_shot for point in one.accuracies}
+    return [
+        (one, f"{one.label}, {plural(shots)}" if shots and len(learned) > 1 else one.label, shots)
+        for one in found
+        for shots in sorted({point.shots for point in one.accuracies})
+    ]
+
+
+def learned_shots(results: Iterable[Result]) -> list[int]:
+    """The numbers of shots that methods learned from, ascending."""
+    return sorted({result.shots for result in results if result.prompt is None})
+
+
+def plural(shots: int) -> str:
+    """The number with its word."""
+    return "1 shot" if shots == 1 else f"{shots} shots"
+
+
+def in_order(datasets: Iterable[str]) -> list[str]:
+    """Distinct names in the papers' order, then others in order of first appearance."""
+    order = list(DATASETS)
+    distinct = dict.fromkeys(datasets)
+    return sorted(distinct, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _evaluated(result: Result) -> tuple:
+    return (result.dataset, result.split, result.backbone, result.n_classes)
+
+
+def _labels(results: Sequence[Result]) -> list[str]:
+    """What to call each result.
+
+    Results that differ beyond their label get the number of classes or their config's hash.
+    """
+    configs: dict[tuple, set[str]] = {}
+    classes: dict[tuple, set[int]] = {}
+    for result in results:
+        place = (result.dataset, result.split)
+        classes.setdefault(place, set()).add(result.n_classes)
+        if result.prompt is None:
+            configs.setdefault((*place, _label(result)), set()).add(result.hashes.config)
+    labels = []
+    for result in results:
+        place, label = (result.dataset, result.split), _label(result)
+        text = label
+        if len(classes[place]) > 1:
+            text += f", {result.n_classes} classes"
+        if len(configs.get((*place, label), ())) > 1:
+            text += f" [{result.hashes.config[:6]}]"
+        labels.append(text)
+    return labels
+
+
+def _label(result: Result) -> str:
+    if result.prompt is not None:
+        prompt = f'"{result.prompt}"' if "{" in result.prompt else result.prompt
+        return ZERO_SHOT + prompt
+    parts = [_METHODS.get(result.method, result.method)]
+    if result.n_ctx is not None:
+        parts.append(f"M = {result.n_ctx}")
+    if result.class_token_position is not None:
+        parts.append(result.class_token_position)
+    if result.class_specific:
+        parts.append("class-specific")
+    return ", ".join(parts)

@@ -1,0 +1,92 @@
+"""From one dataset to others: cross-dataset transfer and domain generalization."""
+
+from collections.abc import Sequence
+
+from coop_jax.report import summary
+from coop_jax.report.sheet import Row, Sheet
+from coop_jax.report.summary import Point
+from coop_jax.results import Result
+
+USUAL_SOURCE = "imagenet"
+
+_SHORT = {
+    "imagenet": "ImageNet",
+    "caltech101": "Caltech",
+    "oxford_pets": "Pets",
+    "stanford_cars": "Cars",
+    "oxford_flowers": "Flowers",
+    "food101": "Food",
+    "fgvc_aircraft": "Aircraft",
+    "imagenet_sketch": "-Sketch",
+    "imagenet_a": "-A",
+    "imagenet_r": "-R",
+    "imagenetv2": "-V2",
+}
+
+
+def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
+    """A table for each backbone, split and source dataset."""
+    tables = []
+    for chosen in summary.group(results, "backbone", "split").values():
+        sources = dict.fromkeys(one.trained_on for one in chosen if one.prompt is None)
+        for source in sources or [USUAL_SOURCE]:
+            learned = [one for one in chosen if one.prompt is None and one.trained_on == source]
+            datasets = {one.dataset for one in learned or chosen}
+            members = [
+                one
+                for one in chosen
+                if one.dataset in datasets and (one.prompt is not None or one in learned)
+            ]
+            tables.append(_table(protocol, members, str(source)))
+    return tables
+
+
+def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
+    """Methods as rows; the source dataset, the targets, and the average over the targets."""
+    datasets = summary.in_order(result.dataset for result in results)
+    targets = [name for name in datasets if name != source]
+    has_average = len(targets) > 1
+    columns = [*[source] * (source in datasets), *targets]
+    found = summary.one_template_each(summary.series(results))
+    reference = summary.reference(found, columns[0])
+    split = results[0].split
+    average = f"average over {len(targets)} targets"
+    rows = []
+    for one, label, shots in summary.by_shots(found):
+        is_published = not one.is_zero_shot or one is reference
+        points = [Point(name, split, shots) for name in columns]
+        cells = {point: one.cell(point) for point in points}
+        values = [
+            summary.value(one, protocol, point, cell, is_published=is_published)
+            for point, cell in cells.items()
+        ]
+        if has_average:
+            mean = summary.over_datasets([cells[Point(name, split, shots)] for name in targets])
+            point = Point(average, split, shots)
+            values.append(
+                summary.value(
+                    one, protocol, point, mean, is_published=is_published, averaged=targets
+                )
+            )
+        rows.append(Row(label=label, is_zero_shot=one.is_zero_shot, values=tuple(values)))
+    names = [_SHORT.get(name, summary.DATASETS.get(name, name)) for name in columns]
+    shots = summary.learned_shots(results)
+    title = f"{protocol} from {source}, {results[0].backbone}, {split} split"
+    return Sheet(
+        protocol=protocol,
+        backbone=results[0].backbone,
+        subject=f"{protocol} from {source}",
+        title=title,
+        corner="method",
+        columns=(*names, *["average"] * has_average),
+        rows=tuple(rows),
+        note=_note(len(targets) if has_average else 0, shots),
+        is_wide=True,
+    )
+
+
+def _note(targets: int, shots: Sequence[int]) -> str:
+    parts = [f"{summary.plural(*shots)} per class"] if len(shots) == 1 else []
+    if targets:
+        parts.append(f"average: over the {targets} targets, without the source")
+    return "; ".join(parts)
