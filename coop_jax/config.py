@@ -11,15 +11,21 @@ import jax.numpy as jnp
 
 from coop_jax import methods, optim
 from coop_jax.clip import source
+from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
 UNFINISHED_FILE = "config.unfinished"
+PARTS = ("base", "new", "all")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 def _is_interval(pair: Sequence[float], lowest: float, highest: float) -> bool:
     return len(pair) == 2 and lowest < pair[0] <= pair[1] <= highest
+
+
+def _are_texts(values: Sequence[str]) -> bool:
+    return not isinstance(values, str) and all(isinstance(value, str) for value in values)
 
 
 def _are_different(values: Sequence[int]) -> bool:
@@ -30,7 +36,13 @@ def _are_different(values: Sequence[int]) -> bool:
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shots": (_are_different, "different positive whole numbers"),
     "seeds": (_are_different, "different positive whole numbers"),
-    "templates": (lambda value: all(isinstance(part, str) for part in value), "texts"),
+    "targets": (_are_texts, "names of datasets"),
+    "parts": (
+        lambda value: value and set(value) <= set(PARTS) and len(value) == len(set(value)),
+        f"some of {', '.join(PARTS)}",
+    ),
+    "templates": (_are_texts, "texts"),
+    "sampling": (lambda value: value in sampling.RULES, f"one of {', '.join(sampling.RULES)}"),
     "epochs": (lambda value: value >= 0, "at least 0 (0 is the paper's)"),
     "batch_size": (lambda value: value >= 1, "at least 1"),
     "encode_batch_size": (lambda value: value >= 1, "at least 1"),
@@ -39,6 +51,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.weight_decay": (lambda value: value >= 0, "at least 0"),
     "optimizer.warmup_epochs": (lambda value: value >= 0, "at least 0"),
     "optimizer.warmup_learning_rate": (lambda value: value >= 0, "at least 0"),
+    "optimizer.dtype": (
+        lambda value: value in ("float32", "float16"),
+        "one of float32, float16",
+    ),
     "augmentation.scale": (
         lambda value: _is_interval(value, 0, 1),
         "the smallest and largest part of an image's area, more than 0 and at most 1",
@@ -54,16 +70,22 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def default(method: str = "coop") -> dict[str, Any]:
     """The settings of a protocol, with the official defaults (coop_protocol sections 3 to 6).
 
-    protocol: "few_shot".
-    dataset: a name of the catalogue or the path of an image folder; data_dir: where prepared
-        datasets lie (empty: TFDS's default).
+    protocol: "few_shot", "base_to_new", "cross_dataset" or "domain_generalization".
+    dataset: what is trained on: a name of the catalogue or the path of own images; class_names: a
+        file that names the classes of own images; data_dir: where datasets lie, in CoOp's `$DATA`
+        layout or as TFDS prepared them (empty: TFDS's default).
+    targets: datasets that cross_dataset and domain_generalization evaluate on, besides.
+    parts: which classes base_to_new evaluates on: "base", "new", "all" of them together.
     clip: name, dtype and (where they do not lie beside the weights) tokenizer folder, as
         `coop_jax.clip.load` takes them.
     method: its name and its settings.
-    templates: hand-crafted prompts for zero-shot CLIP (empty: the dataset's own).
+    templates: hand-crafted prompts for zero-shot CLIP, each with {} for the class name;
+        "dataset" is the dataset's own, "imagenet_7" and "imagenet_80" are ensembles (empty: the
+        dataset's own).
     shots, seeds: labelled images per class, and seeds; every pair is one training run.
-    epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above. (CoCoOp's paper
-        has 10 epochs of batches of 1.)
+    sampling: "coop" for the images that CoOp's code chooses, "linear_probe" for its linear probe's.
+    epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on ImageNet.
+        (CoCoOp's paper has 10 epochs of batches of 1.)
     batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
         once (lower it where memory is short).
     augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
@@ -71,12 +93,16 @@ def default(method: str = "coop") -> dict[str, Any]:
     return {
         "protocol": "few_shot",
         "dataset": "digits",
+        "class_names": "",
         "data_dir": "",
+        "targets": (),
+        "parts": ("base", "new"),
         "clip": {"name": source.EMBEDDED, "dtype": "float32", "tokenizer": ""},
         "method": {"name": method, **methods.default_config(method)},
         "templates": (),
         "shots": (1, 2, 4, 8, 16),
         "seeds": (1, 2, 3),
+        "sampling": "coop",
         "epochs": 0,
         "batch_size": 32,
         "encode_batch_size": 256,

@@ -14,6 +14,9 @@ from jaxtyping import Float, Int
 from coop_jax import parallel
 from coop_jax.clip import CLIP
 
+TEXTS = 4096
+"""Texts of all images of a batch, where every image has its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
@@ -83,9 +86,15 @@ def evaluate(
     """Accuracy as the official evaluator computes it (coop_protocol section 7).
 
     Ties go to the lowest label; macro F1 is the mean over the classes that the labels contain.
-    Batches are padded with weight zero, so that the batch size changes nothing.
+    Batches are padded with weight zero, so that the batch size changes nothing. A method whose
+    texts differ by image gets fewer images at once, so that a batch has at most about `TEXTS`.
     """
-    fixed, _, sums = _prepare(method, clip, mesh)
+    fixed, logits, sums = _prepare(method, clip, mesh)
+    if not jax.tree.leaves(fixed[-1]):
+        n_classes = jax.eval_shape(
+            logits, *fixed, np.zeros_like(features, shape=(mesh.size, features.shape[1]))
+        ).shape[-1]
+        batch_size = min(batch_size, max(TEXTS // n_classes, 1))
     batch_size += parallel.padding(batch_size, mesh)
     totals = None
     for start in range(0, len(labels), batch_size):

@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,17 +16,39 @@ from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import evaluate, features, methods, parallel, results
 from coop_jax.clip import preprocess, source
-from coop_jax.data import catalog, pipeline
-from coop_jax.data.catalog import Examples
+from coop_jax.data import catalog, pipeline, templates
+from coop_jax.data.examples import Dataset, Examples
 from coop_jax.errors import InputError
 from coop_jax.provenance import commit, digest, hash_files, versions
 
-NOT_SETTINGS = ("shots", "seeds", "data_dir", "templates")
-"""What may differ between two runs that are points of the same curve."""
+NOT_SETTINGS = (
+    "protocol",
+    "dataset",
+    "class_names",
+    "data_dir",
+    "targets",
+    "parts",
+    "templates",
+    "shots",
+    "seeds",
+)
+"""What may differ between two runs that are points of the same curve or rows of one table."""
+
+
+class Target(NamedTuple):
+    """Test images to evaluate on: `part` says which classes of the dataset these are."""
+
+    dataset: Dataset
+    part: str
+
+    @property
+    def split(self) -> str:
+        """What a record calls it."""
+        return self.dataset.split_name(self.part)
 
 
 class Experiment:
-    """The frozen CLIP, the dataset, the mesh and the test features of one workdir.
+    """The frozen CLIP, the dataset to train on, the mesh and the test features of one workdir.
 
     Raises:
         InputError: the config cannot run, or the workdir belongs to another.
@@ -43,6 +65,7 @@ class Experiment:
                 " not supported yet; start it on one host"
             )
         self.mesh = parallel.create_mesh()
+        self.dataset = self.load_dataset(config["dataset"], config["class_names"])
         chosen = config["clip"]
         self.clip, self.tokenizer = clip_package.load(
             chosen["name"],
@@ -50,12 +73,20 @@ class Experiment:
             tokenizer=chosen["tokenizer"] or None,
         )
         nnx.update(self.clip, parallel.put(nnx.state(self.clip), parallel.replicated(self.mesh)))
-        self.dataset = catalog.load(config["dataset"], config["data_dir"] or None)
         self.image_size = self.clip.config.vision.image_size
-        self.templates = tuple(config["templates"]) or self.dataset.templates
+        self._features: dict[tuple[str, str], np.ndarray] = {}
 
-    def create_method(self, seed: int) -> Any:
-        """The configured method before training.
+    def load_dataset(self, name: str, class_names: str = "") -> Dataset:
+        """Open a dataset from where the config says that datasets lie."""
+        return catalog.load(name, self.config["data_dir"] or None, class_names or None)
+
+    @property
+    def method_name(self) -> str:
+        """The name of the configured method."""
+        return self.config["method"]["name"]
+
+    def create_method(self, dataset: Dataset, seed: int) -> Any:
+        """The configured method for a dataset's classes, before training.
 
         Raises:
             InputError: the classes or settings do not fit, or the method learns nothing.
@@ -63,7 +94,13 @@ class Experiment:
         settings = dict(self.config["method"])
         name = settings.pop("name")
         method = methods.create(
-            name, self.clip, self.tokenizer, self.dataset.class_names, settings, seed=seed
+            name,
+            self.clip,
+            self.tokenizer,
+            dataset.class_names,
+            settings,
+            seed=seed,
+            repeated=dataset.repeated,
         )
         if not jax.tree.leaves(nnx.state(method, methods.Learned)):
             raise InputError(
@@ -71,6 +108,43 @@ class Experiment:
                 " of any other, e.g. coop"
             )
         return method
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the configured method is fitted at once instead of trained by steps."""
+        return methods.is_closed_form(self.method_name)
+
+    def move(self, method: Any, trained: Dataset, other: Dataset) -> Any:
+        """The method as it is for another dataset's classes, with what it learned on the first's.
+
+        Raises:
+            InputError: what it learned belongs to classes that the other has not.
+        """
+        if trained.ids == other.ids and trained.class_names == other.class_names:
+            return method
+        fresh = self.create_method(other, seed=0)
+        return methods.move(method, fresh, trained.ids, other.ids)
+
+    def hand_crafted(self, dataset: Dataset) -> dict[str, Any]:
+        """Zero-shot CLIP with the configured prompts, by prompt.
+
+        Raises:
+            InputError: a template or a class name does not fit.
+        """
+        prompts = templates.prompt_sets(
+            self.config["templates"], dataset.templates[0], dataset.name
+        )
+        return {
+            prompt: methods.create(
+                "zero_shot",
+                self.clip,
+                self.tokenizer,
+                dataset.class_names,
+                {"templates": chosen},
+                repeated=dataset.repeated,
+            )
+            for prompt, chosen in prompts.items()
+        }
 
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
@@ -96,10 +170,8 @@ class Experiment:
             self.clip, batches, self.mesh, batch_size=self.config["encode_batch_size"]
         )
 
-    @functools.cached_property
-    def test_features(self) -> Float[np.ndarray, "images embedding"]:
-        """Unnormalised features of the test split under the test transform."""
-        examples = self.dataset.test
+    def plain_features(self, examples: Examples) -> Float[np.ndarray, "images embedding"]:
+        """Unnormalised features under the test transform."""
         requests = np.stack([np.zeros(len(examples), int), np.arange(len(examples))], axis=1)
 
         def transform(image: Any, _: np.random.Generator) -> np.ndarray:
@@ -107,15 +179,22 @@ class Experiment:
 
         return self.encode(examples, transform, requests, seed=0)
 
-    def hashes(self, trained_on: Sequence[str] = ()) -> results.Hashes:
+    def test_features(self, target: Target) -> Float[np.ndarray, "images embedding"]:
+        """Unnormalised features of a target's test images, encoded once."""
+        key = target.dataset.name, target.part
+        if key not in self._features:
+            self._features[key] = self.plain_features(target.dataset.test)
+        return self._features[key]
+
+    def hashes(self, target: Target, trained_on: Sequence[str] = ()) -> results.Hashes:
         """Digests of what results depend on; `trained_on` are the files of the few-shot set."""
-        test, config = self.dataset.test, self.config
+        test, config = target.dataset.test, self.config
         statistics = self.clip.config.mean, self.clip.config.std
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         return results.Hashes(
-            data=self._data_hash,
-            split=digest([*trained_on, test.file_names.tolist(), test.labels.tolist()]),
-            class_names=digest(self.dataset.class_names),
+            data=digest([self._data_hash, *_listed(test)]),
+            split=digest([*trained_on, *_listed(test)]),
+            class_names=digest(target.dataset.class_names),
             transform=digest(
                 [self.image_size, config["augmentation"], *statistics, preprocess.PILLOW]
             ),
@@ -123,20 +202,23 @@ class Experiment:
             config=digest(settings),
         )
 
-    def check_results(self, done: Sequence[results.Result]) -> None:
+    def check_results(self, done: Sequence[results.Result], targets: Sequence[Target]) -> None:
         """Make sure that earlier results of this workdir are of the same data and weights.
 
         Raises:
             InputError: the files' names or labels, the classes, the transform, the weights or the
                 tokenizer have changed since.
         """
-        now = dataclasses.asdict(self.hashes())
+        now = {
+            (target.dataset.name, target.split): dataclasses.asdict(self.hashes(target))
+            for target in targets
+        }
         for row in done:
-            then = dataclasses.asdict(row.hashes)
+            then, expected = dataclasses.asdict(row.hashes), now.get((row.dataset, row.split), {})
             changed = [
                 key
                 for key in ("data", "class_names", "transform", "weights")
-                if now[key] != then[key]
+                if expected.get(key) != then[key]
             ]
             if changed:
                 raise InputError(
@@ -147,6 +229,7 @@ class Experiment:
     def record(
         self,
         method: Any,
+        target: Target,
         *,
         name: str,
         start: float | None,
@@ -156,20 +239,20 @@ class Experiment:
         seed: int = 0,
         epochs: int | None = None,
     ) -> results.Result:
-        """Evaluate a method on the test split and add the result to `results.jsonl`.
+        """Evaluate a method on a target and add the result to `results.jsonl`.
 
         `start` is what `time.monotonic()` gave when the work began; None if it began in an
         earlier process, in which case nobody knows how long it took.
         """
         metrics = evaluate.evaluate(
-            method, self.clip, self.test_features, self.dataset.test.labels, self.mesh
+            method, self.clip, self.test_features(target), target.dataset.test.labels, self.mesh
         )
         settings = {"n_ctx": None, "class_token_position": None, "class_specific": None}
         row = results.Result(
             protocol=self.config["protocol"],
             method=name,
-            dataset=self.dataset.name,
-            split="test",
+            dataset=target.dataset.name,
+            split=target.split,
             backbone=self.config["clip"]["name"],
             shots=shots,
             seed=seed,
@@ -178,7 +261,7 @@ class Experiment:
             **dataclasses.asdict(metrics),
             seconds=None if start is None else time.monotonic() - start,
             commit=commit(),
-            hashes=self.hashes(trained_on),
+            hashes=self.hashes(target, trained_on),
             prompt=prompt,
             trained_on=self.dataset.name if prompt is None else None,
             versions=versions(),
@@ -195,5 +278,8 @@ class Experiment:
     @functools.cached_property
     def _data_hash(self) -> str:
         dataset = self.dataset
-        splits = (dataset.train, dataset.val, dataset.test)
-        return digest([[part.file_names.tolist(), part.labels.tolist()] for part in splits])
+        return digest([_listed(part) for part in (dataset.train, dataset.val, dataset.test)])
+
+
+def _listed(examples: Examples) -> list[Any]:
+    return [examples.file_names.tolist(), examples.labels.tolist()]

@@ -29,17 +29,18 @@ def run(config: dict[str, Any], workdir: Path) -> None:
     from coop_jax import interpret, protocols, report
     from coop_jax.task import Task
 
-    experiment, rows = protocols.run(config, workdir)
+    experiment, plan, rows = protocols.run(config, workdir)
     console = report.console()
-    console.print(report.few_shot_table(rows))
-    picture = workdir / "few_shot.png"
-    report.few_shot_curve(rows, picture)
+    for sheet in report.tables(rows):
+        console.print(sheet)
+    pictures = report.pictures(rows, workdir / "report.png")
     shots, seed = max(config["shots"]), config["seeds"][0]
-    context = getattr(Task(experiment, shots, seed).restore(), "context", None)
+    task = Task(experiment, shots, seed, plan.part)
+    context = getattr(task.restore(), "context", None)
     if context is not None:
         title = f"nearest words, {shots} shots, seed {seed}"
         if context.ndim == 3:
-            title += f", context of {experiment.dataset.class_names[0]!r}"
+            title += f", context of {task.dataset.class_names[0]!r}"
         words = interpret.nearest_words(
             experiment.clip,
             experiment.tokenizer,
@@ -48,7 +49,9 @@ def run(config: dict[str, Any], workdir: Path) -> None:
             whole_words=True,
         )
         console.print(interpret.table(words, title))
-    console.print(f"results: {experiment.results_path}\ncurve:   {picture}")
+    console.print(f"results: {experiment.results_path}")
+    for picture in pictures:
+        console.print(f"picture: {picture}")
 
 
 def configure_logging() -> None:

@@ -1,80 +1,120 @@
-"""Experimental protocols: lists of train-and-evaluate tasks."""
+"""Experimental protocols: what is trained on which classes, and evaluated on what."""
 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from coop_jax import methods, results
+from coop_jax import results
 from coop_jax.errors import InputError
-from coop_jax.experiment import Experiment
+from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import track
 from coop_jax.results import Result
 from coop_jax.task import Task
 
 
-def hand_crafted(experiment: Experiment) -> dict[str, Any]:
-    """Zero-shot CLIP with every hand-crafted prompt and, if there are several, their ensemble.
+class Plan(NamedTuple):
+    """A protocol's answer: train on the part's classes, evaluate on the targets."""
+
+    part: str
+    targets: tuple[Target, ...]
+
+
+def few_shot(experiment: Experiment) -> Plan:
+    """Train and test on all classes of one dataset (CoOp paper, Figure 3)."""
+    return Plan("all", (Target(experiment.dataset, "test"),))
+
+
+def base_to_new(experiment: Experiment) -> Plan:
+    """Train on the first half of the classes, test on each half (CoCoOp paper, Table 1).
+
+    The few-shot images are chosen from all classes before the half is taken (protocol 2.2).
+    """
+    dataset = experiment.dataset
+    parts = experiment.config["parts"]
+    return Plan("base", tuple(Target(dataset.half(part), part) for part in parts))
+
+
+def transfer(experiment: Experiment) -> Plan:
+    """Train on all classes of one dataset, test on it and on others (CoCoOp paper, Tables 2, 3).
 
     Raises:
-        InputError: a template or a class name does not fit.
+        InputError: there are no targets, or one is the dataset itself.
     """
-    templates = experiment.templates
-    prompts: dict[str, tuple[str, ...]] = {template: (template,) for template in templates}
-    if len(templates) > 1:
-        prompts[f"ensemble of {len(templates)}"] = templates
-    return {
-        prompt: methods.create(
-            "zero_shot",
-            experiment.clip,
-            experiment.tokenizer,
-            experiment.dataset.class_names,
-            {"templates": chosen},
+    names, source = experiment.config["targets"], experiment.dataset
+    if not names or source.name in names:
+        raise InputError(
+            f"config.targets: expected datasets to evaluate on besides {source.name}, got"
+            f" {', '.join(names) or 'none'}; name others, e.g. --config.targets=\"('dtd',)\""
         )
-        for prompt, chosen in prompts.items()
-    }
+    datasets = [source, *map(experiment.load_dataset, names)]
+    return Plan("all", tuple(Target(dataset, "test") for dataset in datasets))
 
 
-def few_shot(experiment: Experiment) -> list[Result]:
-    """Zero-shot CLIP and the method at every number of shots and every seed (paper, Figure 3).
+PROTOCOLS: dict[str, Callable[[Experiment], Plan]] = {
+    "few_shot": few_shot,
+    "base_to_new": base_to_new,
+    "cross_dataset": transfer,
+    "domain_generalization": transfer,
+}
 
-    Tasks whose result is already in `results.jsonl` are skipped.
+
+def execute(experiment: Experiment, plan: Plan) -> list[Result]:
+    """Zero-shot CLIP on every target, and the method at every number of shots and every seed.
+
+    What is already in `results.jsonl` is skipped.
+
+    Raises:
+        InputError: something does not fit; nothing has been written then.
     """
     path, config = experiment.results_path, experiment.config
     done = results.read(path) if path.exists() else []
-    experiment.check_results(done)
-    name = config["method"]["name"]
-    zero_shot = {
-        prompt: method
-        for prompt, method in hand_crafted(experiment).items()
-        if not results.find(done, method="zero_shot", prompt=prompt)
-    }
-    experiment.create_method(seed=config["seeds"][0])
-    tasks = [
-        Task(experiment, shots, seed)
-        for shots in config["shots"]
-        for seed in config["seeds"]
-        if not results.find(done, method=name, shots=shots, seed=seed)
+    experiment.check_results(done, plan.targets)
+
+    def is_done(target: Target, **keys: object) -> bool:
+        where = {"dataset": target.dataset.name, "split": target.split}
+        return bool(results.find(done, **where, **keys))
+
+    zero_shot = [
+        (target, prompt, method)
+        for target in plan.targets
+        for prompt, method in experiment.hand_crafted(target.dataset).items()
+        if not is_done(target, method="zero_shot", prompt=prompt)
     ]
+    tasks = []
+    for shots in config["shots"]:
+        for seed in config["seeds"]:
+            keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
+            left = [target for target in plan.targets if not is_done(target, **keys)]
+            if left:
+                tasks.append((Task(experiment, shots, seed, plan.part), left))
+    if tasks:
+        first, _ = tasks[0]
+        for target in plan.targets:
+            experiment.move(first.method, first.dataset, target.dataset)
     experiment.claim_workdir()
-    with track(sum(task.steps for task in tasks)) as tracker:
-        for prompt, method in zero_shot.items():
+    with track(sum(task.steps for task, _ in tasks)) as tracker:
+        for target, prompt, method in zero_shot:
             start = time.monotonic()
-            row = experiment.record(method, name="zero_shot", prompt=prompt, start=start)
-            tracker.say(f"zero-shot CLIP, {prompt!r}: {row.accuracy:.1f} %")
+            row = experiment.record(method, target, name="zero_shot", prompt=prompt, start=start)
+            tracker.say(f"zero-shot CLIP, {_place(plan, row)}{prompt!r}: {row.accuracy:.1f} %")
         tracker.start()
         while tasks:
-            task = tasks.pop(0)
-            row = task.run(tracker)
-            tracker.say(f"{task.label}: {row.accuracy:.1f} %")
+            task, left = tasks.pop(0)
+            for row in task.run(tracker, left):
+                tracker.say(f"{task.label}: {_place(plan, row)}{row.accuracy:.1f} %")
     return results.read(path)
 
 
-PROTOCOLS: dict[str, Callable[[Experiment], list[Result]]] = {"few_shot": few_shot}
+def _place(plan: Plan, row: Result) -> str:
+    """Where a result is from, if there are several targets."""
+    if len(plan.targets) == 1:
+        return ""
+    return f"{row.dataset}, {row.split}: "
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> tuple[Experiment, list[Result]]:
-    """Run the protocol that the config names.
+def run(config: Mapping[str, Any], workdir: Path) -> tuple[Experiment, Plan, list[Result]]:
+    """Run the protocol that the config names; all results of the workdir.
 
     Raises:
         InputError: the config, or what it names, cannot be used; nothing has been written then.
@@ -83,4 +123,5 @@ def run(config: Mapping[str, Any], workdir: Path) -> tuple[Experiment, list[Resu
     if name not in PROTOCOLS:
         raise InputError(f"config.protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}")
     experiment = Experiment(config, workdir)
-    return experiment, PROTOCOLS[name](experiment)
+    plan = PROTOCOLS[name](experiment)
+    return experiment, plan, execute(experiment, plan)

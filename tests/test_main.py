@@ -63,7 +63,7 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
     assert all(row.n_ctx == 4 and row.epochs == 2 for row in rows if row.method == "coop")
     assert "nearest words" in first.stdout and "CoOp" in first.stdout
     assert "s left" in first.stderr
-    with Image.open(workdir / "few_shot.png") as picture:
+    with Image.open(workdir / "report.png") as picture:
         assert picture.width > 400
 
     content = (workdir / results.FILE_NAME).read_text().splitlines()
@@ -133,7 +133,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
         (["--config.clip.dtype=float8"], "expected one of float32, bfloat16, float16"),
         (["--config.dataset=digit"], "digit"),
         (["--config.shots=(0,1)"], "config.shots: expected different positive whole numbers"),
-        (["--config.protocol=fewshot"], "expected one of few_shot, got 'fewshot'"),
+        (["--config.protocol=fewshot"], "expected one of few_shot, base_to_new, .*, got 'fewshot'"),
         (["extra"], "expected flags only, got 'extra'"),
         (["--config.augmentation.scale=(2.0,3.0)"], "augmentation.scale: expected the smallest"),
         (["--config.shots=('a',)"], "config.shots: expected different positive whole numbers"),
@@ -141,7 +141,10 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
         (["--config.templates=(1,)"], "config.templates: expected texts, got"),
         (["--config.optimizer.learning_rate=-1.0"], "learning_rate: expected more than 0, got -1"),
         (["--config.method.context_init=_"], "expected at least one context vector, got 0"),
-        (["--config.templates=('a photo',)"], r"templates: expected at least one, each with one"),
+        (
+            ["--config.templates=('a photo',)"],
+            r"templates: expected texts with {} for the class",
+        ),
         (["--config.clip.name=foo bar/baz"], "could not fetch foo bar/baz"),
         (["--config.method.class_token_position=back"], "one of end, middle, front, got 'back'"),
     ],
@@ -176,6 +179,9 @@ def test_configs_that_are_none(tmp_path):
     check_refused(
         run(workdir, config="configs/quickstart.py:zero_shot"), "zero_shot learns nothing"
     )
+    check_refused(
+        run(workdir, config="configs/coop_few_shot.py:dtd,pets"), "dataset: imagenet, .*got 'pets'"
+    )
 
 
 def test_weights_of_the_wrong_shape(tmp_path):
@@ -205,7 +211,7 @@ def test_a_folder_without_classes(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pictures" / split).mkdir(parents=True)
     process = run(f"--config.dataset={tmp_path / 'pictures'}", f"--workdir={tmp_path / 'run'}")
-    check_refused(process, "expected image files .* got none")
+    check_refused(process, "expected a folder per class in .*, got none")
 
 
 def test_changed_pictures_are_not_resumed(tmp_path):

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from makers import image_folder, write_hub_cache
+import record_presets
+from makers import coop_data, image_folder, write_hub_cache
 from PIL import Image
 
-from coop_jax import results
+from coop_jax import protocols, report, results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,16 +40,29 @@ def execute(containing, *, workdir, replace=(), add=(), environment=()):
         command = command.replace(old, str(new))
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "coop_jax.main"]
-    words = [word for word in words[1:] if not word.startswith("--workdir=")]
+    words = [word for word in words[3:] if not word.startswith("--workdir=")] + [*add]
+    return run_python("coop_jax.main", *words, f"--workdir={workdir}", environment=environment)
+
+
+def run_python(module, *words, environment=(), code=0):
+    """Run a command of the package from the repository's root."""
     process = subprocess.run(
-        [sys.executable, *words, f"--workdir={workdir}", *add],
+        [sys.executable, "-m", module, *map(str, words)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, **dict(environment)},
     )
-    assert process.returncode == 0, process.stderr
+    assert process.returncode == code, process.stdout + process.stderr
     return process
+
+
+def run_command(module, *, replace, code=0):
+    """Run the README's one command of a module, its paths moved."""
+    (command,) = (command for command in COMMANDS if f"-m {module} " in command)
+    for old, new in replace:
+        command = command.replace(old, str(new))
+    return run_python(module, *shlex.split(command)[3:], code=code)
 
 
 def test_every_command_is_known_to_a_test_or_to_ci():
@@ -58,6 +72,8 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         "pytest",
         r"python -m coop_jax\.main --config=configs/quickstart\.py --workdir=\S+",
         r"python -m coop_jax\.main .*--config\.clip\.name=ViT-B/16 .*",
+        r"python -m coop_jax\.data\.check .*",
+        r"python -m coop_jax\.report .*",
         r"python -m coop_jax\.main --config=configs/few_shot\.py .*dataset=/path/to/pictures .*",
     ]
     for command in COMMANDS:
@@ -84,9 +100,9 @@ def test_quickstart_shows_what_it_promises(tmp_path):
     best = max(zero_shot)
     assert best >= 30
     assert statistics.fmean(learned[16]) >= best + 8
-    for text in ('"a photo of a {}."', "CoOp, M = 16, end", "nearest words", "few_shot.png"):
+    for text in ('"a photo of a {}."', "CoOp, M = 16, end", "nearest words", "report.png"):
         assert text in process.stdout
-    with Image.open(tmp_path / "run" / "few_shot.png") as picture:
+    with Image.open(tmp_path / "run" / "report.png") as picture:
         assert picture.width > 400
 
 
@@ -107,6 +123,60 @@ def test_openai_weights_by_name(tmp_path):
     )
     (row,) = results.find(results.read(tmp_path / "run" / results.FILE_NAME), method="coop")
     assert row.backbone == "ViT-B/16" and row.dataset == "digits"
+
+
+PAPER = re.findall(
+    r"`python -m coop_jax\.main --config=configs/(\w+)\.py:([\w,]+) --config\.data_dir=\$DATA"
+    r" --workdir=/tmp/runs/\w+`",
+    README,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coop_data(tmp_path_factory.mktemp("data"))
+
+
+def test_the_table_of_the_papers_has_every_config():
+    assert len(PAPER) == README.count("--config.data_dir=$DATA")
+    assert {file for file, _ in PAPER} == {name.partition(":")[0] for name in record_presets.NAMES}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("file", "argument"), PAPER)
+def test_paper_command(file, argument, data, tmp_path):
+    config = record_presets.small(f"{file}:{argument}", data)
+    _, plan, rows = protocols.run(config, tmp_path / "run")
+    learned = results.find(rows, method=config["method"]["name"])
+    assert [row.dataset for row in learned] == [target.dataset.name for target in plan.targets]
+    assert {row.protocol for row in rows} == {config["protocol"]}
+    (sheet,) = report.tables(rows)
+    assert len(sheet.body()) >= 2
+
+
+@pytest.mark.heavy
+def test_doctor_main_and_report(data, tmp_path):
+    """The commands themselves, from the dataset to the report of two runs."""
+    run_command("coop_jax.data.check", replace=[("$DATA", data)], code=1)
+    small = [
+        f"--config.{key}={value}"
+        for key, value in {
+            "clip.name": "tiny",
+            "data_dir": data,
+            "shots": "(2,)",
+            "seeds": "(1,)",
+            "epochs": 1,
+        }.items()
+    ]
+    for dataset in ("dtd", "eurosat"):
+        config = f"--config=configs/coop_few_shot.py:{dataset}"
+        workdir = tmp_path / "runs" / dataset
+        run_python("coop_jax.main", config, f"--workdir={workdir}", *small)
+    process = run_command("coop_jax.report", replace=[("/tmp/runs", tmp_path / "runs")])
+    assert "average over 2 datasets" in process.stdout
+    assert (tmp_path / "runs" / "report.csv").read_text().count("coop") > 0
+    with Image.open(tmp_path / "runs" / "report.png") as picture:
+        assert picture.width > 400
 
 
 @pytest.mark.heavy

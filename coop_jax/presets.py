@@ -1,0 +1,141 @@
+"""What the papers' experiments really used, by name (coop_protocol section 0)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from coop_jax import config
+from coop_jax.data.official import FEW_SHOT, IMAGENET_VARIANTS
+from coop_jax.errors import InputError
+
+BACKBONES = {"rn50": "RN50", "rn101": "RN101", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16"}
+CONTEXTS = {
+    "m16": {"n_ctx": 16},
+    "m8": {"n_ctx": 8},
+    "m4": {"n_ctx": 4},
+    "phrase": {"n_ctx": 4, "context_init": "a photo of a"},
+}
+PRECISIONS = {"float32": "float32", "float16": "float16"}
+
+
+def choose(argument: str, **choices: Sequence[str]) -> dict[str, str]:
+    """Read the words of a config's argument, e.g. "dtd,middle": one of every kind at most.
+
+    Args:
+        argument: words with commas between them, in any order.
+        choices: the words of each kind; the first is chosen where none is given.
+
+    Raises:
+        InputError: an unknown word, or two of one kind.
+    """
+    chosen = {kind: words[0] for kind, words in choices.items()}
+    given: set[str] = set()
+    for word in filter(None, (word.strip() for word in argument.split(","))):
+        kinds = [kind for kind, words in choices.items() if word in words]
+        if not kinds or kinds[0] in given:
+            valid = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in choices.items())
+            raise InputError(
+                f"--config=FILE:{argument}: expected one word of a kind at most ({valid}), got"
+                f" {word!r}"
+            )
+        chosen[kinds[0]] = word
+        given.add(kinds[0])
+    return chosen
+
+
+def _paper(method: str, dataset: str, backbone: str, precision: str) -> dict[str, Any]:
+    """The settings that all of the papers' experiments share, with those of the method's own."""
+    settings = config.default(method)
+    settings["dataset"] = dataset
+    settings["clip"]["name"] = BACKBONES[backbone]
+    settings["clip"]["dtype"] = settings["optimizer"]["dtype"] = PRECISIONS[precision]
+    if method == "cocoop":
+        settings |= {"batch_size": 1, "epochs": 10}
+    if method == "linear_probe":
+        settings["sampling"] = "linear_probe"
+    return settings
+
+
+def coop_few_shot(argument: str) -> dict[str, Any]:
+    """CoOp on one dataset at 1 to 16 shots; all of its paper's variants."""
+    words = choose(
+        argument,
+        dataset=FEW_SHOT,
+        backbone=list(BACKBONES),
+        position=("end", "middle", "front"),
+        context=list(CONTEXTS),
+        kind=("unified", "class_specific"),
+        precision=list(PRECISIONS),
+    )
+    settings = _paper("coop", words["dataset"], words["backbone"], words["precision"])
+    settings["method"] |= CONTEXTS[words["context"]] | {
+        "class_token_position": words["position"],
+        "class_specific": words["kind"] == "class_specific",
+    }
+    return settings
+
+
+def linear_probe(argument: str) -> dict[str, Any]:
+    """Linear-probe CLIP on one dataset at 1 to 16 shots."""
+    words = choose(argument, dataset=FEW_SHOT, backbone=list(BACKBONES), precision=list(PRECISIONS))
+    return _paper("linear_probe", words["dataset"], words["backbone"], words["precision"])
+
+
+def prompt_ensembling(argument: str) -> dict[str, Any]:
+    """Hand-crafted prompts, their ensembles and CoOp on ImageNet at 16 shots."""
+    words = choose(argument, backbone=list(BACKBONES), precision=list(PRECISIONS))
+    settings = _paper("coop", "imagenet", words["backbone"], words["precision"])
+    return settings | {"templates": ("dataset", "imagenet_7", "imagenet_80"), "shots": (16,)}
+
+
+def coop_domain_generalization(argument: str) -> dict[str, Any]:
+    """CoOp or linear-probe CLIP from ImageNet to its four variants, as in the CoOp paper."""
+    words = choose(
+        argument,
+        method=("coop", "linear_probe"),
+        backbone=list(BACKBONES),
+        context=("m16", "m4"),
+        precision=list(PRECISIONS),
+    )
+    settings = _paper(words["method"], "imagenet", words["backbone"], words["precision"])
+    if words["method"] == "coop":
+        settings["method"] |= CONTEXTS[words["context"]]
+    return settings | {
+        "protocol": "domain_generalization",
+        "targets": IMAGENET_VARIANTS,
+        "shots": (16,),
+    }
+
+
+def _cocoop_paper(method: str, dataset: str, precision: str) -> dict[str, Any]:
+    """What that paper used for CoCoOp and for CoOp: ViT-B/16, 16 shots, "a photo of a"."""
+    settings = _paper(method, dataset, "vit_b16", precision)
+    settings["method"] |= CONTEXTS["phrase"]
+    return settings | {"shots": (16,)}
+
+
+def base_to_new(argument: str) -> dict[str, Any]:
+    """CoCoOp or CoOp from the first half of a dataset's classes to the second."""
+    words = choose(
+        argument,
+        method=("cocoop", "coop"),
+        dataset=FEW_SHOT,
+        parts=("halves", "class_incremental"),
+        precision=list(PRECISIONS),
+    )
+    settings = _cocoop_paper(words["method"], words["dataset"], words["precision"])
+    parts = {"halves": ("base", "new"), "class_incremental": config.PARTS}
+    return settings | {"protocol": "base_to_new", "parts": parts[words["parts"]]}
+
+
+def cross_dataset(argument: str) -> dict[str, Any]:
+    """CoCoOp or CoOp from ImageNet to ten other datasets."""
+    words = choose(argument, method=("cocoop", "coop"), precision=list(PRECISIONS))
+    settings = _cocoop_paper(words["method"], "imagenet", words["precision"])
+    return settings | {"protocol": "cross_dataset", "targets": FEW_SHOT[1:]}
+
+
+def domain_generalization(argument: str) -> dict[str, Any]:
+    """CoCoOp or CoOp from ImageNet to its four variants, as in the CoCoOp paper."""
+    words = choose(argument, method=("cocoop", "coop"), precision=list(PRECISIONS))
+    settings = _cocoop_paper(words["method"], "imagenet", words["precision"])
+    return settings | {"protocol": "domain_generalization", "targets": IMAGENET_VARIANTS}

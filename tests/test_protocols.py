@@ -1,0 +1,141 @@
+"""Every protocol from its config, on a miniature of the official layout, with the embedded CLIP."""
+
+import json
+
+import numpy as np
+import pytest
+from makers import coop_data
+from record_presets import small
+
+from coop_jax import protocols, results
+from coop_jax.data import catalog, sampling
+from coop_jax.errors import InputError
+from coop_jax.results import find
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coop_data(tmp_path_factory.mktemp("data"))
+
+
+def run(name, data, workdir, **changes):
+    return protocols.run(small(name, data, **changes), workdir)[2]
+
+
+def places(rows):
+    return [(row.dataset, row.split, row.n_classes, row.n_examples) for row in rows]
+
+
+@pytest.mark.heavy
+def test_base_to_new(data, tmp_path):
+    rows = run("cocoop_base_to_new:coop,ucf101,class_incremental", data, tmp_path / "run")
+    expected = [("ucf101", "base", 2, 10), ("ucf101", "new", 2, 10), ("ucf101", "all", 4, 20)]
+    assert places(find(rows, method="zero_shot")) == expected
+    learned = find(rows, method="coop")
+    assert places(learned) == expected
+    assert {row.trained_on for row in learned} == {"ucf101"}
+    assert {(row.n_ctx, row.shots, row.protocol) for row in learned} == {(4, 2, "base_to_new")}
+
+
+def test_base_to_new_trains_on_the_base_half_of_the_whole_selection(data, tmp_path):
+    config = small("cocoop_base_to_new:coop,oxford_flowers", data)
+    experiment = protocols.Experiment(config, tmp_path / "run")
+    task = protocols.Task(experiment, 2, 1, protocols.base_to_new(experiment).part)
+    whole = catalog.load("oxford_flowers", data)
+    chosen, _ = sampling.few_shot(whole.train.labels, whole.val.labels, 2, 1)
+    base = [index for index in chosen if whole.train.labels[index] < 2]
+    assert task.examples.file_names.tolist() == whole.train.file_names[base].tolist()
+    assert task.dataset.class_names == whole.class_names[:2]
+
+
+@pytest.mark.heavy
+def test_cross_dataset_and_resuming_a_target(data, tmp_path):
+    targets = ("dtd", "fgvc_aircraft")
+    rows = run("cocoop_cross_dataset:coop", data, tmp_path / "run", targets=targets)
+    learned = find(rows, method="coop")
+    assert [row.dataset for row in learned] == ["imagenet", *targets]
+    assert {row.trained_on for row in learned} == {"imagenet"}
+    assert [row.dataset for row in find(rows, method="zero_shot")] == ["imagenet", *targets]
+    path = tmp_path / "run" / results.FILE_NAME
+    kept = [line for line in path.read_text().splitlines() if '"dtd"' not in line[:120]]
+    assert len(kept) == len(rows) - 2
+    path.write_text("\n".join(kept) + "\n")
+    again = run("cocoop_cross_dataset:coop", data, tmp_path / "run", targets=targets)
+    assert len(again) == len(rows)
+    (before,) = find(rows, method="coop", dataset="dtd")
+    (after,) = find(again, method="coop", dataset="dtd")
+    assert after.accuracy == before.accuracy and after.seconds is None
+
+
+def test_a_linear_probe_takes_its_rows_to_the_classes_of_a_variant(data, tmp_path):
+    rows = run("coop_domain_generalization:linear_probe", data, tmp_path / "run")
+    learned = find(rows, method="linear_probe")
+    variants = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+    assert [row.dataset for row in learned] == ["imagenet", *variants]
+    assert [row.n_classes for row in learned] == [4, 4, 4, 2, 2]
+    # The miniature's classes differ in colour alone, which image features show.
+    assert min(row.accuracy for row in learned) > 90
+    assert {row.epochs for row in learned} == {None}
+    again = run("coop_domain_generalization:linear_probe", data, tmp_path / "run")
+    assert len(again) == len(rows)
+
+
+@pytest.mark.heavy
+def test_few_shot_with_ensembles_in_float16(data, tmp_path):
+    rows = run("coop_prompt_ensembling:float16", data, tmp_path / "run", seeds=(1, 2))
+    prompts = ["a photo of a {}.", "7 ImageNet templates", "80 ImageNet templates"]
+    assert [row.prompt for row in find(rows, method="zero_shot")] == prompts
+    assert [row.seed for row in find(rows, method="coop")] == [1, 2]
+
+
+def test_results_say_where_they_come_from(data, tmp_path):
+    config = small("linear_probe:eurosat", data)
+    _, _, rows = protocols.run(config, tmp_path / "run")
+    (learned,) = find(rows, method="linear_probe")
+    assert json.loads(json.dumps(config)) == learned.config
+    assert {"python", "jax", "flax", "optax", "numpy", "pillow"} <= set(learned.versions)
+    (zero_shot,) = find(rows, method="zero_shot")
+    assert learned.hashes.split != zero_shot.hashes.split
+    assert learned.hashes.data == zero_shot.hashes.data
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("cocoop_cross_dataset:coop", {"targets": ()}, r"config\.targets: .*got none"),
+        ("cocoop_cross_dataset:coop", {"targets": ("imagenet",)}, r"imagenet, got imagenet"),
+        ("cocoop_cross_dataset:coop", {"targets": ("dtt",)}, r'got "dtt"'),
+        ("cocoop_cross_dataset:coop", {"targets": "dtd"}, r"config\.targets: expected names"),
+        ("cocoop_base_to_new:coop,dtd", {"parts": ("old",)}, r"config\.parts: expected some of"),
+        ("linear_probe:dtd", {"protocol": "base_to_new"}, r"only classes that were learned"),
+        ("coop_few_shot:dtd", {"dataset": "imagenet_a"}, r"has test images alone"),
+        ("coop_few_shot:dtd", {"protocol": "best"}, r"config\.protocol: expected one of few_shot"),
+        ("coop_few_shot:dtd", {"sampling": "mine"}, r"config\.sampling: expected one of coop"),
+        ("coop_few_shot:dtd", {"templates": ("photo",)}, r"templates: expected"),
+        ("coop_few_shot:dtd", {"class_names": "x.txt"}, r"own images alone"),
+    ],
+)
+def test_what_cannot_run_leaves_nothing_behind(data, tmp_path, name, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        run(name, data, tmp_path / "run", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_specific_contexts_do_not_move_to_new_classes(data, tmp_path):
+    config = small("coop_few_shot:dtd,class_specific", data, protocol="base_to_new")
+    with pytest.raises(InputError, match=r"choose a shared context"):
+        protocols.run(config, tmp_path / "run")
+
+
+def test_classes_of_equal_name_are_equal_logits_and_the_first_wins(data, tmp_path):
+    rows = run("linear_probe:imagenet", data, tmp_path / "run")
+    (zero_shot,) = find(rows, method="zero_shot")
+    experiment = protocols.Experiment(small("linear_probe:imagenet", data), tmp_path / "other")
+    names = experiment.dataset.class_names
+    assert len(set(names)) == len(names) - 1
+    (method,) = experiment.hand_crafted(experiment.dataset).values()
+    classes = np.asarray(method.encode_classes(experiment.clip))
+    first, second = (i for i, name in enumerate(names) if names.count(name) == 2)
+    np.testing.assert_allclose(classes[first], classes[second], rtol=1e-6)
+    assert zero_shot.n_classes == len(names)
