@@ -1,5 +1,6 @@
 """Every protocol from its config, on a miniature of the official layout, with the embedded CLIP."""
 
+import functools
 import json
 
 import numpy as np
@@ -99,25 +100,46 @@ def test_results_say_where_they_come_from(data, tmp_path):
     assert learned.hashes.data == zero_shot.hashes.data
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("cocoop_cross_dataset:coop", {"targets": ()}, r"config\.targets: .*got none"),
-        ("cocoop_cross_dataset:coop", {"targets": ("imagenet",)}, r"imagenet, got imagenet"),
-        ("cocoop_cross_dataset:coop", {"targets": ("dtt",)}, r'got "dtt"'),
-        ("cocoop_cross_dataset:coop", {"targets": "dtd"}, r"config\.targets: expected names"),
-        ("cocoop_base_to_new:coop,dtd", {"parts": ("old",)}, r"config\.parts: expected some of"),
-        ("linear_probe:dtd", {"protocol": "base_to_new"}, r"only classes that were learned"),
-        ("coop_few_shot:dtd", {"dataset": "imagenet_a"}, r"has test images alone"),
-        ("coop_few_shot:dtd", {"protocol": "best"}, r"config\.protocol: expected one of few_shot"),
-        ("coop_few_shot:dtd", {"sampling": "mine"}, r"config\.sampling: expected one of coop"),
-        ("coop_few_shot:dtd", {"templates": ("photo",)}, r"templates: expected"),
-        ("coop_few_shot:dtd", {"class_names": "x.txt"}, r"own images alone"),
-    ],
-)
+REFUSALS = [
+    ("cocoop_cross_dataset:coop", {"targets": ()}, r"config\.targets: .*got none"),
+    ("cocoop_cross_dataset:coop", {"targets": ("imagenet",)}, r"imagenet, got imagenet"),
+    ("cocoop_cross_dataset:coop", {"targets": ("dtt",)}, r'got "dtt"'),
+    ("cocoop_cross_dataset:coop", {"targets": "dtd"}, r"config\.targets: expected names"),
+    ("cocoop_base_to_new:coop,dtd", {"parts": ("old",)}, r"config\.parts: expected some of"),
+    ("linear_probe:dtd", {"protocol": "base_to_new"}, r"only classes that were learned"),
+    *(
+        ("coop_few_shot:dtd", changes, message)
+        for changes, message in [
+            ({"dataset": "imagenet_a"}, r"has test images alone"),
+            ({"dataset": "digit"}, r'got "digit"; choose'),
+            ({"protocol": "best"}, r"config\.protocol: expected one of few_shot, base_to_new"),
+            ({"sampling": "mine"}, r"config\.sampling: expected one of coop"),
+            ({"class_names": "x.txt"}, r"own images alone"),
+            ({"clip.name": "RN5"}, r"unknown CLIP 'RN5': expected tiny, RN50"),
+            ({"clip.name": "foo bar/baz"}, r"could not fetch foo bar/baz"),
+            ({"clip.dtype": "float8"}, r"expected one of float32, bfloat16, float16"),
+            ({"shots": (0, 1)}, r"config\.shots: expected different positive whole numbers"),
+            ({"shots": (1.5,)}, r"config\.shots: expected different positive whole numbers"),
+            ({"augmentation.scale": (2.0, 3.0)}, r"augmentation\.scale: expected the smallest"),
+            ({"optimizer.learning_rate": -1.0}, r"learning_rate: expected more than 0, got -1"),
+            ({"optimizer.dtype": "float64"}, r"optimizer\.dtype: expected one of float32"),
+            ({"templates": (1,)}, r"config\.templates: expected texts, got"),
+            ({"templates": ("a photo",)}, r"templates: expected texts with \{\} for the class"),
+            ({"method.context_init": "_"}, r"expected at least one context vector, got 0"),
+            ({"method.class_token_position": "back"}, r"end, middle, front, got 'back'"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSALS)
 def test_what_cannot_run_leaves_nothing_behind(data, tmp_path, name, changes, message):
+    config = small(name, data)
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        functools.reduce(dict.__getitem__, groups, config)[last] = value
     with pytest.raises(InputError, match=message) as error:
-        run(name, data, tmp_path / "run", **changes)
+        protocols.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 

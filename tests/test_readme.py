@@ -174,7 +174,7 @@ def test_doctor_main_and_report(data, tmp_path):
         run_python("coop_jax.main", config, f"--workdir={workdir}", *small)
     process = run_command("coop_jax.report", replace=[("/tmp/runs", tmp_path / "runs")])
     assert "average over 2 datasets" in process.stdout
-    assert (tmp_path / "runs" / "report.csv").read_text().count("coop") > 0
+    assert (tmp_path / "runs" / "report.csv").read_text().count("CoOp, M = 16") == 3
     with Image.open(tmp_path / "runs" / "report.png") as picture:
         assert picture.width > 400
 
