@@ -13,9 +13,7 @@ from jaxtyping import Float, Int
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP
-
-TEXTS = 4096
-"""Texts of all images of a batch, where every image has its own."""
+from coop_jax.methods import Method, has_texts_per_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,10 @@ class Metrics:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(method_graph: Any, clip_graph: Any, mesh: Mesh):
+def _compiled(method_graph: Any, clip_graph: Any, mesh: Mesh, has_texts_per_image: bool):
+    whole = parallel.replicated(mesh)
+    split = whole if has_texts_per_image else parallel.over_data(mesh, 0)
+
     def classes(state, frozen):
         return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
 
@@ -49,24 +50,25 @@ def _compiled(method_graph: Any, clip_graph: Any, mesh: Mesh):
             "predicted": zeros.at[predicted].add(weights),
         }
 
-    whole, split = parallel.replicated(mesh), parallel.over_data(mesh, 0)
     return (
         jax.jit(classes, out_shardings=whole),
-        jax.jit(logits, in_shardings=(whole, whole, whole, split), out_shardings=whole),
-        jax.jit(sums, in_shardings=(whole, whole, whole, split, split, split), out_shardings=whole),
+        jax.jit(logits, in_shardings=(None, None, None, split), out_shardings=whole),
+        jax.jit(sums, in_shardings=(None, None, None, split, split, split), out_shardings=whole),
     )
 
 
-def _prepare(method: nnx.Module, clip: CLIP, mesh: Mesh):
+def _prepare(method: Any, clip: CLIP, mesh: Mesh):
     method_graph, state = nnx.split(method)
     clip_graph, frozen = nnx.split(clip)
-    state, frozen = parallel.put((state, frozen), parallel.replicated(mesh))
-    encode_classes, logits, sums = _compiled(method_graph, clip_graph, mesh)
+    state = parallel.place(state, mesh)
+    frozen = parallel.put(frozen, parallel.replicated(mesh))
+    per_image = has_texts_per_image(method, clip)
+    encode_classes, logits, sums = _compiled(method_graph, clip_graph, mesh, per_image)
     return (state, frozen, encode_classes(state, frozen)), logits, sums
 
 
 def logits(
-    method: nnx.Module, clip: CLIP, features: Float[np.ndarray, "images embedding"], mesh: Mesh
+    method: Method, clip: CLIP, features: Float[np.ndarray, "images embedding"], mesh: Mesh
 ) -> Float[np.ndarray, "images classes"]:
     """The method's float32 logits of these image features."""
     fixed, logits, _ = _prepare(method, clip, mesh)
@@ -75,7 +77,7 @@ def logits(
 
 
 def evaluate(
-    method: nnx.Module,
+    method: Method,
     clip: CLIP,
     features: Float[np.ndarray, "images embedding"],
     labels: Int[np.ndarray, " images"],
@@ -86,15 +88,12 @@ def evaluate(
     """Accuracy as the official evaluator computes it (coop_protocol section 7).
 
     Ties go to the lowest label; macro F1 is the mean over the classes that the labels contain.
-    Batches are padded with weight zero, so that the batch size changes nothing. A method whose
-    texts differ by image gets fewer images at once, so that a batch has at most about `TEXTS`.
+    Batches are padded with weight zero, so that the batch size (at most `batch_size`) changes
+    nothing.
     """
-    fixed, logits, sums = _prepare(method, clip, mesh)
-    if not jax.tree.leaves(fixed[-1]):
-        n_classes = jax.eval_shape(
-            logits, *fixed, np.zeros_like(features, shape=(mesh.size, features.shape[1]))
-        ).shape[-1]
-        batch_size = min(batch_size, max(TEXTS // n_classes, 1))
+    fixed, _, sums = _prepare(method, clip, mesh)
+    batches = max(-(-len(labels) // batch_size), 1)
+    batch_size = -(-len(labels) // batches)
     batch_size += parallel.padding(batch_size, mesh)
     totals = None
     for start in range(0, len(labels), batch_size):

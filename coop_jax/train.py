@@ -17,7 +17,7 @@ from coop_jax import optim, parallel
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Learned, cross_entropy
+from coop_jax.methods.base import Learned, cross_entropy, has_texts_per_image
 
 IMAGES_PER_CHUNK = 4096
 """Image features made ahead of the steps that use them."""
@@ -55,15 +55,21 @@ def initial_state(method: nnx.Module, clip: CLIP, optimizer: optax.GradientTrans
 
 @functools.lru_cache(maxsize=32)
 def compile_steps(
-    method_graph: Any, clip_graph: Any, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
+    method_graph: Any,
+    clip_graph: Any,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    has_texts_per_image: bool,
 ) -> Callable[..., tuple[State, Float[jax.Array, " steps"]]]:
     """A jitted `steps(state, derived, frozen, features, labels, weights) -> (state, losses)`.
 
     It scans over the leading axis of `features [steps, batch, embedding]`, `labels` and `weights`
-    `[steps, batch]`, whose batches are split over the mesh; everything else is replicated, and the
-    state is donated. The frozen CLIP is an argument: it gets no gradient and comes back from no
-    step.
+    `[steps, batch]`, whose batches are split over the mesh. So are the classes, where `derived`
+    says so, and what is computed for them is gathered once a step. The state is donated. The frozen
+    CLIP is an argument: it gets no gradient and comes back from no step.
     """
+    whole = parallel.replicated(mesh)
+    split = whole if has_texts_per_image else parallel.over_data(mesh, 1)
 
     def steps(state, derived, frozen, features, labels, weights):
         clip = nnx.merge(clip_graph, frozen)
@@ -71,7 +77,8 @@ def compile_steps(
         def loss_of(learned, batch):
             features, labels, weights = batch
             method = nnx.merge(method_graph, learned, derived)
-            logits = method.logits(clip, method.encode_classes(clip), features)
+            classes = jax.lax.with_sharding_constraint(method.encode_classes(clip), whole)
+            logits = method.logits(clip, classes, features)
             return cross_entropy(logits, labels, weights)
 
         def step(state, batch):
@@ -90,10 +97,9 @@ def compile_steps(
 
         return jax.lax.scan(step, state, (features, labels, weights))
 
-    whole, split = parallel.replicated(mesh), parallel.over_data(mesh, 1)
     return jax.jit(
         steps,
-        in_shardings=(whole, whole, whole, split, split, split),
+        in_shardings=(whole, None, whole, split, split, split),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
@@ -111,7 +117,7 @@ def chunks(
 
 
 def fit(
-    method: nnx.Module,
+    method: Any,
     clip: CLIP,
     optimizer: optax.GradientTransformationExtraArgs,
     batches: Batches,
@@ -146,16 +152,17 @@ def fit(
     method_graph, learned, derived = nnx.split(method, Learned, ...)
     clip_graph, frozen = nnx.split(clip)
     del learned
-    steps = compile_steps(method_graph, clip_graph, optimizer, mesh)
+    per_image = has_texts_per_image(method, clip)
+    steps = compile_steps(method_graph, clip_graph, optimizer, mesh, per_image)
     whole = parallel.replicated(mesh)
-    derived, frozen = parallel.put((derived, frozen), whole)
+    derived, frozen = parallel.place(derived, mesh), parallel.put(frozen, whole)
     # The steps donate the state, so it must not share memory with the method.
     state = parallel.put(jax.tree.map(jnp.copy, initial_state(method, clip, optimizer)), whole)
     if checkpoints is not None:
         state = checkpoints.restore(state)
         nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
     total, batch = batches.order.shape
-    pad = ((0, 0), (0, parallel.padding(batch, mesh)))
+    pad = ((0, 0), (0, 0 if per_image else parallel.padding(batch, mesh)))
     for start, stop in chunks(batches.epoch, int(state["step"]), batch, images_per_chunk):
         order = batches.order[start:stop]
         features = features_of(batches.requests(start, stop)).reshape(*order.shape, -1)

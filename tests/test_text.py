@@ -1,5 +1,7 @@
 """The shared-prefix form of the text tower against the plain 77-token form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +13,23 @@ from hypothesis import strategies as st
 from oracle import plain_prompts, plain_text_features, products
 
 from coop_jax import evaluate, methods
+from coop_jax.clip.packing import pack
+from coop_jax.clip.text import Inserted
 
 WORDS = ("seven", "circle", "hen-of-the-woods", "a", "x", "very very long name")
 
 
-def features(clip, prefix, suffix, end):
-    return np.asarray(jax.jit(clip.text.encode)(prefix, suffix, end))
+def encode(clip, prefix, whole, end, **packed):
+    """Features of the prefix with each class's embeddings `[classes, length, width]` behind it."""
+    packing = pack(end + 1, **packed)
+    index = np.arange(whole.shape[0] * whole.shape[1]).reshape(whole.shape[:2])
+    laid = packing.lay(jnp.asarray(index[:, : packing.places.shape[-1]]))
+    inserted = Inserted(whole.reshape(-1, whole.shape[-1]), laid)
+    return clip.text.encode(prefix, jnp.zeros_like(laid), packing, inserted)
+
+
+def features(clip, prefix, suffix, end, **packed):
+    return np.asarray(jax.jit(lambda *parts: encode(clip, *parts, end, **packed))(prefix, suffix))
 
 
 def coop(clip, tokenizer, names=CLASS_NAMES, **config):
@@ -48,17 +61,17 @@ def test_gradient_equals_that_of_the_unshared_form(tiny_clip, tiny_tokenizer):
     target = jax.random.normal(jax.random.key(1), (len(CLASS_NAMES), 24))
     tokens = tiny_tokenizer([f"X X X X {name}." for name in CLASS_NAMES])
     table = tiny_clip.text.token_embedding[...]
-    end = jnp.asarray(np.argmax(tokens == tiny_tokenizer.end, axis=1))
+    end = np.argmax(tokens == tiny_tokenizer.end, axis=1)
 
     def shared(context):
         start, suffix = table[tokens[0, :1]], table[tokens[:, 5:]]
         prefix = jnp.concatenate([start, context])
-        return jnp.vdot(tiny_clip.text.encode(prefix, suffix, end - 5), target)
+        return jnp.vdot(encode(tiny_clip, prefix, suffix, end - 5), target)
 
     def whole(context):
         prompts = table[tokens].at[:, 1:5].set(context)
         nothing = jnp.zeros((0, table.shape[1]))
-        return jnp.vdot(tiny_clip.text.encode(nothing, prompts, end), target)
+        return jnp.vdot(encode(tiny_clip, nothing, prompts, end), target)
 
     context = method.context[...]
     got, expected = jax.jit(jax.grad(shared))(context), jax.jit(jax.grad(whole))(context)
@@ -85,19 +98,68 @@ def test_where_the_prefix_ends_and_what_follows_the_end_change_nothing(tiny_clip
 
 
 @settings(max_examples=6)
-@given(batch=st.integers(1, 3), shared_suffix=st.booleans())
-def test_a_batch_of_prefixes_is_one_call_each(tiny_clip, batch, shared_suffix):
+@given(batch=st.integers(1, 3))
+def test_a_batch_of_prefixes_is_one_call_each(tiny_clip, batch):
     width = tiny_clip.config.text.transformer.width
     rng = np.random.default_rng(batch)
     prefix = rng.normal(size=(batch, 4, width)).astype(np.float32)
-    lead = 1 if shared_suffix else batch
-    suffix = rng.normal(size=(lead, 2, 3, width)).astype(np.float32)
+    suffix = rng.normal(size=(2, 3, width)).astype(np.float32)
     end = np.asarray([1, 2], np.int32)
     together = features(tiny_clip, prefix, suffix, end)
     assert together.shape == (batch, 2, tiny_clip.config.embedding)
     for index in range(batch):
-        alone = features(tiny_clip, prefix[index], suffix[index % lead], end)
+        alone = features(tiny_clip, prefix[index], suffix, end)
         np.testing.assert_allclose(together[index], alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+
+
+@settings(max_examples=20)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=17),
+    shards=st.integers(1, 5),
+    limit=st.integers(1, 60),
+)
+def test_packing_keeps_every_token_once(lengths, shards, limit):
+    lengths = np.asarray(lengths)
+    packing = pack(lengths, shards=shards, limit=limit)
+    numbers = np.arange(len(lengths) * lengths.max()).reshape(len(lengths), -1)
+    laid = np.asarray(packing.lay(jnp.asarray(numbers)))
+    read = np.asarray(jax.vmap(jax.vmap(jnp.take))(laid, packing.places))
+    kept = [
+        list(row[mask])
+        for row, mask in zip(
+            read.reshape(-1, lengths.max()),
+            np.asarray(packing.within).reshape(-1, lengths.max()),
+            strict=True,
+        )
+        if mask.any()
+    ]
+    assert sorted(kept) == [list(row[:n]) for row, n in zip(numbers, lengths, strict=True)]
+    ends = jnp.take_along_axis(jnp.asarray(laid), packing.end, axis=-1)[..., None]
+    collected = np.asarray(packing.collect(ends.astype(jnp.float32)))[:, 0]
+    assert collected.tolist() == [row[n - 1] for row, n in zip(numbers, lengths, strict=True)]
+    assert laid.shape[1] == shards
+
+
+@pytest.mark.parametrize("packed", [{"shards": 3}, {"limit": 6}, {"shards": 2, "limit": 5}])
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_chunks_and_shards_change_nothing(tiny_clip, packed, batch):
+    width = tiny_clip.config.text.transformer.width
+    rng = np.random.default_rng(0)
+    prefix = rng.normal(size=(*batch, 3, width)).astype(np.float32)
+    suffix = rng.normal(size=(7, 5, width)).astype(np.float32)
+    end = np.asarray([4, 0, 2, 2, 3, 1, 0])
+    assert pack(end + 1, **packed).slots.shape[:2] != (1, 1)
+    target = rng.normal(size=(*batch, 7, tiny_clip.config.embedding)).astype(np.float32)
+
+    def loss(prefix, suffix, packed):
+        return jnp.vdot(encode(tiny_clip, prefix, suffix, end, **packed), target)
+
+    def run(packed):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, packed=packed), argnums=(0, 1)))
+
+    whole, parts = (run(chosen)(prefix, suffix) for chosen in ({}, packed))
+    for got, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 @settings(max_examples=8)
@@ -116,9 +178,7 @@ def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, one_device
 def test_prompts_longer_than_the_context_are_refused(tiny_clip):
     width = tiny_clip.config.text.transformer.width
     with pytest.raises(ValueError, match="78 tokens do not fit the context of 77"):
-        tiny_clip.text.encode(
-            jnp.zeros((70, width)), jnp.zeros((2, 8, width)), jnp.zeros(2, jnp.int32)
-        )
+        encode(tiny_clip, jnp.zeros((70, width)), jnp.zeros((2, 8, width)), np.asarray([0, 7]))
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])

@@ -17,9 +17,11 @@ from coop_jax.methods import Learned
 EPOCHS, COUNT = 4, 12
 
 
-def problem(clip, tokenizer, batch_size=5, epochs=EPOCHS, name="coop", dtype="float32", **config):
+def problem(
+    clip, tokenizer, batch_size=5, epochs=EPOCHS, name="coop", dtype="float32", shards=1, **config
+):
     """A method, its optimizer, its batches, and random image features that depend on the epoch."""
-    method = methods.create(name, clip, tokenizer, CLASS_NAMES, config, seed=1)
+    method = methods.create(name, clip, tokenizer, CLASS_NAMES, config, seed=1, shards=shards)
     order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=1)
     labels = np.arange(COUNT, dtype=np.int32) % len(CLASS_NAMES)
     optimizer = optim.create(optim.OptimizerConfig(dtype=dtype), epochs, len(order) // epochs)
@@ -65,7 +67,7 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
 
     graph, learned_state, derived = nnx.split(method, Learned, ...)
     clip_graph, frozen = nnx.split(tiny_clip)
-    steps = train.compile_steps(graph, clip_graph, optimizer, one_device)
+    steps = train.compile_steps(graph, clip_graph, optimizer, one_device, False)
     arguments = (
         state,
         derived,
@@ -86,17 +88,30 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
     assert learned_state.keys() == new_state["learned"].keys() == {"context"}
 
 
-@pytest.mark.parametrize("batch_size", [5, 8])
-def test_two_and_eight_devices_agree_with_one(tiny_clip, tiny_tokenizer, one_device, batch_size):
+@pytest.mark.parametrize(
+    ("name", "batch_size", "config"),
+    [
+        ("coop", 5, {}),
+        ("coop", 8, {"class_specific": True, "n_ctx": 3}),
+        ("cocoop", 1, {}),
+    ],
+)
+def test_two_and_eight_devices_agree_with_one(
+    tiny_clip, tiny_tokenizer, one_device, name, batch_size, config
+):
+    """Images and classes are split over the devices; more shards than classes, too."""
+
     def trained(mesh):
-        parts = problem(tiny_clip, tiny_tokenizer, batch_size)
+        parts = problem(
+            tiny_clip, tiny_tokenizer, batch_size, name=name, shards=mesh.size, **config
+        )
         losses = run(tiny_clip, parts, mesh)
         return losses, np.array(parts[0].context[...])
 
     losses, context = trained(one_device)
     for count in (2, 8):
         other_losses, other_context = trained(parallel.create_mesh(jax.devices()[:count]))
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-4)
         np.testing.assert_allclose(other_context, context, atol=1e-5 * np.abs(context).max())
 
 

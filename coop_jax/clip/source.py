@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ BACKBONES = {
     "ViT-L/14@336px": "timm/vit_large_patch14_clip_336.openai",
 }
 """The papers' backbone names and the hub repositories that publish OpenAI's weights for them."""
+
+OPENAI_FILES = {re.sub("[/@]", "-", name) + ".pt": name for name in BACKBONES}
+"""The files that OpenAI's code downloads, e.g. ViT-L-14-336px.pt, and whose weights they are."""
 
 EMBEDDED = "tiny"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "tiny_clip"
@@ -69,6 +73,11 @@ def _hub_folder(repository: str) -> Path:
             f" ({EMBEDDED}, {', '.join(BACKBONES)}, or a hub id), or name a folder with its files"
         ) from error
     return Path(folder)
+
+
+def backbone(name: str) -> str:
+    """What to call a CLIP: OpenAI's file by its backbone's name, any other as it was named."""
+    return OPENAI_FILES.get(Path(name).name, name)
 
 
 def resolve(name: str, tokenizer: str | Path | None = None) -> Source:

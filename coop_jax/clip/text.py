@@ -1,12 +1,23 @@
-"""CLIP's causal text tower, entered with a shared prefix and one suffix per class."""
+"""CLIP's causal text tower, entered with a shared prefix and the rest of every class's prompt."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip.config import TextConfig
+from coop_jax.clip.packing import Packing, gather, spread, take
 from coop_jax.clip.transformer import Block, LayerNorm, attend, precision, scan, stack
+
+
+class Inserted(NamedTuple):
+    """Vectors that stand in place of tokens: at each token the number of one, or -1 for none."""
+
+    vectors: Float[Array, "vectors width"]
+    number: Int[Array, "chunks shards tokens"]
 
 
 class TextTower(nnx.Module):
@@ -40,49 +51,134 @@ class TextTower(nnx.Module):
     def encode(
         self,
         prefix: Float[Array, "*batch prefix width"],
-        suffix: Float[Array, "*batch_or_ones classes suffix width"],
-        end: Int[Array, " classes"],
+        tokens: Int[Array, "chunks shards tokens"],
+        packing: Packing,
+        inserted: Inserted | None = None,
     ) -> Float[Array, "*batch classes embedding"]:
-        """Unnormalised features of prompts given in two parts, as embeddings without positions.
+        """Unnormalised features of prompts given in two parts.
 
         All classes share the prefix, and the tower is causal, so the prefix is computed once and
-        the suffixes attend to its keys and values: exactly what the whole prompts would give
-        (DESIGN section 2). `end` is each class's end-token position within its suffix; whatever
-        follows it has no influence. The batch axes of `suffix` may be ones or absent.
+        the rest of every class's prompt, laid end to end, attends to its keys and values: exactly
+        what the whole prompts would give (DESIGN section 2). The feature is read at the last token
+        of each class's part. If there are several chunks, the gradient computes each chunk's
+        activations again, so that those of one chunk are in memory at a time.
+
+        Args:
+            prefix: embeddings without positions.
+            tokens: ids of the rest of the prompts.
+            packing: where the tokens of every class lie.
+            inserted: vectors in place of some tokens.
 
         Raises:
             ValueError: the two parts together are longer than the tower's context.
         """
-        split, length = prefix.shape[-2], prefix.shape[-2] + suffix.shape[-2]
+        split, length = prefix.shape[-2], prefix.shape[-2] + packing.places.shape[-1]
         if length > self.config.context_length:
             raise ValueError(
                 f"prompts of {length} tokens do not fit the context of {self.config.context_length}"
             )
         positions = self.positional_embedding[...].astype(self.dtype)
-        batch = prefix.shape[:-2]
-        prefix = prefix[..., None, :, :].astype(self.dtype) + positions[:split]
-        suffix = suffix.astype(self.dtype) + positions[split:length]
-        suffix = jnp.broadcast_to(suffix, (*batch, *suffix.shape[-3:]))
-        causal = jnp.tril(jnp.ones((length, length), bool))
+        shared = self._keys_and_values(prefix.astype(self.dtype) + positions[:split])
 
-        def step(block: Block, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            prefix, suffix = carry
-            query, prefix_key, prefix_value = block.project(prefix)
-            visible = causal[:split, :split]
-            prefix = block.finish(prefix, attend(query, [prefix_key], [prefix_value], visible))
-            query, key, value = block.project(suffix)
-            attended = attend(
-                query, [prefix_key, key], [prefix_value, value], visible=causal[split:]
-            )
-            return prefix, block.finish(suffix, attended)
+        def encode_chunk(part: tuple[Array, Array | None, Packing]) -> Array:
+            tokens, number, packing = part
+            x = self.embed(tokens)
+            if inserted is not None and number is not None:
+                vectors = inserted.vectors.astype(self.dtype)[jnp.maximum(number, 0)]
+                x = jnp.where((number >= 0)[..., None], vectors, x)
+            x = x + positions[split + packing.position]
+            return self._rest(jnp.broadcast_to(x, (*prefix.shape[:-2], *x.shape)), shared, packing)
 
-        _, suffix = scan(self.blocks, step, (prefix, suffix))
-        last = jnp.broadcast_to(end[:, None, None], (*suffix.shape[:-2], 1, 1))
-        features = jnp.take_along_axis(suffix, last, axis=-2)[..., 0, :]
-        features = self.final_norm(features)
+        parts = tokens, inserted and inserted.number, packing
+        if len(tokens) == 1:
+            only = jax.tree.map(lambda part: part[0], parts)
+            return packing.collect(encode_chunk(only)[None])
+        return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), parts))
+
+    def _keys_and_values(self, prefix: Float[Array, "*batch prefix width"]) -> tuple[Array, Array]:
+        """Keys and values `[layers, *batch, prefix, heads, dim]`, which all prompts attend to."""
+        causal = jnp.tril(jnp.ones((prefix.shape[-2],) * 2, bool))
+
+        def step(block: Block, x: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+            query, key, value = block.project(x)
+            return block.finish(x, attend(query, key, value, causal)), (key, value)
+
+        return scan(self.blocks, step, prefix)[1]
+
+    def _rest(
+        self,
+        x: Float[Array, "*batch shards tokens width"],
+        shared: tuple[Array, Array],
+        packing: Packing,
+    ) -> Float[Array, "*batch shards rows embedding"]:
+        """Features of one chunk."""
+
+        def step(block: Block, x: Array, shared: tuple[Array, Array]) -> tuple[Array, None]:
+            return block.finish(x, attend_packed(*block.project(x), *shared, packing)), None
+
+        x, _ = scan(self.blocks, step, x, shared)
+        features = self.final_norm(take(x, packing.end))
         return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
-        """Unnormalised features of tokenised texts."""
+        """Unnormalised features of tokenised texts, padding included.
+
+        Where the lengths are known before compilation, `encode` is several times as fast.
+        """
         nothing = jnp.zeros((0, self.config.transformer.width), self.dtype)
-        return self.encode(nothing, self.embed(tokens), self.end(tokens))
+        texts, length = tokens.shape
+        places = jnp.arange(texts * length).reshape(1, 1, texts, length)
+        whole = Packing(
+            position=(places % length).reshape(1, 1, -1),
+            slots=places.reshape(1, 1, -1),
+            places=places,
+            within=jnp.ones_like(places, bool),
+            end=places[..., 0] + self.end(tokens),
+            classes=texts,
+        )
+        return self.encode(nothing, tokens.reshape(1, 1, texts * length), whole)
+
+
+def attend_packed(
+    query: Float[Array, "*batch shards tokens heads dim"],
+    key: Float[Array, "*batch shards tokens heads dim"],
+    value: Float[Array, "*batch shards tokens heads dim"],
+    shared_key: Float[Array, "*batch prefix heads dim"],
+    shared_value: Float[Array, "*batch prefix heads dim"],
+    packing: Packing,
+) -> Float[Array, "*batch shards tokens heads*dim"]:
+    """Causal attention of packed texts, each to itself and to the prefix that all share.
+
+    One softmax, in float32, over both groups of keys, without joining them.
+    """
+    *batch, shards, _, heads, dim = query.shape
+    rows, longest = packing.places.shape[-2:]
+    places, within = (
+        array.reshape(shards, rows * longest) for array in (packing.places, packing.within)
+    )
+
+    def by_place(x: Array) -> Array:
+        flat = x.reshape(*batch, shards, -1, heads * dim)
+        return spread(flat, places, packing.slots).reshape(
+            *batch, shards, rows, longest, heads, dim
+        )
+
+    exact, dtype = precision(query.dtype), query.dtype
+    query = by_place(query * dim**-0.5)
+    key, value = by_place(key), by_place(value)
+    own = jnp.einsum("...gcqhd,...gckhd->...gchqk", query, key, precision=exact)
+    of_prefix = jnp.einsum("...gcqhd,...khd->...gchqk", query, shared_key, precision=exact)
+    causal = jnp.tril(jnp.ones((longest, longest), bool))
+    own = jnp.where(causal, own.astype(jnp.float32), -jnp.inf)
+    of_prefix = of_prefix.astype(jnp.float32)
+    largest = own.max(axis=-1, keepdims=True)
+    if shared_key.shape[-3]:
+        largest = jnp.maximum(largest, of_prefix.max(axis=-1, keepdims=True))
+    largest = jax.lax.stop_gradient(largest)
+    own, of_prefix = jnp.exp(own - largest), jnp.exp(of_prefix - largest)
+    total = own.sum(axis=-1, keepdims=True) + of_prefix.sum(axis=-1, keepdims=True)
+    own, of_prefix = (own / total).astype(dtype), (of_prefix / total).astype(dtype)
+    mixed = jnp.einsum("...gchqk,...gckhd->...gcqhd", own, value, precision=exact)
+    mixed += jnp.einsum("...gchqk,...khd->...gcqhd", of_prefix, shared_value, precision=exact)
+    mixed = mixed.reshape(*batch, shards, rows * longest, heads * dim)
+    return gather(mixed, packing.slots, places, within)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float
 from coop_jax.clip.config import TransformerConfig
 
 Carry = TypeVar("Carry")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision:
@@ -48,35 +50,19 @@ class LayerNorm(nnx.Module):
 
 def attend(
     query: Float[Array, "... queries heads dim"],
-    keys: list[Float[Array, "... keys heads dim"]],
-    values: list[Float[Array, "... keys heads dim"]],
+    key: Float[Array, "... keys heads dim"],
+    value: Float[Array, "... keys heads dim"],
     visible: Bool[Array, "queries keys"] | None = None,
 ) -> Float[Array, "... queries heads*dim"]:
-    """Softmax attention over several groups of keys at once, without joining the groups.
-
-    The leading axes of a group may be shorter than the query's: the group is then shared.
-    `visible` (over the keys of all groups in order) hides the rest; the softmax is in float32.
-    """
-    dtype = query.dtype
+    """Softmax attention, the softmax in float32; `visible` hides the keys where it is false."""
+    dtype, exact = query.dtype, precision(query.dtype)
     query = query * (query.shape[-1] ** -0.5)
-    scores = [
-        jnp.einsum("...qhd,...khd->...hqk", query, group, precision=precision(dtype))
-        for group in keys
-    ]
-    lead = jnp.broadcast_shapes(*(score.shape[:-1] for score in scores))
-    scores = [jnp.broadcast_to(score, (*lead, score.shape[-1])) for score in scores]
-    joined = jnp.concatenate(scores, axis=-1).astype(jnp.float32)
+    scores = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=exact)
+    scores = scores.astype(jnp.float32)
     if visible is not None:
-        joined = jnp.where(visible, joined, -jnp.inf)
-    weights = jax.nn.softmax(joined, axis=-1).astype(dtype)
-    mixed = jnp.zeros((), dtype)
-    start = 0
-    for group in values:
-        stop = start + group.shape[-3]
-        mixed = mixed + jnp.einsum(
-            "...hqk,...khd->...qhd", weights[..., start:stop], group, precision=precision(dtype)
-        )
-        start = stop
+        scores = jnp.where(visible, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    mixed = jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=exact)
     return mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1])
 
 
@@ -130,7 +116,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
         """Attention from everywhere to everywhere, as in the vision tower."""
         query, key, value = self.project(x)
-        return self.finish(x, attend(query, [key], [value]))
+        return self.finish(x, attend(query, key, value))
 
 
 def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Block:
@@ -144,11 +130,17 @@ def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Blo
     return build(rngs)
 
 
-def scan(blocks: Block, step: Callable[[Block, Carry], Carry], carry: Carry) -> Carry:
-    """Apply `step` for each layer of a stack in turn."""
+def scan(
+    blocks: Block,
+    step: Callable[[Block, Carry, Input], tuple[Carry, Output]],
+    carry: Carry,
+    inputs: Input = None,
+) -> tuple[Carry, Output]:
+    """Apply `step` for each layer of a stack in turn, with that layer's part of the inputs."""
     graphdef, layers = nnx.split(blocks)
 
-    def body(carry: Carry, layer: nnx.State) -> tuple[Carry, None]:
-        return step(nnx.merge(graphdef, layer), carry), None
+    def body(carry: Carry, layer: tuple[nnx.State, Input]) -> tuple[Carry, Output]:
+        state, given = layer
+        return step(nnx.merge(graphdef, state), carry, given)
 
-    return jax.lax.scan(body, carry, layers)[0]
+    return jax.lax.scan(body, carry, (layers, inputs))

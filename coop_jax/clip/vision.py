@@ -49,7 +49,7 @@ class VisionTransformer(nnx.Module):
         first = jnp.broadcast_to(first, (batch, 1, first.shape[-1]))
         x = jnp.concatenate([first, embedded], axis=1)
         x = self.initial_norm(x + self.positional_embedding[...].astype(self.dtype))
-        x = scan(self.blocks, lambda block, x: block(x), x)
+        x, _ = scan(self.blocks, lambda block, x, _: (block(x), None), x)
         pooled = self.final_norm(x[:, 0])
         return jnp.dot(pooled, self.projection[...], precision=precision(self.dtype))
 
@@ -146,7 +146,7 @@ class AttentionPool(nnx.Module):
         def split(projected: Array) -> Array:
             return projected.reshape(*projected.shape[:-1], self.heads, -1)
 
-        attended = attend(split(self.query(x[:, :1])), [split(self.key(x))], [split(self.value(x))])
+        attended = attend(split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x)))
         return self.output(attended)[:, 0]
 
 

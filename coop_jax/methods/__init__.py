@@ -8,6 +8,7 @@ from coop_jax.methods.base import (
     available,
     create,
     default_config,
+    has_texts_per_image,
     is_closed_form,
     move,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "available",
     "create",
     "default_config",
+    "has_texts_per_image",
     "is_closed_form",
     "move",
 ]

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.clip.tokenizer import clean
 from coop_jax.errors import InputError
-from coop_jax.methods.prompts import readable
 
 NOT_METHODS = ("base", "prompts")
 
@@ -71,6 +70,11 @@ class ClosedForm(Protocol):
         ...
 
 
+def readable(class_name: str) -> str:
+    """A class name as prompts spell it: underscores are spaces (coop_protocol section 2.4)."""
+    return class_name.replace("_", " ")
+
+
 def cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
@@ -80,6 +84,14 @@ def cross_entropy(
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
     return -jnp.sum(picked * weights) / jnp.sum(weights)
+
+
+def has_texts_per_image(method: Method, clip: CLIP) -> bool:
+    """Whether every image has texts of its own, so that nothing can be computed for classes alone.
+
+    Devices then share the classes of each image instead of the images of a batch.
+    """
+    return not jax.tree.leaves(jax.eval_shape(lambda: method.encode_classes(clip)))
 
 
 def is_closed_form(name: str) -> bool:
@@ -182,6 +194,7 @@ def create(
     *,
     seed: int = 0,
     repeated: Sequence[str] = (),
+    shards: int = 1,
 ) -> Any:
     """A method ready to train or evaluate on these classes.
 
@@ -194,6 +207,7 @@ def create(
         seed: of the random initialisation.
         repeated: class names that several labels may have, as two pairs of ImageNet's do: their
             logits are equal, and the first label wins.
+        shards: into how many parts the classes are cut, for as many devices.
 
     Raises:
         InputError: an unknown method or setting, or class names that do not fit.
@@ -209,7 +223,7 @@ def create(
         )
     settings.update(config or {})
     rngs = nnx.Rngs(seed)
-    return module.Method(clip, tokenizer, tuple(class_names), settings, rngs=rngs)
+    return module.Method(clip, tokenizer, tuple(class_names), settings, rngs=rngs, shards=shards)
 
 
 def _module(name: str) -> Any:

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, Tokenizer, unit
+from coop_jax.clip.packing import TOKENS_AT_ONCE
 from coop_jax.clip.transformer import precision
 from coop_jax.methods import prompts
 from coop_jax.methods.base import Derived, Learned
@@ -64,6 +65,7 @@ class Method(nnx.Module):
         config: dict[str, Any],
         *,
         rngs: nnx.Rngs,
+        shards: int = 1,
     ):
         width = clip.config.text.transformer.width
         context, placeholder = prompts.initial_context(
@@ -75,8 +77,7 @@ class Method(nnx.Module):
         self.context = Learned(context)
         self.meta_net = MetaNet(clip.config.embedding, width, rngs=rngs)
         self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
-        self.suffix = Derived(clip.text.embed(jnp.asarray(layout.tokens)))
-        self.end = Derived(jnp.asarray(layout.end))
+        self.packed = prompts.Packed(layout.tokens, layout.lengths, shards)
 
     def settings(self) -> dict[str, Any]:
         """M; the class token stands at the end and the context is one for all classes."""
@@ -93,12 +94,24 @@ class Method(nnx.Module):
     def logits(
         self, clip: CLIP, classes: tuple[()], image_features: Float[Array, "batch embedding"]
     ) -> Float[Array, "batch classes"]:
-        """Scaled cosine similarities of each image with its own prompts, float32."""
+        """Scaled cosine similarities of each image with its own prompts, float32.
+
+        As many images are worked on at once as their texts' tokens allow.
+        """
+        start, packed = self.start[...], self.packed
+
+        def of_images(images: Float[Array, "some embedding"]) -> Float[Array, "some classes"]:
+            context = self.context[...] + self.meta_net(images)[:, None, :]
+            shared = jnp.broadcast_to(start, (len(images), *start.shape))
+            prefix = jnp.concatenate([shared, context.astype(start.dtype)], axis=1)
+            texts = unit(clip.text.encode(prefix, packed.tokens[...], packed.packing))
+            return jnp.einsum("be,bce->bc", images, texts, precision=precision(jnp.float32))
+
         images = unit(image_features)
-        start = self.start[...]
-        context = self.context[...] + self.meta_net(images)[:, None, :]
-        shared = jnp.broadcast_to(start, (len(images), *start.shape))
-        prefix = jnp.concatenate([shared, context.astype(start.dtype)], axis=1)
-        texts = unit(clip.text.encode(prefix, self.suffix[...], self.end[...]))
-        similarity = jnp.einsum("be,bce->bc", images, texts, precision=precision(jnp.float32))
+        at_once = max(TOKENS_AT_ONCE // packed.tokens.shape[-1], 1)
+        if len(images) > at_once:
+            grouped = jax.checkpoint(lambda image: of_images(image[None])[0])
+            similarity = jax.lax.map(grouped, images, batch_size=at_once)
+        else:
+            similarity = of_images(images)
         return jnp.exp(clip.logit_scale[...]) * similarity

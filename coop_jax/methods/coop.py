@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.clip.text import Inserted
 from coop_jax.methods import prompts
 from coop_jax.methods.base import Derived, Learned
 
@@ -43,6 +45,7 @@ class Method(nnx.Module):
         config: dict[str, Any],
         *,
         rngs: nnx.Rngs,
+        shards: int = 1,
     ):
         phrase, width = config["context_init"], clip.config.text.transformer.width
         if phrase and config["class_specific"]:
@@ -60,12 +63,20 @@ class Method(nnx.Module):
         )
         self.class_token_position = config["class_token_position"]
         self.shared_context = layout.shared_context
-        self.fills_suffix = bool((layout.context >= 0).any())
         self.context = Learned(context, per_class=not shared)
         self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
-        self.fixed = Derived(clip.text.embed(jnp.asarray(layout.tokens)))
-        self.index = Derived(jnp.asarray(layout.context))
-        self.end = Derived(jnp.asarray(layout.end))
+        self.packed = prompts.Packed(layout.tokens, layout.lengths, shards)
+        self.inserted = self._numbers(layout)
+
+    def _numbers(self, layout: prompts.Layout) -> Derived | None:
+        """The number of the context vector at each token, or -1; None if all are in the prefix."""
+        if not (layout.context >= 0).any():
+            return None
+        numbers = layout.context
+        if self.context.ndim == 3:
+            first = np.arange(len(numbers))[:, None] * self.context.shape[1]
+            numbers = np.where(numbers >= 0, numbers + first, -1)
+        return self.packed.lay(numbers)
 
     def settings(self) -> dict[str, Any]:
         """M, the class token's position, and whether the context is class-specific."""
@@ -77,15 +88,14 @@ class Method(nnx.Module):
 
     def encode_classes(self, clip: CLIP) -> Float[Array, "classes embedding"]:
         """Unnormalised text features of the learned prompts."""
-        context = self.context[...]
-        dtype = self.start[...].dtype
-        prefix, suffix = self.start[...], self.fixed[...]
+        context, prefix = self.context[...], self.start[...]
         if self.shared_context:
-            prefix = jnp.concatenate([prefix, context[: self.shared_context].astype(dtype)])
-        if self.fills_suffix:
-            per_class = context if context.ndim == 3 else context[None]
-            suffix = prompts.fill(suffix, self.index[...], per_class.astype(dtype))
-        return clip.text.encode(prefix, suffix, self.end[...])
+            shared = context[: self.shared_context].astype(prefix.dtype)
+            prefix = jnp.concatenate([prefix, shared])
+        inserted = None
+        if self.inserted is not None:
+            inserted = Inserted(context.reshape(-1, context.shape[-1]), self.inserted[...])
+        return clip.text.encode(prefix, self.packed.tokens[...], self.packed.packing, inserted)
 
     def logits(
         self,

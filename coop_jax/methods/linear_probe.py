@@ -51,8 +51,9 @@ class Method(nnx.Module):
         config: dict[str, Any],
         *,
         rngs: nnx.Rngs,
+        shards: int = 1,
     ):
-        del tokenizer, config, rngs
+        del tokenizer, config, rngs, shards
         shape = (len(class_names), clip.config.embedding)
         self.weight = Learned(jnp.zeros(shape, jnp.float32), per_class=True)
         self.bias = Learned(jnp.zeros(shape[0], jnp.float32), per_class=True)

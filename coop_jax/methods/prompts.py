@@ -11,16 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.clip.packing import Packing, pack
 from coop_jax.errors import InputError
+from coop_jax.methods.base import Derived, readable
 
 logger = logging.getLogger(__name__)
 
 POSITIONS = ("end", "middle", "front")
-
-
-def readable(class_name: str) -> str:
-    """A class name as prompts spell it: underscores are spaces (coop_protocol section 2.4)."""
-    return class_name.replace("_", " ")
 
 
 def end_positions(tokens: Int[np.ndarray, "*texts length"], end: int) -> Int[np.ndarray, "*texts"]:
@@ -33,14 +30,55 @@ class Layout:
     """Where tokens and context vectors stand in each class's prompt (coop_protocol section 5).
 
     All classes share a prefix: the start token and the first `shared_context` context vectors.
-    What follows differs by class, is cut after the last end token, and holds at each place
-    either the token of `tokens` or, where `context` is not negative, that context vector.
+    What follows differs by class, ends with the end token, and holds at each place either the
+    token of `tokens` or, where `context` is not negative, that context vector.
     """
 
     shared_context: int
     tokens: Int[np.ndarray, "classes suffix"]
     context: Int[np.ndarray, "classes suffix"]
-    end: Int[np.ndarray, " classes"]
+    lengths: Int[np.ndarray, " classes"]
+
+
+class Packed(nnx.Module):
+    """The token ids of class-dependent texts, laid end to end for the text tower."""
+
+    def __init__(
+        self,
+        tokens: Int[np.ndarray, "classes suffix"],
+        lengths: Int[np.ndarray, " classes"],
+        shards: int,
+    ):
+        packing = pack(lengths, shards=shards)
+        self.classes = packing.classes
+        self.position = self.sharded(packing.position)
+        self.slots = self.sharded(packing.slots)
+        self.places = self.sharded(packing.places)
+        self.within = self.sharded(packing.within)
+        self.end = self.sharded(packing.end)
+        self.tokens = self.lay(tokens)
+
+    def lay(self, values: Int[np.ndarray, "classes suffix"]) -> Derived:
+        """What belongs to each token, given for each place of each class's text."""
+        longest = self.places.shape[-1]
+        return self.sharded(self.packing.lay(jnp.asarray(values[:, :longest], jnp.int32)))
+
+    @staticmethod
+    def sharded(value: Array) -> Derived:
+        """A variable whose second axis, the shards of the classes, may be split over devices."""
+        return Derived(value, shard_axis=1)
+
+    @property
+    def packing(self) -> Packing:
+        """Where the tokens lie."""
+        return Packing(
+            self.position[...],
+            self.slots[...],
+            self.places[...],
+            self.within[...],
+            self.end[...],
+            self.classes,
+        )
 
 
 def layout(
@@ -91,21 +129,9 @@ def layout(
         context[row, is_context] = order[is_context] - 1
     shared_context = before if shared else 0
     start = 1 + shared_context
-    ends = end_positions(tokens, tokenizer.end)
-    stop = int(ends.max()) + 1
-    return Layout(
-        shared_context, places[:, start:stop], context[:, start:stop], ends - np.int32(start)
-    )
-
-
-def fill(
-    fixed: Float[Array, "classes suffix width"],
-    index: Int[Array, "classes suffix"],
-    context: Float[Array, "classes_or_1 context width"],
-) -> Float[Array, "classes suffix width"]:
-    """Put context vectors into the places of `index` that are not negative."""
-    chosen = jnp.take_along_axis(context, jnp.maximum(index, 0)[..., None], axis=1)
-    return jnp.where((index >= 0)[..., None], chosen, fixed)
+    lengths = end_positions(tokens, tokenizer.end) + 1 - start
+    stop = start + int(lengths.max())
+    return Layout(shared_context, places[:, start:stop], context[:, start:stop], lengths)
 
 
 def initial_context(

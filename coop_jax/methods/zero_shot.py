@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, Tokenizer, unit
 from coop_jax.errors import InputError
 from coop_jax.methods import prompts
-from coop_jax.methods.base import Derived
+from coop_jax.methods.base import Derived, readable
 
 
 def default_config() -> dict[str, Any]:
@@ -31,22 +29,27 @@ class Method(nnx.Module):
         config: dict[str, Any],
         *,
         rngs: nnx.Rngs,
+        shards: int = 1,
     ):
-        del clip, rngs
+        del rngs
         templates = tuple(config["templates"])
         faulty = [template for template in templates if template.count("{}") != 1]
         if not templates or faulty:
             raise InputError(
                 f"templates: expected at least one, each with one {{}}, got {faulty or templates}"
             )
-        tokens = np.stack(
+        tokens = tokenizer(
             [
-                tokenizer([template.replace("{}", prompts.readable(name)) for name in class_names])
+                template.replace("{}", readable(name))
                 for template in templates
+                for name in class_names
             ]
         )
-        end = prompts.end_positions(tokens, tokenizer.end)
-        self.tokens = Derived(jnp.asarray(tokens[..., : int(end.max()) + 1]))
+        self.templates = len(templates)
+        self.start = Derived(clip.text.embed(jnp.asarray(tokens[0, :1])))
+        self.packed = prompts.Packed(
+            tokens[:, 1:], prompts.end_positions(tokens, tokenizer.end), shards
+        )
 
     def settings(self) -> dict[str, Any]:
         """Nothing but the prompts, which the record has beside the method."""
@@ -54,8 +57,9 @@ class Method(nnx.Module):
 
     def encode_classes(self, clip: CLIP) -> Float[Array, "classes embedding"]:
         """Text features: each template's normalised, averaged over templates."""
-        features = jax.lax.map(lambda tokens: unit(clip.encode_text(tokens)), self.tokens[...])
-        return features.mean(axis=0)
+        packed = self.packed
+        features = unit(clip.text.encode(self.start[...], packed.tokens[...], packed.packing))
+        return features.reshape(self.templates, -1, features.shape[-1]).mean(axis=0)
 
     def logits(
         self,
