@@ -8,8 +8,9 @@ float32 or float16 (the official precision).
     python -m coop_jax.main --config=configs/coop_few_shot.py:dtd,middle,class_specific \
         --config.data_dir=$DATA --workdir=DIR
 
-Zero-shot CLIP, then seeds 1 to 3 at 1, 2, 4, 8 and 16 shots: 50, 100, 100, 200 and 200 epochs,
-50 on ImageNet. Published, RN50, M = 16, end: `python -m coop_jax.report DIR` shows it beside.
+Zero-shot CLIP, then seeds 1 to 3 at 1, 2, 4, 8 and 16 shots (phrase: at 16 alone): 50, 100, 100,
+200 and 200 epochs, 50 on ImageNet. Published, RN50, M = 16, end: `python -m coop_jax.report DIR`
+shows it beside.
 """
 
 from ml_collections import ConfigDict

@@ -87,7 +87,8 @@ def default(method: str = "coop") -> dict[str, Any]:
     epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on ImageNet.
         (CoCoOp's paper has 10 epochs of batches of 1.)
     batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
-        once (lower it where memory is short).
+        once (lower it where memory is short); feature_cache: a folder that keeps image features,
+        for runs that share images, seeds and CLIP (empty: none are kept).
     augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
     """
     return {
@@ -106,6 +107,7 @@ def default(method: str = "coop") -> dict[str, Any]:
         "epochs": 0,
         "batch_size": 32,
         "encode_batch_size": 256,
+        "feature_cache": "",
         "optimizer": dataclasses.asdict(optim.OptimizerConfig()),
         "augmentation": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5},
     }

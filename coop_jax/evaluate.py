@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int
 
 from coop_jax import parallel
@@ -27,10 +27,7 @@ class Metrics:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(method_graph: Any, clip_graph: Any, mesh: Mesh, has_texts_per_image: bool):
-    whole = parallel.replicated(mesh)
-    split = whole if has_texts_per_image else parallel.over_data(mesh, 0)
-
+def _compiled(method_graph: Any, clip_graph: Any, whole: NamedSharding, split: NamedSharding):
     def classes(state, frozen):
         return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
 
@@ -62,18 +59,19 @@ def _prepare(method: Any, clip: CLIP, mesh: Mesh):
     clip_graph, frozen = nnx.split(clip)
     state = parallel.place(state, mesh)
     frozen = parallel.put(frozen, parallel.replicated(mesh))
-    per_image = has_texts_per_image(method, clip)
-    encode_classes, logits, sums = _compiled(method_graph, clip_graph, mesh, per_image)
-    return (state, frozen, encode_classes(state, frozen)), logits, sums
+    whole = parallel.replicated(mesh)
+    split = whole if has_texts_per_image(method, clip) else parallel.over_data(mesh, 0)
+    encode_classes, logits, sums = _compiled(method_graph, clip_graph, whole, split)
+    return (state, frozen, encode_classes(state, frozen)), logits, sums, split
 
 
 def logits(
     method: Method, clip: CLIP, features: Float[np.ndarray, "images embedding"], mesh: Mesh
 ) -> Float[np.ndarray, "images classes"]:
     """The method's float32 logits of these image features."""
-    fixed, logits, _ = _prepare(method, clip, mesh)
+    fixed, logits, _, split = _prepare(method, clip, mesh)
     padded = np.pad(features, ((0, parallel.padding(len(features), mesh)), (0, 0)), mode="edge")
-    return np.asarray(logits(*fixed, padded))[: len(features)]
+    return np.asarray(logits(*fixed, parallel.put(padded, split)))[: len(features)]
 
 
 def evaluate(
@@ -91,7 +89,7 @@ def evaluate(
     Batches are padded with weight zero, so that the batch size (at most `batch_size`) changes
     nothing.
     """
-    fixed, _, sums = _prepare(method, clip, mesh)
+    fixed, _, sums, split = _prepare(method, clip, mesh)
     batches = max(-(-len(labels) // batch_size), 1)
     batch_size = -(-len(labels) // batches)
     batch_size += parallel.padding(batch_size, mesh)
@@ -100,12 +98,12 @@ def evaluate(
         part = slice(start, start + batch_size)
         count = len(labels[part])
         pad = (0, batch_size - count)
-        batch = sums(
-            *fixed,
+        data = (
             np.pad(features[part], (pad, (0, 0)), mode="edge"),
             np.pad(labels[part], pad),
             np.pad(np.ones(count, np.float32), pad),
         )
+        batch = sums(*fixed, *parallel.put(data, split))
         batch = {name: np.asarray(value, np.float64) for name, value in batch.items()}
         totals = batch if totals is None else {k: totals[k] + batch[k] for k in totals}
     assert totals is not None, "an empty split is refused where it is loaded"

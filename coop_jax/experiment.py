@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from coop_jax import config as config_module
 from coop_jax import evaluate, features, methods, parallel, results
 from coop_jax.clip import preprocess, source
 from coop_jax.data import catalog, pipeline, templates
-from coop_jax.data.examples import Dataset, Examples
+from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.provenance import commit, digest, hash_files, versions
 
@@ -31,6 +31,8 @@ NOT_SETTINGS = (
     "templates",
     "shots",
     "seeds",
+    "encode_batch_size",
+    "feature_cache",
 )
 """What may differ between two runs that are points of the same curve or rows of one table."""
 
@@ -59,11 +61,6 @@ class Experiment:
         self.config = config
         self.workdir = Path(workdir)
         config_module.check_workdir(config, self.workdir)
-        if jax.process_count() > 1:
-            raise InputError(
-                f"expected one process, got {jax.process_count()}: training over several hosts is"
-                " not supported yet; start it on one host"
-            )
         self.mesh = parallel.create_mesh()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
         chosen = config["clip"]
@@ -79,6 +76,11 @@ class Experiment:
     def load_dataset(self, name: str, class_names: str = "") -> Dataset:
         """Open a dataset from where the config says that datasets lie."""
         return catalog.load(name, self.config["data_dir"] or None, class_names or None)
+
+    @property
+    def backbone(self) -> str:
+        """What records call the CLIP; its weights have a hash besides."""
+        return source.backbone(self.config["clip"]["name"])
 
     @property
     def method_name(self) -> str:
@@ -101,6 +103,7 @@ class Experiment:
             settings,
             seed=seed,
             repeated=dataset.repeated,
+            shards=self.mesh.size,
         )
         if not jax.tree.leaves(nnx.state(method, methods.Learned)):
             raise InputError(
@@ -142,13 +145,16 @@ class Experiment:
                 dataset.class_names,
                 {"templates": chosen},
                 repeated=dataset.repeated,
+                shards=self.mesh.size,
             )
             for prompt, chosen in prompts.items()
         }
 
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
-        config_module.claim(self.config, self.workdir)
+        if parallel.is_first():
+            config_module.claim(self.config, self.workdir)
+        parallel.wait("claimed the workdir")
 
     @property
     def results_path(self) -> Path:
@@ -161,14 +167,28 @@ class Experiment:
         transform: pipeline.Transform,
         requests: Int[np.ndarray, "images 2"],
         seed: int,
+        described: Any,
     ) -> Float[np.ndarray, "images embedding"]:
-        """Unnormalised features of the requested (epoch, example) pairs."""
-        batches = pipeline.pixels(
-            examples, transform, requests, seed=seed, batch_size=self.config["encode_batch_size"]
-        )
-        return features.encode(
-            self.clip, batches, self.mesh, batch_size=self.config["encode_batch_size"]
-        )
+        """Unnormalised features of the requested (epoch, example) pairs.
+
+        `described` tells the transform from others, for the cache of features.
+        """
+
+        def pixels_of(numbers: Int[np.ndarray, " images"], size: int) -> Iterator[np.ndarray]:
+            return pipeline.pixels(
+                examples, transform, requests[numbers], seed=seed, batch_size=size
+            )
+
+        def make() -> Float[np.ndarray, "images embedding"]:
+            size = self.config["encode_batch_size"]
+            return features.encode(self.clip, pixels_of, len(requests), self.mesh, batch_size=size)
+
+        if not self.config["feature_cache"]:
+            return make()
+        clip = self._weights_hash, self.config["clip"]["dtype"], *self._pixel_settings
+        wanted = described, seed, requests.tolist()
+        key = digest([examples.content, examples.indices.tolist(), *clip, *wanted])
+        return features.Cache(self.config["feature_cache"]).get(key, make)
 
     def plain_features(self, examples: Examples) -> Float[np.ndarray, "images embedding"]:
         """Unnormalised features under the test transform."""
@@ -177,27 +197,26 @@ class Experiment:
         def transform(image: Any, _: np.random.Generator) -> np.ndarray:
             return preprocess.resize_and_center_crop(image, self.image_size)
 
-        return self.encode(examples, transform, requests, seed=0)
+        return self.encode(examples, transform, requests, seed=0, described="test")
 
     def test_features(self, target: Target) -> Float[np.ndarray, "images embedding"]:
         """Unnormalised features of a target's test images, encoded once."""
         key = target.dataset.name, target.part
         if key not in self._features:
-            self._features[key] = self.plain_features(target.dataset.test)
+            read_once = dataclasses.replace(target.dataset.test, cache=ImageCache(0))
+            self._features[key] = self.plain_features(read_once)
         return self._features[key]
 
     def hashes(self, target: Target, trained_on: Sequence[str] = ()) -> results.Hashes:
         """Digests of what results depend on; `trained_on` are the files of the few-shot set."""
-        test, config = target.dataset.test, self.config
-        statistics = self.clip.config.mean, self.clip.config.std
+        config, tested = self.config, [target.dataset.pixels_from, *_listed(target.dataset.test)]
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+        settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
         return results.Hashes(
-            data=digest([self._data_hash, *_listed(test)]),
-            split=digest([*trained_on, *_listed(test)]),
+            data=digest([self._data_hash, *tested]),
+            split=digest([*trained_on, *tested]),
             class_names=digest(target.dataset.class_names),
-            transform=digest(
-                [self.image_size, config["augmentation"], *statistics, preprocess.PILLOW]
-            ),
+            transform=digest([config["augmentation"], *self._pixel_settings]),
             weights=self._weights_hash,
             config=digest(settings),
         )
@@ -253,7 +272,7 @@ class Experiment:
             method=name,
             dataset=target.dataset.name,
             split=target.split,
-            backbone=self.config["clip"]["name"],
+            backbone=self.backbone,
             shots=shots,
             seed=seed,
             **{**settings, **method.settings()},
@@ -263,12 +282,19 @@ class Experiment:
             commit=commit(),
             hashes=self.hashes(target, trained_on),
             prompt=prompt,
-            trained_on=self.dataset.name if prompt is None else None,
+            trained_on=self.dataset.full_name if prompt is None else None,
             versions=versions(),
             config=dict(self.config),
         )
-        results.append(self.results_path, row)
+        if parallel.is_first():
+            results.append(self.results_path, row)
         return row
+
+    @property
+    def _pixel_settings(self) -> tuple[Any, ...]:
+        """What pixels depend on besides the images and the transform."""
+        statistics = self.clip.config.mean, self.clip.config.std
+        return self.image_size, *statistics, preprocess.PILLOW
 
     @functools.cached_property
     def _weights_hash(self) -> str:
@@ -278,7 +304,8 @@ class Experiment:
     @functools.cached_property
     def _data_hash(self) -> str:
         dataset = self.dataset
-        return digest([_listed(part) for part in (dataset.train, dataset.val, dataset.test)])
+        parts = dataset.train, dataset.val, dataset.test
+        return digest([dataset.pixels_from, *map(_listed, parts)])
 
 
 def _listed(examples: Examples) -> list[Any]:

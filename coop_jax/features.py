@@ -1,19 +1,27 @@
 """Image features: encoded in large batches, since a frozen tower gives each image one feature."""
 
 import collections
+import contextlib
 import functools
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP
 from coop_jax.clip.preprocess import normalize
+from coop_jax.errors import InputError
+
+PixelsOf = Callable[
+    [Int[np.ndarray, " images"], int], Iterable[UInt8[np.ndarray, "batch size size 3"]]
+]
 
 AHEAD = 2
 """Batches that the device may work on while the host makes the next."""
@@ -35,32 +43,83 @@ def _encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh):
 
 def encode(
     clip: CLIP,
-    batches: Iterable[UInt8[np.ndarray, "batch size size 3"]],
+    pixels_of: PixelsOf,
+    count: int,
     mesh: Mesh,
     *,
     batch_size: int = 256,
 ) -> Float[np.ndarray, "images embedding"]:
-    """Unnormalised float32 features of a stream of pixel batches of at most `batch_size` images.
+    """Unnormalised float32 features of `count` images.
 
     Every batch is padded with black images to the same number, one that the mesh can split evenly,
-    and their features are dropped; so there is one compilation.
+    and their features are dropped; so there is one compilation. With several processes, each makes
+    the pixels for its own devices, and all get all features.
+
+    Args:
+        clip: the frozen CLIP.
+        pixels_of: from image numbers to their pixels, in batches of at most the given size.
+        count: number of images.
+        mesh: the devices.
+        batch_size: images at once, over all devices.
     """
     graphdef, state = nnx.split(clip)
     encoder = _encoder(graphdef, mesh)
     state = parallel.put(state, parallel.replicated(mesh))
     rows = batch_size + parallel.padding(batch_size, mesh)
+    own = [
+        np.arange(start, min(start + rows, count))[parallel.own_rows(rows)]
+        for start in range(0, count, rows)
+    ]
+    size = rows // jax.process_count()
+    batches = iter(pixels_of(np.concatenate([np.zeros(0, int), *own]), size))
+    image_size = clip.config.vision.image_size
     found: list[np.ndarray] = []
-    pending: collections.deque[tuple[Array, int]] = collections.deque()
+    pending: collections.deque[Array] = collections.deque()
 
     def collect(leave: int) -> None:
         while len(pending) > leave:
-            features, count = pending.popleft()
-            found.append(np.asarray(features)[:count])
+            found.append(np.asarray(pending.popleft()))
 
-    for pixels in batches:
-        count = len(pixels)
-        pixels = np.pad(pixels, [(0, rows - count), (0, 0), (0, 0), (0, 0)])
-        pending.append((encoder(state, pixels), count))
+    for numbers in own:
+        pixels = np.zeros((size, image_size, image_size, 3), np.uint8)
+        if len(numbers):
+            pixels[: len(numbers)] = next(batches)
+        pending.append(encoder(state, parallel.put_rows(pixels, mesh)))
         collect(leave=AHEAD)
     collect(leave=0)
-    return np.concatenate([np.zeros((0, clip.config.embedding), np.float32), *found])
+    return np.concatenate([np.zeros((0, clip.config.embedding), np.float32), *found])[:count]
+
+
+class Cache:
+    """Features on disk, each array under the digest of all that it depends on.
+
+    Files are written beside their place and renamed, so that several processes may share a folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder).expanduser()
+
+    def get(
+        self, key: str, make: Callable[[], Float[np.ndarray, "images embedding"]]
+    ) -> Float[np.ndarray, "images embedding"]:
+        """What is kept under `key` (hexadecimal), or else what `make` makes, which is then kept.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = self._folder / key[:2] / f"{key}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            return np.load(path)
+        made = make()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+            with unfinished.open("wb") as file:
+                np.save(file, made)
+            unfinished.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"expected a folder for features that can be written, got {self._folder}"
+                f" ({error.strerror}); make room there or name another"
+            ) from error
+        return made

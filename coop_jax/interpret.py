@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from rich import box
 from rich.table import Table
@@ -35,8 +36,10 @@ def nearest_words(
     """
     names = tokenizer.words()
     chosen = [i for i, name in enumerate(names) if name.isalpha() or not whole_words]
-    words = clip.text.token_embedding[...][jnp.asarray(chosen)].astype(jnp.float32)
-    vectors = context.reshape(-1, context.shape[-1]).astype(jnp.float32)
+    table, vectors = (
+        np.asarray(array, np.float32) for array in (clip.text.token_embedding[...], context)
+    )
+    words, vectors = jnp.asarray(table[chosen]), vectors.reshape(-1, vectors.shape[-1])
 
     def nearest(vector: Array) -> tuple[Array, Array]:
         distances = jnp.linalg.norm(words - vector, axis=-1)

@@ -1,42 +1,49 @@
 """Train and evaluate: python -m coop_jax.main --config=configs/quickstart.py --workdir=DIR."""
 
-import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from coop_jax import config as config_module
+from coop_jax import terminal
 from coop_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/quickstart.py; --config.KEY=VALUE changes it."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results and checkpoints.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, on a TPU pod slice or a cluster (see README)."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of the first process, where the cluster does not say it."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them, from 0, with --coordinator.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of a user error.")
-
-USER_ERROR = 2
-"""Exit code when the input was wrong."""
 
 
 def run(config: dict[str, Any], workdir: Path) -> None:
     """Run the config's protocol in the workdir and show what came of it."""
-    from coop_jax import interpret, protocols, report
+    from coop_jax import interpret, parallel, protocols, report
     from coop_jax.task import Task
 
     experiment, plan, rows = protocols.run(config, workdir)
+    shots, seed = max(config["shots"]), config["seeds"][0]
+    task = Task(experiment, shots, seed, plan.part)
+    context = getattr(task.restore(), "context", None)
+    if not parallel.is_first():
+        return
     console = report.console()
     for sheet in report.tables(rows):
         console.print(sheet)
     pictures = report.pictures(rows, workdir / "report.png")
-    shots, seed = max(config["shots"]), config["seeds"][0]
-    task = Task(experiment, shots, seed, plan.part)
-    context = getattr(task.restore(), "context", None)
     if context is not None:
         title = f"nearest words, {shots} shots, seed {seed}"
         if context.ndim == 3:
@@ -52,23 +59,6 @@ def run(config: dict[str, Any], workdir: Path) -> None:
     console.print(f"results: {experiment.results_path}")
     for picture in pictures:
         console.print(f"picture: {picture}")
-
-
-def configure_logging() -> None:
-    """What this package says goes to standard error; libraries only warn."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("coop_jax")
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    package.propagate = False
-
-
-def refuse(error: BaseException) -> NoReturn:
-    """Say in one line what was wrong, and stop."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(USER_ERROR)
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -88,11 +78,12 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         named = re.search(r"[A-Za-z_]\w*", str(error))
         unknown = named.group() if named else str(error)
         valid = ", ".join(config_module.names(config_module.default()))
-        refuse(InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}"))
+        wrong = InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}")
     except SyntaxError as error:
-        refuse(InputError(f"--config: expected a Python file with get_config(), got {error}"))
+        wrong = InputError(f"--config: expected a Python file with get_config(), got {error}")
     except (flags.Error, TypeError, ValueError) as error:
-        refuse(first_cause(error))
+        wrong = first_cause(error)
+    sys.exit(terminal.refuse(wrong))
 
 
 def chosen_config() -> dict[str, Any]:
@@ -114,18 +105,22 @@ def chosen_config() -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Check the flags and run."""
-    configure_logging()
-    try:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+
+    def check_and_run() -> int:
         if len(arguments) > 1:
             raise InputError(f"expected flags only, got {arguments[1]!r}; see --help")
         config = chosen_config()
         if _WORKDIR.value is None:
             raise InputError("expected --workdir=FOLDER for results and checkpoints")
+        if _DISTRIBUTED.value or _COORDINATOR.value is not None:
+            from coop_jax import parallel
+
+            parallel.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         run(config, Path(_WORKDIR.value).expanduser())
-    except InputError as error:
-        if _TRACEBACK.value:
-            raise
-        refuse(error)
+        return 0
+
+    sys.exit(terminal.command(check_and_run, _TRACEBACK.value))
 
 
 if __name__ == "__main__":

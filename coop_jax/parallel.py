@@ -4,12 +4,37 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from coop_jax.errors import InputError
+
 Tree = TypeVar("Tree")
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Make this process one of several that train together; before anything else uses JAX.
+
+    Args:
+        coordinator: host:port of the first process; None where the cluster says it (a TPU pod
+            slice, SLURM, Open MPI).
+        processes: how many there are.
+        process: which of them this is, from 0.
+
+    Raises:
+        InputError: the cluster does not say it, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            "expected a cluster that JAX knows or --coordinator, --processes and --process, got"
+            f" {error}; start one process per host, and the first one too"
+        ) from error
 
 
 def create_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -28,8 +53,44 @@ def over_data(mesh: Mesh, axis: int) -> NamedSharding:
 
 
 def put(tree: Tree, sharding: NamedSharding) -> Tree:
-    """Place every array of a tree."""
-    return jax.device_put(tree, sharding)
+    """Place every array of a tree; every process has the whole of it."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put_leaf(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+    return jax.tree.map(put_leaf, tree)
+
+
+def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Split rows over the devices; every process has those of its own devices, in order."""
+    return jax.make_array_from_process_local_data(over_data(mesh, 0), rows)
+
+
+def fetch(tree: Tree) -> Tree:
+    """A tree of replicated arrays as arrays of this process."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def own_rows(size: int) -> slice:
+    """Which of `size` rows, split over the devices, are those of this process."""
+    share = size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Go on when every process has come here; `what` names the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def place(state: Tree, mesh: Mesh) -> Tree:

@@ -1,6 +1,7 @@
 """What the papers' experiments really used, by name (coop_protocol section 0)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coop_jax import config
@@ -14,7 +15,7 @@ CONTEXTS = {
     "m4": {"n_ctx": 4},
     "phrase": {"n_ctx": 4, "context_init": "a photo of a"},
 }
-PRECISIONS = {"float32": "float32", "float16": "float16"}
+PRECISIONS = ("float32", "float16")
 
 
 def choose(argument: str, **choices: Sequence[str]) -> dict[str, str]:
@@ -47,12 +48,30 @@ def _paper(method: str, dataset: str, backbone: str, precision: str) -> dict[str
     settings = config.default(method)
     settings["dataset"] = dataset
     settings["clip"]["name"] = BACKBONES[backbone]
-    settings["clip"]["dtype"] = settings["optimizer"]["dtype"] = PRECISIONS[precision]
+    settings["clip"]["dtype"] = settings["optimizer"]["dtype"] = precision
     if method == "cocoop":
         settings |= {"batch_size": 1, "epochs": 10}
     if method == "linear_probe":
         settings["sampling"] = "linear_probe"
     return settings
+
+
+def trains_as_published(recorded: Mapping[str, Any], method: str) -> bool:
+    """Whether a result's config trains this method as the papers do: data, prompts, CLIP aside.
+
+    The precision may be any of `PRECISIONS`.
+    """
+    paper = _paper(method, "imagenet", "rn50", PRECISIONS[0])
+    names = ("sampling", "epochs", "batch_size", "optimizer", "augmentation")
+    ours, theirs = (
+        json.loads(json.dumps({name: settings.get(name) for name in names}))
+        for settings in (recorded, paper)
+    )
+    for settings in (ours, theirs):
+        optimizer = settings["optimizer"]
+        if isinstance(optimizer, dict) and optimizer.get("dtype") in PRECISIONS:
+            del optimizer["dtype"]
+    return ours == theirs
 
 
 def coop_few_shot(argument: str) -> dict[str, Any]:
@@ -64,25 +83,27 @@ def coop_few_shot(argument: str) -> dict[str, Any]:
         position=("end", "middle", "front"),
         context=list(CONTEXTS),
         kind=("unified", "class_specific"),
-        precision=list(PRECISIONS),
+        precision=PRECISIONS,
     )
     settings = _paper("coop", words["dataset"], words["backbone"], words["precision"])
     settings["method"] |= CONTEXTS[words["context"]] | {
         "class_token_position": words["position"],
         "class_specific": words["kind"] == "class_specific",
     }
+    if words["context"] == "phrase":
+        settings["shots"] = (16,)
     return settings
 
 
 def linear_probe(argument: str) -> dict[str, Any]:
     """Linear-probe CLIP on one dataset at 1 to 16 shots."""
-    words = choose(argument, dataset=FEW_SHOT, backbone=list(BACKBONES), precision=list(PRECISIONS))
+    words = choose(argument, dataset=FEW_SHOT, backbone=list(BACKBONES), precision=PRECISIONS)
     return _paper("linear_probe", words["dataset"], words["backbone"], words["precision"])
 
 
 def prompt_ensembling(argument: str) -> dict[str, Any]:
     """Hand-crafted prompts, their ensembles and CoOp on ImageNet at 16 shots."""
-    words = choose(argument, backbone=list(BACKBONES), precision=list(PRECISIONS))
+    words = choose(argument, backbone=list(BACKBONES), precision=PRECISIONS)
     settings = _paper("coop", "imagenet", words["backbone"], words["precision"])
     return settings | {"templates": ("dataset", "imagenet_7", "imagenet_80"), "shots": (16,)}
 
@@ -94,7 +115,7 @@ def coop_domain_generalization(argument: str) -> dict[str, Any]:
         method=("coop", "linear_probe"),
         backbone=list(BACKBONES),
         context=("m16", "m4"),
-        precision=list(PRECISIONS),
+        precision=PRECISIONS,
     )
     settings = _paper(words["method"], "imagenet", words["backbone"], words["precision"])
     if words["method"] == "coop":
@@ -120,7 +141,7 @@ def base_to_new(argument: str) -> dict[str, Any]:
         method=("cocoop", "coop"),
         dataset=FEW_SHOT,
         parts=("halves", "class_incremental"),
-        precision=list(PRECISIONS),
+        precision=PRECISIONS,
     )
     settings = _cocoop_paper(words["method"], words["dataset"], words["precision"])
     parts = {"halves": ("base", "new"), "class_incremental": config.PARTS}
@@ -129,13 +150,13 @@ def base_to_new(argument: str) -> dict[str, Any]:
 
 def cross_dataset(argument: str) -> dict[str, Any]:
     """CoCoOp or CoOp from ImageNet to ten other datasets."""
-    words = choose(argument, method=("cocoop", "coop"), precision=list(PRECISIONS))
+    words = choose(argument, method=("cocoop", "coop"), precision=PRECISIONS)
     settings = _cocoop_paper(words["method"], "imagenet", words["precision"])
     return settings | {"protocol": "cross_dataset", "targets": FEW_SHOT[1:]}
 
 
 def domain_generalization(argument: str) -> dict[str, Any]:
     """CoCoOp or CoOp from ImageNet to its four variants, as in the CoCoOp paper."""
-    words = choose(argument, method=("cocoop", "coop"), precision=list(PRECISIONS))
+    words = choose(argument, method=("cocoop", "coop"), precision=PRECISIONS)
     settings = _cocoop_paper(words["method"], "imagenet", words["precision"])
     return settings | {"protocol": "domain_generalization", "targets": IMAGENET_VARIANTS}

@@ -5,15 +5,9 @@ import logging
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
+
+from coop_jax.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +54,5 @@ class Tracker:
 @contextlib.contextmanager
 def track(total: int) -> Iterator[Tracker]:
     """Track `total` training steps."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Tracker(total, None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with progress_bar("steps") as bar:
         yield Tracker(total, bar)

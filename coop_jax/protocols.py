@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coop_jax import results
+from coop_jax import parallel, results
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import track
@@ -39,15 +39,18 @@ def transfer(experiment: Experiment) -> Plan:
     """Train on all classes of one dataset, test on it and on others (CoCoOp paper, Tables 2, 3).
 
     Raises:
-        InputError: there are no targets, or one is the dataset itself.
+        InputError: there are no targets, or two of these datasets have one name.
     """
-    names, source = experiment.config["targets"], experiment.dataset
-    if not names or source.name in names:
+    source = experiment.dataset
+    datasets = [source, *map(experiment.load_dataset, experiment.config["targets"])]
+    names = [dataset.name for dataset in datasets]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or len(datasets) < 2:
         raise InputError(
-            f"config.targets: expected datasets to evaluate on besides {source.name}, got"
-            f" {', '.join(names) or 'none'}; name others, e.g. --config.targets=\"('dtd',)\""
+            f"config.targets: expected datasets to evaluate on besides {source.name}, each with a"
+            f" name of its own, got {', '.join(repeated) or 'none'}{' twice' * bool(repeated)};"
+            " name others, e.g. --config.targets=\"('dtd',)\", or rename a folder or file"
         )
-    datasets = [source, *map(experiment.load_dataset, names)]
     return Plan("all", tuple(Target(dataset, "test") for dataset in datasets))
 
 
@@ -103,6 +106,7 @@ def execute(experiment: Experiment, plan: Plan) -> list[Result]:
             task, left = tasks.pop(0)
             for row in task.run(tracker, left):
                 tracker.say(f"{task.label}: {_place(plan, row)}{row.accuracy:.1f} %")
+    parallel.wait("recorded every result")
     return results.read(path)
 
 

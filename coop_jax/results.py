@@ -49,8 +49,9 @@ class Result:
     and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
     method does not have (zero-shot CLIP has no context vectors) is None, and so are the seconds of
     a task that was resumed. `trained_on` is the dataset whose images the method learned from, which
-    cross-dataset transfer evaluates on others; `split` is "test", or the half of the classes
-    ("base", "new") whose test images were classified. `versions` are those of the packages
+    cross-dataset transfer evaluates on others; `split` is "test", or, from base to new classes,
+    whose test images were classified: "base", "new" or "all". Where the split is not CoOp's both
+    say whose it is ("test of TFDS", "dtd of TFDS"). `versions` are those of the packages
     that numbers depend on, `config` is the run's whole config.
 
     Raises:

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
-from coop_jax import methods, optim, results, train
+from coop_jax import methods, optim, parallel, results, train
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.clip import preprocess
 from coop_jax.data import sampling
@@ -50,6 +49,11 @@ class Task:
             dataset, train=dataset.train.subset(chosen_train), val=dataset.val.subset(chosen_val)
         ).half(part)
         self.examples = self.dataset.train
+        if experiment.is_closed_form and not len(self.dataset.val):
+            raise InputError(
+                f"expected a dataset with validation images, which {experiment.method_name} needs,"
+                f" got {dataset.name} without; add a folder or rows of the split val"
+            )
         self.epochs = config["epochs"] or paper_epochs(shots, dataset.name)
         order, epoch = sampling.batch_order(
             len(self.examples), config["batch_size"], self.epochs, seed
@@ -91,17 +95,22 @@ class Task:
         def transform(image: Any, rng: np.random.Generator) -> np.ndarray:
             return preprocess.augment(image, size, rng, **augmentation)
 
-        return self.experiment.encode(self.examples, transform, requests, self.seed)
+        return self.experiment.encode(
+            self.examples, transform, requests, self.seed, described=augmentation
+        )
 
     def _warn_about_short_classes(self) -> None:
-        """Say which classes have fewer images than shots; few-shot sampling takes them whole."""
-        for label, count in sampling.short_classes(self.examples.labels, self.shots).items():
-            logger.warning(
-                "class %r has %d training images, fewer than %d shots: all of them are used",
-                self.dataset.class_names[label],
-                count,
-                self.shots,
-            )
+        """Say which classes have fewer images than wanted; few-shot sampling takes them whole."""
+        wanted = [("training", self.dataset.train, self.shots)]
+        if self.experiment.is_closed_form:
+            wanted.append(("validation", self.dataset.val, min(self.shots, 4)))
+        names = self.dataset.class_names
+        for kind, examples, count in wanted:
+            for label, n in sampling.short_classes(examples.labels, count, len(names)).items():
+                logger.warning(
+                    "class %r has %d %s images, fewer than %d%s: all of them are used",
+                    *(names[label], n, kind, count, " shots" * (kind == "training")),
+                )
 
     def run(self, tracker: Tracker, targets: Sequence[Target]) -> Iterator[results.Result]:
         """Train, then evaluate on each target and record; yields the results as they come."""
@@ -128,7 +137,8 @@ class Task:
         checkpoints = self._checkpoints()
         resumed = checkpoints.latest_step() is not None
         if resumed:
-            nnx.update(self.method, checkpoints.restore(self._initial_state())["learned"])
+            state = checkpoints.restore(self._initial_state())
+            nnx.update(self.method, parallel.fetch(state["learned"]))
         else:
             train_set, val = self.dataset.train, self.dataset.val
             self.method.fit(
@@ -177,12 +187,14 @@ class Task:
 
     def _forget_losses(self, first: int) -> None:
         """Drop the lines of steps that are to be taken again."""
-        if self._metrics_path.exists():
+        if parallel.is_first() and self._metrics_path.exists():
             lines = self._metrics_path.read_text().splitlines(keepends=True)
             self._metrics_path.write_text("".join(lines[:first]))
 
     def _write_losses(self, first: int, losses: Float[np.ndarray, " steps"]) -> None:
         """Add a line per step to `metrics/<task>.jsonl`: step, epoch, learning rate and loss."""
+        if not parallel.is_first():
+            return
         rates = optim.epoch_learning_rates(self._optimizer_config, self.epochs)
         self._metrics_path.parent.mkdir(exist_ok=True)
         with self._metrics_path.open("a") as file:
@@ -205,5 +217,5 @@ class Task:
             )
         state = checkpoints.restore(self._initial_state())
         checkpoints.close()
-        nnx.update(self.method, jax.tree.map(jnp.asarray, state["learned"]))
+        nnx.update(self.method, parallel.fetch(state["learned"]))
         return self.method

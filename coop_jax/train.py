@@ -1,8 +1,10 @@
 """Training: the compiled, sharded step and the loop around it."""
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -116,6 +118,27 @@ def chunks(
     return [(first, min(first + size, len(epoch))) for first in range(start, len(epoch), size)]
 
 
+def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """What `make` makes of each input, the next one in the background while one is used.
+
+    Not so with several processes, which must start the same programs in the same order.
+    """
+    if jax.process_count() > 1:
+        yield from map(make, inputs)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            waiting: collections.deque[Future] = collections.deque()
+            for given in inputs:
+                waiting.append(pool.submit(make, given))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def fit(
     method: Any,
     clip: CLIP,
@@ -129,7 +152,8 @@ def fit(
 ) -> Iterator[tuple[int, Float[np.ndarray, " steps"]]]:
     """Train the method's Learned variables in place, resuming where the checkpoints end.
 
-    Image features are made a chunk of epochs ahead, then the steps run in one compiled scan.
+    Image features are made a chunk of epochs ahead, while the steps of the chunk before run in
+    one compiled scan.
 
     Args:
         method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values, of
@@ -157,23 +181,24 @@ def fit(
     whole = parallel.replicated(mesh)
     derived, frozen = parallel.place(derived, mesh), parallel.put(frozen, whole)
     # The steps donate the state, so it must not share memory with the method.
-    state = parallel.put(jax.tree.map(jnp.copy, initial_state(method, clip, optimizer)), whole)
+    state = parallel.put(jax.tree.map(np.array, initial_state(method, clip, optimizer)), whole)
     if checkpoints is not None:
         state = checkpoints.restore(state)
-        nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
+        nnx.update(method, parallel.fetch(state["learned"]))
     total, batch = batches.order.shape
     pad = ((0, 0), (0, 0 if per_image else parallel.padding(batch, mesh)))
-    for start, stop in chunks(batches.epoch, int(state["step"]), batch, images_per_chunk):
+    split = whole if per_image else parallel.over_data(mesh, 1)
+    ranges = chunks(batches.epoch, int(state["step"]), batch, images_per_chunk)
+    requests = (batches.requests(start, stop) for start, stop in ranges)
+    made = ahead(features_of, requests)
+    for (start, stop), features in zip(ranges, made, strict=True):
         order = batches.order[start:stop]
-        features = features_of(batches.requests(start, stop)).reshape(*order.shape, -1)
-        state, losses = steps(
-            state,
-            derived,
-            frozen,
-            np.pad(features, (*pad, (0, 0)), mode="edge"),
+        data = (
+            np.pad(features.reshape(*order.shape, -1), (*pad, (0, 0)), mode="edge"),
             np.pad(batches.labels[order], pad, mode="edge"),
             np.pad(np.ones(order.shape, np.float32), pad),
         )
+        state, losses = steps(state, derived, frozen, *parallel.put(data, split))
         losses = np.asarray(losses)
         if not np.isfinite(losses).all():
             step = start + int(np.argmin(np.isfinite(losses)))
@@ -181,7 +206,7 @@ def fit(
                 f"the loss of step {step} is {losses[step - start]}: expected a finite number;"
                 " lower the learning rate or use float32"
             )
-        nnx.update(method, jax.tree.map(jnp.copy, state["learned"]))
+        nnx.update(method, parallel.fetch(state["learned"]))
         yield stop, losses
         if checkpoints is not None:
             checkpoints.save(state, last=stop == total)

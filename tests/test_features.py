@@ -7,6 +7,16 @@ from conftest import make_clip
 
 from coop_jax import features, parallel
 from coop_jax.clip.preprocess import normalize
+from coop_jax.errors import InputError
+
+
+def batches_of(pixels):
+    """What gives an array's images by number, in batches."""
+
+    def pixels_of(numbers, size):
+        return (pixels[numbers[i : i + size]] for i in range(0, len(numbers), size))
+
+    return pixels_of
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])
@@ -16,11 +26,32 @@ def test_features_do_not_depend_on_batches_or_devices(tiny_tokenizer, vision):
     pixels = np.random.default_rng(0).integers(0, 256, (11, size, size, 3)).astype(np.uint8)
     expected = jax.jit(lambda images: clip.encode_image(images))(normalize(pixels))
     for devices, batch_size in ((1, 4), (2, 5)):
-        batches = [pixels[i : i + batch_size] for i in range(0, 11, batch_size)]
         mesh = parallel.create_mesh(jax.devices()[:devices])
-        got = features.encode(clip, batches, mesh, batch_size=batch_size)
+        got = features.encode(clip, batches_of(pixels), 11, mesh, batch_size=batch_size)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_no_images_give_no_features(tiny_clip, one_device):
-    assert features.encode(tiny_clip, [], one_device).shape == (0, tiny_clip.config.embedding)
+    nothing = batches_of(np.zeros((0, 32, 32, 3), np.uint8))
+    got = features.encode(tiny_clip, nothing, 0, one_device)
+    assert got.shape == (0, tiny_clip.config.embedding)
+
+
+def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
+    made = []
+
+    def make():
+        made.append(len(made))
+        return np.full((2, 3), len(made), np.float32)
+
+    cache = features.Cache(tmp_path / "cache")
+    first = cache.get("ab12", make)
+    np.testing.assert_array_equal(features.Cache(tmp_path / "cache").get("ab12", make), first)
+    assert made == [0]
+    assert cache.get("ab13", make).max() == 2
+    (file,) = tmp_path.glob("cache/*/ab12.npy")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert cache.get("ab12", make).max() == 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="expected a folder for features"):
+        features.Cache(tmp_path / "file").get("ab12", make)

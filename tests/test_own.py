@@ -56,14 +56,24 @@ def test_a_changed_folder_is_read_anew(root, tmp_path):
     assert load(root, tmp_path).test.labels.tolist() == [0, 1, 1, 1]
 
 
-def test_files_that_are_no_images_and_hidden_ones_are_passed_over(root, tmp_path):
+def test_files_that_are_no_images_and_hidden_ones_are_passed_over(root, tmp_path, caplog):
     (root / "test/c/notes.txt").write_text("notes")
     (root / "test/c/._1.png").write_bytes(b"resource fork")
     (root / "test/.cache").mkdir()
     (root / "test/README").write_text("beside the folders")
     write_images(root, ["test/c/CAPITALS.JPEG"])
+    (root / "train/c/notes.txt").write_text("notes")
+    (root / "train/c/more").mkdir()
+    write_images(root, ["test/c/D.JFIF.png"])
+    (root / "test/c/D.JFIF.png").rename(root / "test/c/D.JFIF")
     names = load(root, tmp_path).test.file_names
-    assert names.tolist() == [*some_each("test/", 3, "c"), "test/c/CAPITALS.JPEG"]
+    more = ["test/c/CAPITALS.JPEG", "test/c/D.JFIF"]
+    assert names.tolist() == [*some_each("test/", 3, "c"), *more]
+    (said,) = [line for line in caplog.messages if "passed over" in line]
+    assert said == (
+        f"{root}: passed over 3 files and folders that are no images by their names:"
+        " train/c/more, train/c/notes.txt, test/c/notes.txt"
+    )
 
 
 @pytest.mark.parametrize(

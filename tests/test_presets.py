@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from record_presets import ROOT, resolve
+from record_presets import NAMES, ROOT, resolve, snapshot
 
 from coop_jax import config as config_module
 from coop_jax import presets
@@ -16,14 +16,46 @@ SNAPSHOTS = json.loads((Path(__file__).parent / "data" / "presets.json").read_te
 
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_resolved_config(name):
-    config = resolve(name)
-    config_module.check(config)
-    assert json.loads(json.dumps(config)) == SNAPSHOTS[name]
+    config_module.check(resolve(name))
+    assert snapshot(name) == SNAPSHOTS[name]
 
 
 def test_every_preset_has_a_snapshot():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"quickstart", "few_shot"}
     assert {name.partition(":")[0] for name in SNAPSHOTS} == files
+    assert set(SNAPSHOTS) == set(NAMES)
+
+
+@pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name in NAMES}))
+def test_every_word_of_a_preset_is_in_a_snapshot(file, monkeypatch):
+    choose, chosen, valid = presets.choose, set(), {}
+
+    def watch(argument, **choices):
+        words = choose(argument, **choices)
+        valid.update(choices)
+        chosen.update(words.items())
+        return words
+
+    monkeypatch.setattr(presets, "choose", watch)
+    for name in NAMES:
+        if name.partition(":")[0] == file:
+            resolve(name)
+    assert chosen == {(kind, word) for kind, words in valid.items() for word in words}
+
+
+def test_phrases_start_contexts_at_16_shots_alone():
+    expected = {"dtd": {"16": 200}, "imagenet": {"16": 50}}
+    for dataset, epochs in expected.items():
+        assert snapshot(f"coop_few_shot:{dataset},phrase")["epochs of shots"] == epochs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_trains_as_published(name):
+    config = snapshot(name)
+    method = config["method"]["name"]
+    assert presets.trains_as_published(config, method)
+    for other in ({"batch_size": 7}, {"epochs": 3}, {"optimizer": None}, {"sampling": "mine"}):
+        assert not presets.trains_as_published(config | other, method)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 """Every protocol from its config, on a miniature of the official layout, with the embedded CLIP."""
 
+import dataclasses
 import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from makers import coop_data
+from flax import nnx
+from makers import coop_data, image_folder, write_images
 from record_presets import small
 
 from coop_jax import protocols, results
+from coop_jax.clip import source
 from coop_jax.data import catalog, sampling
 from coop_jax.errors import InputError
 from coop_jax.results import find
@@ -83,10 +88,18 @@ def test_a_linear_probe_takes_its_rows_to_the_classes_of_a_variant(data, tmp_pat
 
 @pytest.mark.heavy
 def test_few_shot_with_ensembles_in_float16(data, tmp_path):
-    rows = run("coop_prompt_ensembling:float16", data, tmp_path / "run", seeds=(1, 2))
+    config = small("coop_prompt_ensembling:float16", data, seeds=(1, 2))
+    experiment, plan, rows = protocols.run(config, tmp_path / "run")
     prompts = ["a photo of a {}.", "7 ImageNet templates", "80 ImageNet templates"]
     assert [row.prompt for row in find(rows, method="zero_shot")] == prompts
     assert [row.seed for row in find(rows, method="coop")] == [1, 2]
+    task = protocols.Task(experiment, 2, 1, plan.part)
+    assert task.restore().context[...].dtype == jnp.float16
+    state = task._checkpoints().restore(task._initial_state())
+    momentum = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
+    assert len(momentum) >= 2 and set(momentum) == {jnp.dtype("float16")}
+    tower = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(experiment.clip)) if leaf.ndim > 1}
+    assert jnp.dtype("float16") in tower
 
 
 def test_results_say_where_they_come_from(data, tmp_path):
@@ -102,7 +115,8 @@ def test_results_say_where_they_come_from(data, tmp_path):
 
 REFUSALS = [
     ("cocoop_cross_dataset:coop", {"targets": ()}, r"config\.targets: .*got none"),
-    ("cocoop_cross_dataset:coop", {"targets": ("imagenet",)}, r"imagenet, got imagenet"),
+    ("cocoop_cross_dataset:coop", {"targets": ("imagenet",)}, r"imagenet, .*got imagenet twice"),
+    ("cocoop_cross_dataset:coop", {"targets": ("dtd", "dtd")}, r"got dtd twice"),
     ("cocoop_cross_dataset:coop", {"targets": ("dtt",)}, r'got "dtt"'),
     ("cocoop_cross_dataset:coop", {"targets": "dtd"}, r"config\.targets: expected names"),
     ("cocoop_base_to_new:coop,dtd", {"parts": ("old",)}, r"config\.parts: expected some of"),
@@ -161,3 +175,115 @@ def test_classes_of_equal_name_are_equal_logits_and_the_first_wins(data, tmp_pat
     first, second = (i for i, name in enumerate(names) if names.count(name) == 2)
     np.testing.assert_allclose(classes[first], classes[second], rtol=1e-6)
     assert zero_shot.n_classes == len(names)
+
+
+def own_config(folder, data, **changes):
+    """Four images per class of an own folder, one epoch."""
+    return small("coop_few_shot:dtd", data, dataset=str(folder), **changes)
+
+
+def test_own_datasets_of_one_name_are_refused(data, tmp_path):
+    folders = [image_folder(tmp_path / a / "photos", ("circle", "star"), 2) for a in "ab"]
+    config = own_config(folders[0], data, protocol="cross_dataset", targets=(str(folders[1]),))
+    with pytest.raises(InputError, match=r"a name of its own, got photos twice; name others"):
+        protocols.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "b" / "photos").rename(tmp_path / "b" / "pictures")
+    config["targets"] = (str(tmp_path / "b" / "pictures"),)
+    experiment = protocols.Experiment(config, tmp_path / "run")
+    assert len(protocols.transfer(experiment).targets) == 2
+
+
+def test_a_linear_probe_needs_validation_images(data, tmp_path):
+    folder = image_folder(tmp_path / "photos", ("circle", "star"), 2)
+    config = small("linear_probe:dtd", data, dataset=str(folder))
+    with pytest.raises(InputError, match=r"validation images, which linear_probe needs, got phot"):
+        protocols.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_validation_images_are_said(data, tmp_path, caplog):
+    folder = image_folder(tmp_path / "photos", ("circle", "star"), 2)
+    write_images(folder, ["val/star/0.jpg"])
+    rows = run("linear_probe:dtd", data, tmp_path / "run", dataset=str(folder))
+    assert len(find(rows, method="linear_probe")) == 1
+    said = [line for line in caplog.messages if "validation images" in line]
+    assert said == [
+        f"class {name!r} has {count} validation images, fewer than 2: all of them are used"
+        for name, count in (("circle", 0), ("star", 1))
+    ]
+
+
+def test_pixels_of_tfds_are_other_data(data, tmp_path):
+    experiment = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
+    (target,) = protocols.few_shot(experiment).targets
+    original = experiment.hashes(target)
+    copied = dataclasses.replace(experiment.dataset, pixels_from="TFDS")
+    tested = experiment.hashes(target._replace(dataset=copied))
+    assert tested.data != original.data and tested.split != original.split
+    other = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
+    other.dataset = copied
+    assert other.hashes(target).data not in (original.data, tested.data)
+
+
+def test_tfds_s_own_split_is_named_where_it_was_learned_from(data, tmp_path):
+    experiment = protocols.Experiment(small("linear_probe:dtd", data), tmp_path / "run")
+    experiment.dataset = dataclasses.replace(experiment.dataset, origin="TFDS")
+    rows = protocols.execute(experiment, protocols.few_shot(experiment))
+    assert {(row.trained_on, row.split) for row in rows} == {
+        (None, "test of TFDS"),
+        ("dtd of TFDS", "test of TFDS"),
+    }
+
+
+def test_openai_s_file_is_recorded_under_its_backbone_s_name(data, tmp_path):
+    folder = source.EMBEDDED_FOLDER
+    names = {
+        "/w/RN50.pt": "RN50",
+        "ViT-B-16.pt": "ViT-B/16",
+        "~/ViT-L-14-336px.pt": "ViT-L/14@336px",
+        "/w/mine.pt": "/w/mine.pt",
+        "/w/RN50.safetensors": "/w/RN50.safetensors",
+        "tiny": "tiny",
+    }
+    assert {name: source.backbone(name) for name in names} == names
+    experiment = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
+    (target,) = protocols.few_shot(experiment).targets
+    found = []
+    for name, tokenizer in (("RN50", ""), ("/w/RN50.pt", str(folder))):
+        chosen = {"name": name, "dtype": "float32", "tokenizer": tokenizer}
+        experiment.config = experiment.config | {"clip": chosen}
+        assert experiment.backbone == "RN50"
+        experiment._weights_hash = "weights"
+        found.append(experiment.hashes(target))
+    assert found[0] == found[1]
+
+
+def test_test_images_are_not_kept(data, tmp_path):
+    experiment = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
+    (target,) = protocols.few_shot(experiment).targets
+    experiment.test_features(target)
+    assert not target.dataset.test.cache._images
+    experiment.plain_features(experiment.dataset.val)
+    assert len(experiment.dataset.val.cache._images) == len(experiment.dataset.val)
+
+
+def test_cached_features_give_the_same_results(data, tmp_path):
+    """The training features of a seed serve every variant of the method."""
+    cache = {"feature_cache": str(tmp_path / "features"), "epochs": 2}
+    plain = run("coop_few_shot:eurosat,m4", data, tmp_path / "plain", epochs=2)
+    made = run("coop_few_shot:eurosat,m4", data, tmp_path / "made", **cache)
+    files = sorted((tmp_path / "features").rglob("*.npy"))
+    assert len(files) == 2  # the test split, and all epochs' training images
+    kept = run("coop_few_shot:eurosat,m4", data, tmp_path / "kept", **cache)
+    losses = [
+        (tmp_path / name / "metrics" / "2_shots_seed_1.jsonl").read_text()
+        for name in ("plain", "made", "kept")
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    assert [row.accuracy for row in plain] == [row.accuracy for row in made]
+    assert [row.accuracy for row in kept] == [row.accuracy for row in made]
+    run("coop_few_shot:eurosat,m8,middle", data, tmp_path / "variant", **cache)
+    assert sorted((tmp_path / "features").rglob("*.npy")) == files
+    run("coop_few_shot:eurosat,m4", data, tmp_path / "seed", **{**cache, "seeds": (2,)})
+    assert len(sorted((tmp_path / "features").rglob("*.npy"))) == 3

@@ -6,6 +6,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,12 @@ def run_python(module, *words, environment=(), code=0):
     return process
 
 
-def run_command(module, *, replace, code=0):
-    """Run the README's one command of a module, its paths moved."""
-    (command,) = (command for command in COMMANDS if f"-m {module} " in command)
+def run_command(beginning, *, replace, code=0):
+    """Run the README's one command that begins so, a module and its first words, paths moved."""
+    (command,) = (command for command in COMMANDS if f"-m {beginning}" in command)
     for old, new in replace:
         command = command.replace(old, str(new))
-    return run_python(module, *shlex.split(command)[3:], code=code)
+    return run_python(*shlex.split(command)[2:], code=code)
 
 
 def test_every_command_is_known_to_a_test_or_to_ci():
@@ -71,10 +72,12 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         r"pip install -e '\.\[test\]'",
         "pytest",
         r"python -m coop_jax\.main --config=configs/quickstart\.py --workdir=\S+",
-        r"python -m coop_jax\.main .*--config\.clip\.name=ViT-B/16 .*",
-        r"python -m coop_jax\.data\.check .*",
+        r"python -m coop_jax\.main .*quickstart\.py --config\.clip\.name=ViT-B/16 .*",
+        r"python -m coop_jax\.data\.check dtd eurosat --data_dir=\$DATA",
+        r"python -m coop_jax\.data\.check /path/to/photographs",
+        r"python -m coop_jax\.data\.prepare dtd eurosat --data_dir=\$DATA",
         r"python -m coop_jax\.report .*",
-        r"python -m coop_jax\.main --config=configs/few_shot\.py .*dataset=/path/to/pictures .*",
+        r"python -m coop_jax\.main --config=configs/few_shot\.py .*=/path/to/photographs .*",
     ]
     for command in COMMANDS:
         assert any(re.fullmatch(pattern, command) for pattern in known), command
@@ -110,7 +113,7 @@ def test_quickstart_shows_what_it_promises(tmp_path):
 def test_openai_weights_by_name(tmp_path):
     write_hub_cache(tmp_path / "hub", "ViT-B/16")
     execute(
-        "--config.clip.name=ViT-B/16",
+        "quickstart.py --config.clip.name=ViT-B/16",
         workdir=tmp_path / "run",
         add=(
             "--config.shots=(1,)",
@@ -157,7 +160,9 @@ def test_paper_command(file, argument, data, tmp_path):
 @pytest.mark.heavy
 def test_doctor_main_and_report(data, tmp_path):
     """The commands themselves, from the dataset to the report of two runs."""
-    run_command("coop_jax.data.check", replace=[("$DATA", data)], code=1)
+    run_command("coop_jax.data.check dtd", replace=[("$DATA", data)], code=1)
+    prepared = run_command("coop_jax.data.prepare dtd", replace=[("$DATA", data)])
+    assert prepared.stdout.count(f"prepared copy {data}") == 2
     small = [
         f"--config.{key}={value}"
         for key, value in {
@@ -175,22 +180,41 @@ def test_doctor_main_and_report(data, tmp_path):
     process = run_command("coop_jax.report", replace=[("/tmp/runs", tmp_path / "runs")])
     assert "average over 2 datasets" in process.stdout
     assert (tmp_path / "runs" / "report.csv").read_text().count("CoOp, M = 16") == 3
-    with Image.open(tmp_path / "runs" / "report.png") as picture:
-        assert picture.width > 400
+    for name in ("report-few_shot-test-tiny.png", "report-gains-few_shot-test-tiny.png"):
+        with Image.open(tmp_path / "runs" / name) as picture:
+            assert picture.width > 400
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """CIFAR-10's in folders, where the reference folder has them; else small random ones."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    reference = Path(os.environ.get("COOP_JAX_REFERENCE", default))
+    archive, folder = reference / "cifar10" / "cifar10_200.tar", tmp_path / "photographs"
+    if not archive.is_file():
+        return image_folder(folder, ("circle", "star"), 8)
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.mark.heavy
-def test_own_pictures(tmp_path):
-    folder = image_folder(tmp_path / "pictures", ("circle", "star"), 8)
-    execute(
+def test_own_photographs(photographs, tmp_path):
+    classes = sorted(path.name for path in (photographs / "train").iterdir())
+    place = [("/path/to/photographs", photographs)]
+    checked = run_command("coop_jax.data.check /path/to/photographs", replace=place)
+    assert f"all {len(list(photographs.rglob('*.jpg')))} images can be read" in checked.stdout
+    process = execute(
         "--config.dataset=",
         workdir=tmp_path / "run",
-        replace=[("/path/to/pictures", folder)],
+        replace=[*place, ("ViT-B/16", "tiny")],
         add=("--config.epochs=1", f"--config.data_dir={tmp_path / 'data'}"),
     )
     rows = results.read(tmp_path / "run" / results.FILE_NAME)
     assert [row.prompt for row in rows if row.shots == 0] == ["a photo of a {}."]
-    assert {row.shots for row in rows} == {0, 1, 4} and {row.n_classes for row in rows} == {2}
+    assert {row.shots for row in rows} == {0, 1, 4}
+    assert {row.n_classes for row in rows} == {len(classes)}
+    assert "CoOp, M = 16, end" in process.stdout and "nearest words" in process.stdout
 
 
 def test_python(tmp_path):

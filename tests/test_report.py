@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 from typing import Any
 
@@ -5,7 +6,9 @@ import numpy as np
 import pytest
 from report_results import (
     COCOOP,
+    COCOOP_LABEL,
     COOP,
+    COOP_LABEL,
     ELEVEN,
     SHIFTED,
     TEMPLATE,
@@ -20,6 +23,7 @@ from rich.console import Console
 from coop_jax import report
 from coop_jax.errors import InputError
 from coop_jax.report import Cell, Row, Sheet
+from coop_jax.results import Result
 
 ACCURACIES = {
     1: {1: 87.123, 2: 88.957, 3: 86.0401},
@@ -130,7 +134,7 @@ def test_tables_fit_the_terminal(width: int):
 def test_several_methods_keep_their_order():
     none = dict.fromkeys(["n_ctx", "class_token_position", "class_specific"])
     written = [
-        make(method="cocoop", n_ctx=4, class_specific=None, class_token_position=None),
+        make(method="cocoop", n_ctx=4),
         make(class_specific=True, class_token_position="middle"),
         make(method="a_new_one", **none),
         make(method="linear_probe", **none),
@@ -141,7 +145,7 @@ def test_several_methods_keep_their_order():
     assert [row.label for row in report.tables(written)[0].rows] == [
         "zero-shot CLIP, ensemble of 2",
         f'zero-shot CLIP, "{TEMPLATE}"',
-        "CoCoOp, M = 4",
+        "CoCoOp, M = 4, end",
         "CoOp, M = 16, middle, class-specific",
         "a_new_one",
         "linear-probe CLIP",
@@ -175,12 +179,72 @@ def test_a_seed_evaluated_twice_counts_once(caplog: pytest.LogCaptureFixture):
 
 
 def test_configs_that_a_label_does_not_tell_apart_get_their_hash():
-    other = make().hashes.__class__(**(vars(make().hashes) | {"config": "f6a7b8c9"}))
-    (sheet,) = report.tables([make(accuracy=10.0), make(accuracy=20.0, hashes=other)])
+    other = with_hashes(make(accuracy=20.0), config="f6a7b8c9")
+    (sheet,) = report.tables([make(accuracy=10.0), other])
     assert {row.label: cell_of(row).mean for row in sheet.rows} == {
         "CoOp, M = 16, end [e5]": 10.0,
         "CoOp, M = 16, end [f6a7b8]": 20.0,
     }
+
+
+def with_hashes(result: Result, **changes: str) -> Result:
+    return dataclasses.replace(result, hashes=dataclasses.replace(result.hashes, **changes))
+
+
+def test_configs_are_never_averaged_together():
+    written = [make(accuracy=80.0), with_hashes(make(dataset="dtd"), config="f6a7b8c9")]
+    assert [sheet.subject for sheet in report.tables(written)] == ["caltech101", "dtd"]
+    both = [with_hashes(make(accuracy=82.0), config="f6a7b8c9"), *written]
+    average, *_ = report.tables(both)
+    assert {row.label: cell_of(row).mean for row in average.rows} == {
+        "CoOp, M = 16, end [f6a7b8]": 86.0
+    }
+
+
+def test_images_of_tfds_do_not_merge_with_the_original_files():
+    written = [
+        make(seed=1, accuracy=10.0),
+        with_hashes(make(seed=2, accuracy=20.0), data="f6a7b8c9"),
+        zero_shot(TEMPLATE, 30.0),
+        with_hashes(zero_shot(TEMPLATE, 40.0), split="0d1e2f3a"),
+    ]
+    (sheet,) = report.tables(written)
+    found = {row.label: filter(None, row.values) for row in sheet.rows}
+    assert {label: [one.cell.mean for one in values] for label, values in found.items()} == {
+        f'zero-shot CLIP, "{TEMPLATE}" [data a1]': [30.0],
+        f'zero-shot CLIP, "{TEMPLATE}" [data 0d1e2f]': [40.0],
+        "CoOp, M = 16, end [data d0]": [10.0],
+        "CoOp, M = 16, end [data f6a7b8]": [20.0],
+    }
+
+
+def test_labels_say_what_differs_in_words():
+    half = make().config["clip"] | {"dtype": "float16"}
+    written = [
+        make(n_ctx=4),
+        make(n_ctx=4, context_init="a_photo_of_a"),
+        make(n_ctx=4, config={"clip": half}),
+        zero_shot(TEMPLATE, 30.0, config={"clip": half}),
+        zero_shot(TEMPLATE, 40.0),
+    ]
+    (sheet,) = report.tables(written)
+    assert [row.label for row in sheet.rows] == [
+        f'zero-shot CLIP, "{TEMPLATE}", float16',
+        f'zero-shot CLIP, "{TEMPLATE}"',
+        "CoOp, M = 4, end",
+        COOP_LABEL,
+        "CoOp, M = 4, end, float16",
+    ]
+
+
+def test_a_source_with_tfds_s_split_is_no_target():
+    written = [
+        make(protocol="cross_dataset", dataset=name, split="test of TFDS", trained_on="dtd of TFDS")
+        for name in ("dtd", "eurosat", "food101")
+    ]
+    (sheet,) = report.tables(written)
+    assert sheet.columns == ("DTD", "Food", "EuroSAT", "average")
+    assert "over the 2 targets" in sheet.caption
 
 
 def test_datasets_are_averaged_where_each_has_a_value():
@@ -254,15 +318,15 @@ def test_harmonic_means_both_ways():
         }
         base, new = halves[dataset] = [accuracies[half].mean() for half in ("base", "new")]
         by_seed = harmonic(accuracies["base"], accuracies["new"])
-        row = cells(sheet)["CoOp, M = 4, end"]
+        row = cells(sheet)[COOP_LABEL]
         expected = {"base": base, "new": new, "H": harmonic(base, new), "H by seed": by_seed.mean()}
         assert row == pytest.approx(expected, rel=1e-12)
-        (coop,) = (row for row in sheet.rows if row.label == "CoOp, M = 4, end")
+        (coop,) = (row for row in sheet.rows if row.label == COOP_LABEL)
         assert cell_of(coop, 3).deviation == pytest.approx(by_seed.std(), rel=1e-9)
     base, new = np.mean(list(halves.values()), axis=0)
     each = [harmonic(*pair) for pair in halves.values()]
     official = {"base": base, "new": new, "H": harmonic(base, new), "mean of H": np.mean(each)}
-    assert cells(average)["CoOp, M = 4, end"] == pytest.approx(official, rel=1e-12)
+    assert cells(average)[COOP_LABEL] == pytest.approx(official, rel=1e-12)
     assert official["H"] != pytest.approx(official["mean of H"], abs=0.01)
 
 
@@ -286,7 +350,7 @@ def test_transfer_averages_the_targets_without_the_source():
     written = transfer("cross_dataset", targets)
     (sheet,) = report.tables(written)
     assert sheet.columns == ("ImageNet", "Caltech", "DTD", "mine", "average")
-    for label, changes in (("CoOp, M = 4, end", COOP), ("CoCoOp, M = 4", COCOOP)):
+    for label, changes in ((COOP_LABEL, COOP), (COCOOP_LABEL, COCOOP)):
         method = changes.get("method", "coop")
         each = [mean(written, dataset=name, method=method) for name in targets]
         table = cells(sheet)[label]
@@ -295,7 +359,7 @@ def test_transfer_averages_the_targets_without_the_source():
         np.testing.assert_allclose(table["ImageNet"], source, rtol=1e-12)
     assert "16 shots per class" in sheet.caption
     incomplete = [one for one in written if (one.dataset, one.method) != ("dtd", "cocoop")]
-    assert cells(report.tables(incomplete)[0])["CoCoOp, M = 4"]["average"] is None
+    assert cells(report.tables(incomplete)[0])[COCOOP_LABEL]["average"] is None
 
 
 def test_each_source_has_its_table():

@@ -7,10 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_results import TEMPLATE, base_to_new, few_shot, make, transfer, write, zero_shot
+from report_results import (
+    PROBE,
+    TEMPLATE,
+    base_to_new,
+    few_shot,
+    make,
+    own_prompt,
+    transfer,
+    write,
+    zero_shot,
+)
 
 from coop_jax import report
 from coop_jax.errors import InputError
+from coop_jax.report import bars
+from coop_jax.report import few_shot as few_shot_sheets
 from coop_jax.report.__main__ import main
 
 ONE = ("caltech101",)
@@ -34,11 +46,15 @@ def test_curve_of_one_dataset(tmp_path: Path):
     assert height > 800
 
 
-def test_panels_of_eleven_datasets(tmp_path: Path):
-    path = tmp_path / "report.png"
-    assert report.pictures(few_shot(), path) == [path]
-    width, height = picture_size(path)
-    assert (width, height) == (2480, 1800)
+def test_panels_and_gains_of_eleven_datasets(tmp_path: Path):
+    panels, gains = report.pictures(few_shot(), tmp_path / "report.png")
+    assert panels.name == "report-few_shot-test-RN50.png"
+    assert picture_size(panels) == (2480, 1800)
+    assert gains.name == "report-gains-few_shot-test-RN50.png"
+    width, height = picture_size(gains)
+    assert width == 960 and height > 1000
+    prompts = [one for one in few_shot(("dtd", "eurosat")) if one.prompt is not None]
+    assert len(report.pictures(prompts, tmp_path / "report.png")) == 1
 
 
 def test_bars_of_base_to_new(tmp_path: Path):
@@ -86,7 +102,7 @@ from coop_jax import report
 raw = dict.items  # rcParams["backend"] itself would choose a backend
 before = dict(raw(matplotlib.rcParams))
 written = [*few_shot(("dtd", "eurosat")), *base_to_new(("dtd",))]
-assert len(report.pictures(written, {str(tmp_path / "curve.png")!r})) == 2
+assert len(report.pictures(written, {str(tmp_path / "curve.png")!r})) == 3
 assert dict(raw(matplotlib.rcParams)) == before
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -148,9 +164,9 @@ def test_command_refuses_in_one_line(
     assert main([str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert "expected" in captured.err
-    assert "results.jsonl" in captured.err
+    *warnings, error = captured.err.splitlines()
+    assert error.startswith("error: ") and "expected" in error and "results.jsonl" in error
+    assert all("dropped an unfinished last line" in line for line in warnings)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +192,28 @@ def test_command_as_a_module(tmp_path: Path):
     )
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
+
+
+def test_gains_are_over_the_first_prompt_at_the_most_shots():
+    written = [
+        *(
+            make(dataset=name, shots=shots, accuracy=50.0 + shots)
+            for name in ONE
+            for shots in (1, 8)
+        ),
+        make(dataset="dtd", shots=8, accuracy=60.0),
+        make(dataset="dtd", shots=8, accuracy=99.0, **PROBE),
+        make(dataset="eurosat", shots=1, accuracy=99.0),
+        *(
+            zero_shot(own_prompt(name), 56.5, dataset=name)
+            for name in ("caltech101", "dtd", "eurosat")
+        ),
+        zero_shot("7 ImageNet templates", 10.0),
+    ]
+    (sheets,) = few_shot_sheets.panels("few_shot", written)
+    figure = bars.draw_over_zero_shot(sheets)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["DTD", "Caltech101"]
+    assert [bar.get_width() for bar in axes.patches] == [3.5, 1.5]
+    assert axes.get_title() == "CoOp, M = 16, end, 8 shots"

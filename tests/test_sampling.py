@@ -50,6 +50,7 @@ def test_a_short_class_is_taken_whole_and_reported():
     assert val.tolist() == []
     assert sampling.short_classes(labels, 3) == {0: 1, 3: 2}
     assert sampling.short_classes(labels, 1) == {}
+    assert sampling.short_classes([1, 1], 2, n_classes=3) == {0: 0, 2: 0}
 
 
 def test_a_short_class_draws_no_random_number():

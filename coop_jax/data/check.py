@@ -15,7 +15,7 @@ from rich.table import Table
 from coop_jax.data import catalog, doctor
 from coop_jax.data.doctor import Findings
 from coop_jax.data.official import OFFICIAL
-from coop_jax.data.terminal import command, progress
+from coop_jax.terminal import command, count_images
 
 ALL = "all"
 PROBLEMS = 1
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in dict.fromkeys(names):
             findings = doctor.examine(name, data_dir)
             if not chosen.quick and findings.dataset is not None:
-                with progress(doctor.count(findings), name) as advance:
+                with count_images(doctor.count(findings), name) as advance:
                     doctor.decode(findings, advance)
             show(findings, console)
             faulty += [name] if findings.problems else []

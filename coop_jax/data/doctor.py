@@ -15,8 +15,8 @@ from coop_jax.data import catalog, class_names
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
-from coop_jax.data.terminal import one_line
 from coop_jax.errors import InputError
+from coop_jax.terminal import one_line
 
 SHOWN = 20
 """How many files, or class names, are named."""

@@ -1,6 +1,8 @@
 """Random access to the encoded images of a split, wherever they lie."""
 
 import dataclasses
+import functools
+import hashlib
 import io
 import threading
 from collections.abc import Mapping, Sequence
@@ -115,6 +117,14 @@ class Examples:
             kept, labels=np.searchsorted(labels, kept.labels).astype(np.int32)
         )
 
+    @functools.cached_property
+    def content(self) -> str:
+        """SHA-256 over the SHA-256 of every image's encoded bytes, in order."""
+        whole = hashlib.sha256()
+        for key in self.indices.tolist():
+            whole.update(hashlib.sha256(self.source[key]["image"]).digest())
+        return whole.hexdigest()
+
     def image(self, index: int) -> Image.Image:
         """Decode an example with Pillow, in the mode of its file.
 
@@ -157,6 +167,8 @@ class Dataset:
         place: where it was found.
         repeated: class names that more than one label has, and rightly so.
         class_ids: what tells the classes from each other where their names do not.
+        pixels_from: "TFDS" where the images are those that it stores, some of them re-encoded or
+            resized; "" for the original files.
     """
 
     name: str
@@ -169,6 +181,12 @@ class Dataset:
     place: str = ""
     repeated: tuple[str, ...] = ()
     class_ids: tuple[str, ...] = ()
+    pixels_from: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """What a record calls a dataset that was learned from: its name, and whose split it is."""
+        return self.split_name(self.name)
 
     @property
     def ids(self) -> tuple[str, ...]:

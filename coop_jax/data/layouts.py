@@ -18,7 +18,7 @@ from coop_jax.data.listing import (
 from coop_jax.errors import InputError
 
 CLASS_NAMES_FILE = "classnames.txt"
-NO_FILES = Files()
+NO_TRAINING = {"train": Files(), "val": Files()}
 
 
 def split_file(root: Path, *, images: str, split: str) -> Listing:
@@ -71,13 +71,13 @@ def imagenet(root: Path) -> Listing:
     """
     names = imagenet_class_names(root)
     labels = {wnid: label for label, wnid in enumerate(names)}
-    train = _by_wnid(root, root / "images" / "train", labels)
+    folders = {"train": _by_wnid(root / "images" / "train", labels)}
     validation = root / "images" / "val"
     if has_folders(validation):
-        test = _by_wnid(root, validation, labels)
-    else:
-        test = _flat_validation(root, validation, labels)
-    splits = {"train": train, "val": test, "test": test}
+        folders["test"] = _by_wnid(validation, labels)
+    splits = labelled_folders(root, folders)
+    test = splits.get("test") or _flat_validation(root, validation, labels)
+    splits = {"train": splits["train"], "val": test, "test": test}
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
@@ -91,8 +91,8 @@ def numbered_folders(root: Path, *, images: str) -> Listing:
     folders = {folder.name: folder for folder in class_folders(root / images)}
     expected = [str(number) for number in range(len(names))]
     _same_folders(root / images, folders, expected)
-    files = labelled_folders(root, ((folders[name], label) for label, name in enumerate(expected)))
-    splits = {"train": NO_FILES, "val": NO_FILES, "test": files}
+    numbered = [(folders[name], label) for label, name in enumerate(expected)]
+    splits = NO_TRAINING | labelled_folders(root, {"test": numbered})
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
@@ -112,9 +112,9 @@ def wnid_folders(root: Path, *, images: str) -> Listing:
             f"expected folders of ImageNet's classes in {root / images}, got also"
             f" {some(strange)}; move them away or restore {CLASS_NAMES_FILE}"
         )
-    files = labelled_folders(root, ((folder, label) for label, folder in enumerate(folders)))
+    numbered = [(folder, label) for label, folder in enumerate(folders)]
     chosen = tuple(names[folder.name] for folder in folders)
-    splits = {"train": NO_FILES, "val": NO_FILES, "test": files}
+    splits = NO_TRAINING | labelled_folders(root, {"test": numbered})
     return Listing(root, chosen, splits, tuple(folder.name for folder in folders))
 
 
@@ -163,29 +163,30 @@ def _same_folders(folder: Path, found: dict[str, Path], expected: list[str]) -> 
         )
 
 
-def _by_wnid(root: Path, folder: Path, labels: dict[str, int]) -> Files:
+def _by_wnid(folder: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:
     folders = {found.name: found for found in class_folders(folder)}
     _same_folders(folder, folders, list(labels))
-    return labelled_folders(root, ((folders[wnid], label) for wnid, label in labels.items()))
+    return [(folders[wnid], label) for wnid, label in labels.items()]
 
 
 def _flat_validation(root: Path, folder: Path, labels: dict[str, int]) -> Files:
     """Label number n of the ground truth is that of ILSVRC2012_val_{n:08d}, n from 1."""
     truth = tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     rows = []
-    for path in image_files(folder):
-        number = path.stem.removeprefix("ILSVRC2012_val_")
+    below = folder.relative_to(root).as_posix()
+    for name in image_files(folder)[0]:
+        number = name.rpartition(".")[0].removeprefix("ILSVRC2012_val_")
         if not (number.isdecimal() and 1 <= int(number) <= len(truth)):
             raise InputError(
                 f"expected files ILSVRC2012_val_00000001.JPEG to {len(truth)} in {folder}, got"
-                f" {path.name}; move the others away"
+                f" {name}; move the others away"
             )
         wnid = truth[int(number) - 1]
         if wnid not in labels:
             raise InputError(
-                f"{root / CLASS_NAMES_FILE}: expected the class {wnid} of {path.name}, got none;"
+                f"{root / CLASS_NAMES_FILE}: expected the class {wnid} of {name}, got none;"
                 " restore the file"
             )
-        rows.append((labels[wnid], path.relative_to(root).as_posix()))
+        rows.append((labels[wnid], f"{below}/{name}"))
     rows.sort()
     return Files([path for _, path in rows], [label for label, _ in rows])

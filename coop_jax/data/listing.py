@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,12 @@ import numpy as np
 
 from coop_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = tuple(
+    [".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+)
 
 
 class Files(NamedTuple):
@@ -46,8 +51,8 @@ def spoken(class_names: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image: hidden files and other endings are passed over."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    """Whether a file's name ends as an image's."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -74,18 +79,37 @@ def has_folders(folder: Path) -> bool:
     return any(entry.is_dir() for entry in _entries(folder))
 
 
-def labelled_folders(root: Path, folders: Iterable[tuple[Path, int]]) -> Files:
-    """The image files of class folders, sorted by name within a class.
+def labelled_folders(
+    root: Path, splits: Mapping[str, Iterable[tuple[Path, int]]]
+) -> dict[str, Files]:
+    """The image files of each split's class folders, sorted by name within a class.
+
+    What else is in the folders, but for hidden files, is warned of in one line.
 
     Raises:
         InputError: a folder has no image file.
     """
-    files = [
-        (path.relative_to(root).as_posix(), label)
-        for folder, label in folders
-        for path in image_files(folder)
-    ]
-    return Files(*map(list, zip(*files, strict=True))) if files else Files()
+    found, others = {}, []
+    for split, folders in splits.items():
+        paths: list[str] = []
+        labels: list[int] = []
+        for folder, label in folders:
+            below = folder.relative_to(root).as_posix()
+            images, strange = image_files(folder)
+            paths += [f"{below}/{name}" for name in images]
+            labels += [label] * len(images)
+            others += [f"{below}/{name}" for name in strange]
+        found[split] = Files(paths, labels)
+    _warn_of_others(root, others)
+    return found
+
+
+def _warn_of_others(root: Path, others: Sequence[str]) -> None:
+    if others:
+        logger.warning(
+            "%s: passed over %d files and folders that are no images by their names: %s",
+            *(root, len(others), some(others)),
+        )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -101,13 +125,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder, sorted by name.
+def image_files(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of a folder's image files, and of what else is in it, each sorted.
 
     Raises:
         InputError: there is none, or one is a link to nothing or a folder.
     """
-    found = [entry for entry in _entries(folder) if is_image(entry.name)]
+    entries = _entries(folder)
+    found = [entry for entry in entries if is_image(entry.name)]
     if not found:
         raise InputError(
             f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
@@ -119,7 +144,8 @@ def image_files(folder: Path) -> list[Path]:
             f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
             " restore or remove them"
         )
-    return [folder / entry.name for entry in found]
+    others = [entry.name for entry in entries if not is_image(entry.name)]
+    return [entry.name for entry in found], others
 
 
 def read_split_file(path: Path, root: Path) -> Listing:

@@ -21,7 +21,7 @@ from coop_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 ORIGIN = "TFDS"
-"""Whose split it is where CoOp's is absent."""
+"""Whose the images are, and whose split it is where CoOp's is absent."""
 
 IMAGENET_FOLDER = "imagenet"
 
@@ -137,7 +137,9 @@ def _as_split_file(name: str, row: Official, copy: _Copy, split_file: Path) -> D
         parts[split] = Examples(source, split, labels, paths, np.arange(len(labels)))
     _check_labels(copy, split_file, found, listing.splits)
     place = f"TFDS copy {copy.place}"
-    return Dataset(name, listing.class_names, (row.template,), **parts, place=place)
+    return Dataset(
+        name, listing.class_names, (row.template,), **parts, place=place, pixels_from=ORIGIN
+    )
 
 
 def _check_missing(
@@ -209,7 +211,8 @@ def _as_tfds(name: str, row: Official, copy: _Copy, split_file: Path) -> Dataset
         origin = f"{ORIGIN}, cut anew"
     train, val, test = (copy.examples(split, positions[split], labels) for split in SPLITS)
     place = f"TFDS copy {copy.place}"
-    return Dataset(name, names, (row.template,), train, val, test, origin, place)
+    own = (row.template,)
+    return Dataset(name, names, own, train, val, test, origin, place, pixels_from=ORIGIN)
 
 
 def _coop_labels(row: Catalogued, copy: _Copy, names: tuple[str, ...]) -> list[int]:
@@ -255,6 +258,7 @@ def _by_wnid(name: str, row: Official, copy: _Copy, data_dir: Path) -> Dataset:
         place=f"TFDS copy {copy.place}",
         repeated=row.repeated,
         class_ids=tuple(wnids),
+        pixels_from=ORIGIN,
     )
 
 

@@ -57,7 +57,8 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
     else:
         folders = class_folders(path)
         labels = [folder.name for folder in folders]
-        files = labelled_folders(path, ((folder, label) for label, folder in enumerate(folders)))
+        numbered = [(folder, label) for label, folder in enumerate(folders)]
+        files = labelled_folders(path, {"all": numbered})["all"]
         listing = Listing(path, spoken(labels), _cut(files, labels, str(path)))
     if class_names is not None:
         names = _read_class_names(class_names, labels)
@@ -85,12 +86,14 @@ def _split_folder(root: Path) -> tuple[Listing, list[str]]:
                 f"expected in {root / split} only classes that {root / 'train'} has, got also "
                 f"{some(unknown)}; add training images of them or remove the folders"
             )
-    splits = {
-        split: labelled_folders(
-            root, ((folder, labels.index(folder.name)) for folder in folders.get(split, ()))
-        )
-        for split in SPLITS
-    }
+    numbers = {name: number for number, name in enumerate(labels)}
+    splits = labelled_folders(
+        root,
+        {
+            split: [(folder, numbers[folder.name]) for folder in folders.get(split, ())]
+            for split in SPLITS
+        },
+    )
     return Listing(root, spoken(labels), splits), labels
 
 

@@ -18,8 +18,8 @@ from coop_jax.data import catalog, copies, overlay
 from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.listing import Listing
 from coop_jax.data.official import OFFICIAL
-from coop_jax.data.terminal import command, one_line, progress
 from coop_jax.errors import InputError
+from coop_jax.terminal import command, count_images, one_line
 
 
 def prepare(
@@ -83,7 +83,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
 
 
 def _copy(title: str, listing: Listing, data_dir: Path, workers: int | None) -> str:
-    with progress(copies.count(listing), title) as advance:
+    with count_images(copies.count(listing), title) as advance:
         workers = workers or os.cpu_count() or 1
         return f"prepared copy {copies.write(title, listing, data_dir, workers, advance)}"
 

@@ -87,19 +87,22 @@ RULES = {"coop": few_shot, "linear_probe": linear_probe_few_shot}
 
 
 def short_classes(
-    labels: Int[np.ndarray, " examples"] | Sequence[int], shots: int
+    labels: Int[np.ndarray, " examples"] | Sequence[int], shots: int, n_classes: int = 0
 ) -> dict[int, int]:
     """Classes that few-shot sampling takes whole because they have fewer than `shots` examples.
 
     Args:
         labels: label of every example.
         shots: wanted number per class.
+        n_classes: number of classes, so that those without any example are found, too.
 
     Returns:
         The number of examples of each such class, keyed by label, labels ascending.
     """
-    values, counts = np.unique(np.asarray(labels), return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if n < shots}
+    counts = dict.fromkeys(range(n_classes), 0)
+    values, numbers = np.unique(np.asarray(labels), return_counts=True)
+    counts |= dict(zip(values.tolist(), numbers.tolist(), strict=True))
+    return {label: count for label, count in sorted(counts.items()) if count < shots}
 
 
 def batch_order(

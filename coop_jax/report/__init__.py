@@ -68,10 +68,10 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
     """Saves the pictures of these results as PNGs and returns their paths; makes the folders.
 
     Few-shot results of one dataset give a curve of accuracy (%) over shots, those of several the
-    panels of the CoOp paper's Figure 3; base-to-new results the improvement of one method over
-    another (CoCoOp's Figure 3); transfer gives none. A single picture is saved at `path`; of
-    several, each says after the file's stem what it shows. Touches no state of matplotlib, so it
-    may run in any thread.
+    panels of the CoOp paper's Figure 3 and the bars of its Figure 4; base-to-new results the
+    improvement of one method over another (CoCoOp's Figure 3); transfer gives none. A single
+    picture is saved at `path`; of several, each says after the file's stem what it shows. Touches
+    no state of matplotlib, so it may run in any thread.
 
     Raises:
       InputError: there are no results, or `path` does not end in `.png`.
@@ -120,17 +120,18 @@ def _draw(protocol: str, results: list[Result]) -> list[tuple[tuple[str, ...], "
 
     if protocol == "base_to_new":
         groups = base_to_new.panels(protocol, results)
-        figures = [bars.draw(sheets) for sheets in groups]
+        found = [(_words(sheets), bars.draw(sheets)) for sheets in groups]
     elif protocol in _SHEETS:
-        return []
+        found = []
     else:
         groups = few_shot.panels(protocol, results)
-        figures = [curve.draw(sheets) for sheets in groups]
-    return [
-        (_words(sheets), figure)
-        for sheets, figure in zip(groups, figures, strict=True)
-        if figure is not None
-    ]
+        found = [(_words(sheets), curve.draw(sheets)) for sheets in groups]
+        found += [
+            (("gains", *_words(sheets)), bars.draw_over_zero_shot(sheets))
+            for sheets in groups
+            if len(sheets) > 1
+        ]
+    return [(words, figure) for words, figure in found if figure is not None]
 
 
 def _words(sheets: list[Sheet]) -> tuple[str, ...]:

@@ -9,9 +9,7 @@ from coop_jax import report
 from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.results import Result
-
-USER_ERROR = 2
-"""Exit code when the input was wrong."""
+from coop_jax.terminal import command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="save all numbers, unrounded")
     parser.add_argument("--png", type=Path, metavar="FILE", help="save the picture here")
     options = parser.parse_args(arguments)
-    try:
-        _report(options.paths, options.markdown, options.csv, options.png)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        print(f"error: expected files to read and to write, got {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+
+    def run() -> int:
+        try:
+            _report(options.paths, options.markdown, options.csv, options.png)
+        except OSError as error:
+            raise InputError(f"expected files to read and to write, got {error}") from error
+        return 0
+
+    return command(run)
 
 
 def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path | None) -> None:

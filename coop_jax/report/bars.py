@@ -1,16 +1,17 @@
-"""The picture of base-to-new: what one method gains over another, dataset by dataset."""
+"""Pictures of what one method gains over another, dataset by dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from coop_jax.report.sheet import Row, Sheet
-from coop_jax.report.summary import DATASETS
+from coop_jax.report.summary import DATASETS, plural
 
 _GAIN, _LOSS = "#0072b2", "#d55e00"
 _RANKS = ("zero-shot", "linear-probe", "CoOp", "CoCoOp")
+_ZERO_SHOT = "zero-shot CLIP"
 
 
 def draw(sheets: Sequence[Sheet]) -> Figure | None:
@@ -20,33 +21,63 @@ def draw(sheets: Sequence[Sheet]) -> Figure | None:
     linear probe, CoOp, CoCoOp, then others as they come. Datasets that lack either are left out;
     None where nothing can be compared.
     """
-    ours, theirs = _compared(sheets)
-    if theirs is None:
+    names = sorted(_names(sheets), key=_rank)
+    if len(names) < 2:
         return None
-    halves = {half: _gains(sheets, ours, theirs, half) for half in ("new", "base")}
-    most = max(map(len, halves.values()))
+    theirs, ours = names[-2:]
+    halves = {
+        f"{half.capitalize()} classes": _gains(sheets, (ours, half), (theirs, half))
+        for half in ("new", "base")
+    }
+    return _draw(halves, f"{ours} over {theirs}, {sheets[0].backbone}")
+
+
+def draw_over_zero_shot(sheets: Sequence[Sheet]) -> Figure | None:
+    """Bars of improvement over the first hand-crafted prompt at the most shots (CoOp's Figure 4).
+
+    It is the first of the most advanced methods that is compared. Datasets that lack it or a
+    prompt are left out; None where nothing can be compared.
+    """
+    ours = max(_names(sheets), key=_rank)
+    if ours == _ZERO_SHOT:
+        return None
+    shots = {
+        value.shots
+        for sheet in sheets
+        for row in sheet.rows
+        if _name(row) == ours
+        for value in row.values
+        if value is not None
+    }
+    gains = _gains(sheets, (ours, str(max(shots))), (_ZERO_SHOT, "0"))
+    title = f"{ours}, {plural(max(shots))}"
+    return _draw({title: gains}, f"Over {_ZERO_SHOT}, {sheets[0].backbone}")
+
+
+def _draw(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure | None:
+    """A panel of bars for each title, side by side; None where no panel has any."""
+    most = max(map(len, panels.values()))
     if not most:
         return None
-    figure = Figure(figsize=(9.0, 1.5 + 0.36 * most), dpi=200, layout="constrained")
+    figure = Figure(figsize=(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most), dpi=200)
+    figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
-    for index, (half, gains) in enumerate(halves.items()):
-        axes = figure.add_subplot(1, 2, index + 1)
+    for index, (name, gains) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), index + 1)
         _draw_bars(axes, gains)
-        axes.set_title(f"{half.capitalize()} classes", fontsize=11, pad=6)
-    figure.suptitle(f"{ours} over {theirs}, {sheets[0].backbone}", fontsize=12, parse_math=False)
+        axes.set_title(name, fontsize=11, pad=6, parse_math=False)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     figure.supxlabel("Absolute improvement (percentage points)", fontsize=10)
     return figure
 
 
 def _name(row: Row) -> str:
     """What a row is called across datasets, whose prompts differ."""
-    return "zero-shot CLIP" if row.is_zero_shot else row.label
+    return _ZERO_SHOT if row.is_zero_shot else row.label
 
 
-def _compared(sheets: Sequence[Sheet]) -> tuple[str | None, str | None]:
-    names = list(dict.fromkeys(_name(row) for sheet in sheets for row in sheet.rows))
-    names.sort(key=_rank)
-    return (names[-1], names[-2]) if len(names) > 1 else (None, None)
+def _names(sheets: Sequence[Sheet]) -> list[str]:
+    return list(dict.fromkeys(_name(row) for sheet in sheets for row in sheet.rows))
 
 
 def _rank(name: str) -> int:
@@ -55,23 +86,25 @@ def _rank(name: str) -> int:
 
 
 def _gains(
-    sheets: Sequence[Sheet], ours: str | None, theirs: str | None, half: str
+    sheets: Sequence[Sheet], ours: tuple[str, str], theirs: tuple[str, str]
 ) -> dict[str, float]:
-    """Improvement by dataset, the largest first."""
+    """Improvement by dataset, the largest first; both are a row's name and a column."""
     gains = {}
     for sheet in sheets:
-        means: dict[str, float] = {}
-        for row in sheet.rows:
-            value = row.values[sheet.columns.index(half)]
-            if value is not None:
-                means.setdefault(_name(row), value.cell.mean)
-        if ours in means and theirs in means:
-            subject = DATASETS.get(sheet.subject, sheet.subject)
-            gains[subject] = means[ours] - means[theirs]
+        our_mean, their_mean = (_mean(sheet, *place) for place in (ours, theirs))
+        if our_mean is not None and their_mean is not None:
+            gains[DATASETS.get(sheet.subject, sheet.subject)] = our_mean - their_mean
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
 
 
-def _draw_bars(axes: Axes, gains: dict[str, float]) -> None:
+def _mean(sheet: Sheet, name: str, column: str) -> float | None:
+    """The mean in the first row of that name that has one."""
+    index = sheet.columns.index(column)
+    values = (row.values[index] for row in sheet.rows if _name(row) == name)
+    return next((value.cell.mean for value in values if value is not None), None)
+
+
+def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
     colours = [_GAIN if gain >= 0 else _LOSS for gain in gains.values()]
     places = range(len(gains))
     axes.barh(places, list(gains.values()), height=0.62, color=colours, zorder=3)

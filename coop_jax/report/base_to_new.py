@@ -29,7 +29,6 @@ class _Line(NamedTuple):
     series: Series
     label: str
     shots: int
-    is_published: bool
 
 
 def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
@@ -64,13 +63,8 @@ def harmonic(base: Cell | None, new: Cell | None) -> Cell | None:
 def _groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.backbone, _origin(result)), []).append(result)
+        groups.setdefault((result.backbone, summary.origin(result.split)), []).append(result)
     return groups
-
-
-def _origin(result: Result) -> str:
-    """What follows the half in a split's name: "" for CoOp's split, " of TFDS"."""
-    return "".join(result.split.partition(" ")[1:])
 
 
 def _one(protocol: str, results: Sequence[Result], dataset: str, origin: str) -> Sheet:
@@ -78,15 +72,15 @@ def _one(protocol: str, results: Sequence[Result], dataset: str, origin: str) ->
     found = summary.series(members)
     has_all = any(result.split == f"all{origin}" for result in members)
     rows = []
-    for line in _lines(found, summary.reference(found, dataset)):
+    for line in _lines(found):
         base, new, whole = (
             Point(dataset, half + origin, line.shots) for half in ("base", "new", "all")
         )
         one = line.series
         both = [
-            statistics.harmonic_mean([accuracy, one.accuracies[new][seed]])
-            for seed, accuracy in one.accuracies.get(base, {}).items()
-            if seed in one.accuracies.get(new, {})
+            statistics.harmonic_mean([accuracy, one.accuracies(new)[seed]])
+            for seed, accuracy in one.accuracies(base).items()
+            if seed in one.accuracies(new)
         ]
         cells = {base: one.cell(base), new: one.cell(new)}
         cells[base._replace(split=HARMONIC + origin)] = harmonic(*cells.values())
@@ -106,7 +100,7 @@ def _average(
     has_all = any(result.split == f"all{origin}" for result in results)
     subject = f"average over {len(datasets)} datasets"
     rows = []
-    for line in _lines(found, summary.reference(found, datasets[0])):
+    for line in _lines(found):
         halves: dict[str, list[Cell | None]] = {
             half: [line.series.cell(Point(name, half + origin, line.shots)) for name in datasets]
             for half in ("base", "new", "all")
@@ -128,12 +122,9 @@ def _average(
     return [_sheet(protocol, results, subject, origin, columns, rows, _MEAN_NOTE)]
 
 
-def _lines(found: Sequence[Series], reference: Series | None) -> list[_Line]:
+def _lines(found: Sequence[Series]) -> list[_Line]:
     """A line per method and number of shots."""
-    return [
-        _Line(one, label, shots, not one.is_zero_shot or one is reference)
-        for one, label, shots in summary.by_shots(found)
-    ]
+    return [_Line(*line) for line in summary.by_shots(found)]
 
 
 def _row(
@@ -143,9 +134,7 @@ def _row(
     averaged: Sequence[str] = (),
 ) -> Row:
     values: list[Value | None] = [
-        summary.value(
-            line.series, protocol, point, cell, is_published=line.is_published, averaged=averaged
-        )
+        summary.value(line.series, protocol, point, cell, averaged=averaged)
         for point, cell in cells.items()
     ]
     return Row(label=line.label, is_zero_shot=line.series.is_zero_shot, values=tuple(values))

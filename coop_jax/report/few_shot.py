@@ -43,16 +43,11 @@ def panels(protocol: str, results: Sequence[Result]) -> list[list[Sheet]]:
 def _one(protocol: str, first: Result, found: Sequence[Series]) -> Sheet:
     """The sheet of the dataset and split of `first`."""
     found = [one for one in found if first.dataset in one.datasets]
-    reference = summary.reference(found, first.dataset)
     shots = _columns(found)
     rows = []
     for one in found:
-        is_published = not one.is_zero_shot or one is reference
         points = [Point(first.dataset, first.split, number) for number in shots]
-        values = [
-            summary.value(one, protocol, point, one.cell(point), is_published=is_published)
-            for point in points
-        ]
+        values = [summary.value(one, protocol, point, one.cell(point)) for point in points]
         rows.append(_row(one, values))
     title = f"{first.dataset}, {first.backbone}: {protocol}, {first.split} split"
     return Sheet(
@@ -69,7 +64,6 @@ def _one(protocol: str, first: Result, found: Sequence[Series]) -> Sheet:
 def _average(protocol: str, results: Sequence[Result], datasets: Sequence[str]) -> list[Sheet]:
     """One sheet, or none where there is nothing that every one of several datasets has."""
     found = summary.one_template_each(summary.series(results))
-    reference = summary.reference(found, datasets[0])
     shots, first = _columns(found), results[0]
     subject = f"average over {len(datasets)} datasets"
     rows = []
@@ -78,16 +72,8 @@ def _average(protocol: str, results: Sequence[Result], datasets: Sequence[str]) 
         for number in shots:
             cells = [one.cell(Point(name, first.split, number)) for name in datasets]
             point = Point(subject, first.split, number)
-            values.append(
-                summary.value(
-                    one,
-                    protocol,
-                    point,
-                    summary.over_datasets(cells),
-                    is_published=not one.is_zero_shot or one is reference,
-                    averaged=datasets,
-                )
-            )
+            mean = summary.over_datasets(cells)
+            values.append(summary.value(one, protocol, point, mean, averaged=datasets))
         if any(values):
             rows.append(_row(one, values))
     if len(datasets) < 2 or not rows:
@@ -111,4 +97,4 @@ def _row(series: Series, values: Sequence[Value | None]) -> Row:
 
 
 def _columns(found: Sequence[Series]) -> list[int]:
-    return sorted({*SHOTS, *(point.shots for one in found for point in one.accuracies)})
+    return sorted({*SHOTS, *(point.shots for one in found for point in one.results)})

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from coop_jax import presets
+from coop_jax.data.official import OFFICIAL
 from coop_jax.results import Result
 
 FROM_MEMORY = "memory_unverified"
@@ -14,6 +16,8 @@ FROM_MEMORY = "memory_unverified"
 
 _CELL = ("method", "backbone", "shots", "dataset", "split")
 _METHOD_SETTINGS = ("n_ctx", "class_token_position")
+_SOURCE = {"cross_dataset": "imagenet", "domain_generalization": "imagenet"}
+"""What a protocol trains on, if not on what it evaluates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,45 +39,65 @@ class Published:
         return "~" if self.status == FROM_MEMORY else "*" if self.note else ""
 
 
-def find(like: Result, *, protocol: str, dataset: str, split: str, shots: int) -> Published | None:
-    """The papers' number for the method, its settings and the backbone of `like`, or None.
+def find(
+    results: Sequence[Result],
+    *,
+    protocol: str,
+    dataset: str,
+    split: str,
+    shots: int,
+    averaged: Collection[str] = (),
+) -> Published | None:
+    """The papers' number for the same as these results of one method, or None.
 
-    A split that is not CoOp's ("test of TFDS") has none, nor have class-specific contexts and
-    hand-crafted prompts other than the dataset's own. A result whose config does not say how its
-    context began matches any beginning.
+    None unless each result is of a dataset of the papers, whole and by its catalogue name, with
+    the papers' prompt or trained as they train; so a split that is not CoOp's ("test of TFDS") and
+    class-specific contexts have none. With `averaged`, the datasets of an average, the number is
+    the papers' average over the same.
     """
-    if like.class_specific:
+    if averaged and set(averaged) != set(_content()["averaged_over"].get(protocol, ())):
         return None
-    for record in _index().get((like.method, like.backbone, shots, dataset, split), ()):
-        if record.get("protocol", protocol) == protocol and _has_settings(like, record):
+    like, name = results[0], "average" if averaged else dataset
+    for record in _index().get((like.method, like.backbone, shots, name, split), ()):
+        if record.get("protocol", protocol) == protocol and all(
+            _has_settings(result, record) and _is_comparable(result, _SOURCE.get(protocol))
+            for result in results
+        ):
             names = (field.name for field in dataclasses.fields(Published))
             return Published(**{name: record[name] for name in names if name in record})
     return None
 
 
-def find_average(
-    like: Result, *, protocol: str, datasets: Collection[str], split: str, shots: int
-) -> Published | None:
-    """As `find`, for the average over `datasets`, if those are the paper's."""
-    if set(datasets) != set(_content()["averaged_over"].get(protocol, ())):
-        return None
-    return find(like, protocol=protocol, dataset="average", split=split, shots=shots)
-
-
-def _has_settings(like: Result, record: dict[str, Any]) -> bool:
-    if any(record.get(name, value) != value for name, value in _settings(like).items()):
+def _is_comparable(result: Result, source: str | None) -> bool:
+    """Whether the result is of the papers' images and classes, and learned as they learn."""
+    row, config = OFFICIAL.get(result.dataset), result.config
+    if row is None or result.dataset not in (config.get("dataset"), *config.get("targets", ())):
         return False
-    templates = like.config.get("templates")
-    if like.prompt is not None and templates and "dataset" not in templates:
+    base = -(-row.n_classes // 2)
+    n_classes = {"base": base, "new": row.n_classes - base}.get(result.split, row.n_classes)
+    is_whole = result.split in ("base", "new") or result.n_examples == row.sizes[-1]
+    is_precise = config.get("clip", {}).get("dtype") in presets.PRECISIONS
+    if result.n_classes != n_classes or not is_whole or not is_precise:
         return False
-    method = like.config.get("method")
-    begins = method.get("context_init") if isinstance(method, dict) else None
-    wanted = record.get("context_init")
-    return begins is None or wanted is None or begins.replace("_", " ").strip() == wanted
+    return result.prompt is not None or (
+        result.trained_on == config["dataset"] == (source or result.dataset)
+        and not result.class_specific
+        and presets.trains_as_published(config, result.method)
+    )
 
 
-def _settings(like: Result) -> dict[str, Any]:
-    return {name: getattr(like, name) for name in _METHOD_SETTINGS}
+def _has_settings(result: Result, record: dict[str, Any]) -> bool:
+    if result.prompt is not None:
+        return result.prompt == record.get("prompt", OFFICIAL[result.dataset].template)
+    settings = {name: getattr(result, name) for name in _METHOD_SETTINGS}
+    settings["context_init"] = context_init(result)
+    return all(record.get(name, value) == value for name, value in settings.items())
+
+
+def context_init(result: Result) -> str:
+    """The phrase that the context began with; "" for none."""
+    method = result.config.get("method", {})
+    return str(method.get("context_init", "")).replace("_", " ").strip()
 
 
 @functools.cache

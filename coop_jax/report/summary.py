@@ -3,16 +3,18 @@
 import dataclasses
 import logging
 import statistics
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from coop_jax.data.official import OFFICIAL
 from coop_jax.report import published
 from coop_jax.report.sheet import ZERO_SHOT, Cell, Value
 from coop_jax.results import Result
 
 log = logging.getLogger(__name__)
 
-DATASETS = {
+_SPELLED = {
     "imagenet": "ImageNet",
     "caltech101": "Caltech101",
     "oxford_pets": "OxfordPets",
@@ -29,6 +31,7 @@ DATASETS = {
     "imagenet_a": "ImageNet-A",
     "imagenet_r": "ImageNet-R",
 }
+DATASETS = {name: _SPELLED[name] for name in OFFICIAL}
 """The papers' datasets, in their order, as they spell them."""
 
 _METHODS = {"coop": "CoOp", "cocoop": "CoCoOp", "linear_probe": "linear-probe CLIP"}
@@ -44,33 +47,38 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """All results of one hand-crafted prompt or learned method; accuracies by point and seed.
-
-    `example` is the first of the results: it tells the method's settings.
-    """
+    """All results of one hand-crafted prompt or one config of a method, by point and seed."""
 
     label: str
-    example: Result
-    accuracies: dict[Point, dict[int, float]]
+    results: dict[Point, dict[int, Result]]
+
+    @property
+    def prompt(self) -> str | None:
+        """The hand-crafted prompt, or one of them; None for a method that learned."""
+        return next(iter(next(iter(self.results.values())).values())).prompt
 
     @property
     def is_zero_shot(self) -> bool:
         """Whether nothing was learned."""
-        return self.example.prompt is not None
+        return self.prompt is not None
 
     @property
     def is_one_template(self) -> bool:
         """Whether this is one hand-crafted prompt rather than an ensemble of several."""
-        return "{" in (self.example.prompt or "")
+        return "{" in (self.prompt or "")
 
     @property
     def datasets(self) -> set[str]:
         """The datasets that have a result."""
-        return {point.dataset for point in self.accuracies}
+        return {point.dataset for point in self.results}
+
+    def accuracies(self, point: Point) -> dict[int, float]:
+        """Accuracy in percent by seed."""
+        return {seed: one.accuracy for seed, one in self.results.get(point, {}).items()}
 
     def cell(self, point: Point) -> Cell | None:
         """Statistics over the seeds of one point; None without results."""
-        return over_seeds(self.accuracies.get(point, {}).values())
+        return over_seeds(self.accuracies(point).values())
 
 
 def over_seeds(values: Iterable[float]) -> Cell | None:
@@ -96,22 +104,23 @@ def value(
     point: Point,
     cell: Cell | None,
     *,
-    is_published: bool = True,
     averaged: Collection[str] = (),
 ) -> Value | None:
-    """A cell with where it belongs and, if `is_published`, the papers' number; None for None.
+    """A cell with where it belongs and the papers' number for the same; None for None.
 
-    With `averaged`, the datasets of an average, the number is the papers' average over the same.
+    `averaged` are the datasets of an average.
     """
     if cell is None:
         return None
-    where = {"protocol": protocol, "split": point.split, "shots": point.shots}
-    number = None
-    if is_published and averaged:
-        number = published.find_average(series.example, datasets=averaged, **where)
-    elif is_published:
-        number = published.find(series.example, dataset=point.dataset, **where)
-    return Value(**point._asdict(), cell=cell, published=number)
+    members = [
+        result
+        for other, seeds in series.results.items()
+        if other.dataset in (averaged or [point.dataset]) and other.shots == point.shots
+        for result in seeds.values()
+    ]
+    where = point._asdict()
+    number = published.find(members, protocol=protocol, averaged=averaged, **where)
+    return Value(**where, cell=cell, published=number)
 
 
 def by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -160,17 +169,17 @@ def series(results: Iterable[Result]) -> list[Series]:
     found: dict[tuple[bool, str], Series] = {}
     for result, label in zip(results, _labels(results), strict=True):
         key = (result.prompt is None, label)
-        accuracies = found.setdefault(key, Series(label, result, {})).accuracies
+        points = found.setdefault(key, Series(label, {})).results
         point = Point(result.dataset, result.split, result.shots)
-        seeds = accuracies.setdefault(point, {})
-        previous = seeds.get(result.seed, result.accuracy)
+        seeds = points.setdefault(point, {})
+        previous = seeds.get(result.seed, result).accuracy
         if previous != result.accuracy:
             log.warning(
                 "%s, %s, %s, %d shots, seed %d has several results: %r, then %r; the last counts",
                 *(result.dataset, result.split, label, result.shots, result.seed),
                 *(previous, result.accuracy),
             )
-        seeds[result.seed] = result.accuracy
+        seeds[result.seed] = result
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
@@ -190,11 +199,10 @@ def one_template_each(found: Sequence[Series]) -> list[Series]:
     own = ZERO_SHOT + "each dataset's prompt"
     merged = Series(
         labels.pop() if len(labels) == 1 else own,
-        next(iter(first.values())).example,
         {
             point: seeds
             for dataset, one in first.items()
-            for point, seeds in one.accuracies.items()
+            for point, seeds in one.results.items()
             if point.dataset == dataset
         },
     )
@@ -204,19 +212,13 @@ def one_template_each(found: Sequence[Series]) -> list[Series]:
     return [merged, *everywhere, *(one for one in found if not one.is_zero_shot)]
 
 
-def reference(found: Iterable[Series], dataset: str) -> Series | None:
-    """The first single prompt, which the papers' zero-shot number belongs to."""
-    candidates = (one for one in found if one.is_one_template and dataset in one.datasets)
-    return next(candidates, None)
-
-
 def by_shots(found: Sequence[Series]) -> list[tuple[Series, str, int]]:
     """A row per method and number of shots; its label tells the shots where there are several."""
-    learned = {point.shots for one in found if not one.is_zero_shot for point in one.accuracies}
+    learned = {point.shots for one in found if not one.is_zero_shot for point in one.results}
     return [
         (one, f"{one.label}, {plural(shots)}" if shots and len(learned) > 1 else one.label, shots)
         for one in found
-        for shots in sorted({point.shots for point in one.accuracies})
+        for shots in sorted({point.shots for point in one.results})
     ]
 
 
@@ -241,34 +243,53 @@ def _evaluated(result: Result) -> tuple:
     return (result.dataset, result.split, result.backbone, result.n_classes)
 
 
+def origin(split: str) -> str:
+    """What follows the part in a split's name: "" for CoOp's split, " of TFDS"."""
+    return "".join(split.partition(" ")[1:])
+
+
 def _labels(results: Sequence[Result]) -> list[str]:
     """What to call each result.
 
-    Results that differ beyond their label get the number of classes or their config's hash.
+    Results that words do not tell apart get the number of classes, their config's hash or, on one
+    dataset, their data's.
     """
-    configs: dict[tuple, set[str]] = {}
-    classes: dict[tuple, set[int]] = {}
+    classes, configs, data = (defaultdict(set) for _ in range(3))
     for result in results:
-        place = (result.dataset, result.split)
-        classes.setdefault(place, set()).add(result.n_classes)
-        if result.prompt is None:
-            configs.setdefault((*place, _label(result)), set()).add(result.hashes.config)
+        place, label = (result.dataset, result.split), _label(result)
+        classes[place].add(result.n_classes)
+        configs[label].add(_config_hash(result))
+        data[place, label].add(_data_hash(result))
     labels = []
     for result in results:
         place, label = (result.dataset, result.split), _label(result)
         text = label
         if len(classes[place]) > 1:
             text += f", {result.n_classes} classes"
-        if len(configs.get((*place, label), ())) > 1:
-            text += f" [{result.hashes.config[:6]}]"
+        if len(configs[label]) > 1:
+            text += f" [{_config_hash(result)[:6]}]"
+        if len(data[place, label]) > 1:
+            text += f" [data {_data_hash(result)[:6]}]"
         labels.append(text)
     return labels
 
 
+def _config_hash(result: Result) -> str:
+    """Digest of what was set; nothing that is set matters to zero-shot CLIP beyond its label."""
+    return "" if result.prompt is not None else result.hashes.config
+
+
+def _data_hash(result: Result) -> str:
+    """Digest of the images it learned from and was tested on, whatever the shots and the seed."""
+    return result.hashes.data if result.prompt is None else result.hashes.split
+
+
 def _label(result: Result) -> str:
+    dtype = result.config.get("clip", {}).get("dtype", "float32")
+    precision = [dtype] * (dtype != "float32")
     if result.prompt is not None:
         prompt = f'"{result.prompt}"' if "{" in result.prompt else result.prompt
-        return ZERO_SHOT + prompt
+        return ZERO_SHOT + ", ".join([prompt, *precision])
     parts = [_METHODS.get(result.method, result.method)]
     if result.n_ctx is not None:
         parts.append(f"M = {result.n_ctx}")
@@ -276,4 +297,6 @@ def _label(result: Result) -> str:
         parts.append(result.class_token_position)
     if result.class_specific:
         parts.append("class-specific")
-    return ", ".join(parts)
+    if words := published.context_init(result):
+        parts.append(f'from "{words}"')
+    return ", ".join([*parts, *precision])

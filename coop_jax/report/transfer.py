@@ -44,30 +44,22 @@ def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
 def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
     """Methods as rows; the source dataset, the targets, and the average over the targets."""
     datasets = summary.in_order(result.dataset for result in results)
-    targets = [name for name in datasets if name != source]
-    has_average = len(targets) > 1
-    columns = [*[source] * (source in datasets), *targets]
-    found = summary.one_template_each(summary.series(results))
-    reference = summary.reference(found, columns[0])
     split = results[0].split
+    trained = [name for name in datasets if source in (name, name + summary.origin(split))]
+    targets = [name for name in datasets if name not in trained]
+    has_average = len(targets) > 1
+    columns = [*trained, *targets]
+    found = summary.one_template_each(summary.series(results))
     average = f"average over {len(targets)} targets"
     rows = []
     for one, label, shots in summary.by_shots(found):
-        is_published = not one.is_zero_shot or one is reference
         points = [Point(name, split, shots) for name in columns]
         cells = {point: one.cell(point) for point in points}
-        values = [
-            summary.value(one, protocol, point, cell, is_published=is_published)
-            for point, cell in cells.items()
-        ]
+        values = [summary.value(one, protocol, point, cell) for point, cell in cells.items()]
         if has_average:
             mean = summary.over_datasets([cells[Point(name, split, shots)] for name in targets])
             point = Point(average, split, shots)
-            values.append(
-                summary.value(
-                    one, protocol, point, mean, is_published=is_published, averaged=targets
-                )
-            )
+            values.append(summary.value(one, protocol, point, mean, averaged=targets))
         rows.append(Row(label=label, is_zero_shot=one.is_zero_shot, values=tuple(values)))
     names = [_SHORT.get(name, summary.DATASETS.get(name, name)) for name in columns]
     shots = summary.learned_shots(results)

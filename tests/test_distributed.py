@@ -1,0 +1,68 @@
+"""Two processes on one machine train together, and agree with one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coop_jax import results
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start(workdir, data, *flags):
+    command = [
+        *(sys.executable, "-m", "coop_jax.main", "--config=configs/quickstart.py"),
+        *(f"--workdir={workdir}", f"--config.data_dir={data}", "--config.shots=(2,)"),
+        *("--config.seeds=(1,2)", "--config.epochs=3", "--config.method.n_ctx=4"),
+        *("--config.encode_batch_size=100", "--config.templates=('{}',)", *flags),
+    ]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.mark.heavy
+def test_two_processes_agree_with_one(tmp_path):
+    data = tmp_path / "data"
+    finish(start(tmp_path / "one", data))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    both = [
+        start(tmp_path / "two", data, coordinator, "--processes=2", f"--process={number}")
+        for number in range(2)
+    ]
+    first, second = map(finish, both)
+    assert "CoOp" in first and "CoOp" not in second
+    alone, together = (results.read(tmp_path / name / results.FILE_NAME) for name in ("one", "two"))
+    assert len(alone) == len(together)
+    for one, two in zip(alone, together, strict=True):
+        assert (one.prompt, one.seed, one.hashes) == (two.prompt, two.seed, two.hashes)
+        assert one.accuracy == pytest.approx(two.accuracy, abs=0.4)  # two of 540 images
+    for seed in (1, 2):
+        path = Path("metrics") / f"2_shots_seed_{seed}.jsonl"
+        losses = [
+            [
+                float(line.rsplit(" ", 1)[1].rstrip("}"))
+                for line in (tmp_path / name / path).read_text().splitlines()
+            ]
+            for name in ("one", "two")
+        ]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

@@ -1,0 +1,45 @@
+import io
+import logging
+import re
+
+import pytest
+from rich.console import Console
+
+from coop_jax import terminal
+from coop_jax.errors import InputError
+from coop_jax.progress import track
+
+
+def wrong():
+    logging.getLogger("coop_jax.somewhere").info("said before")
+    raise InputError("expected a,\n got b")
+
+
+def test_a_command_ends_with_one_line_and_leaves_logging_as_it_was(capsys):
+    package = logging.getLogger("coop_jax")
+    before = package.level, package.propagate, list(package.handlers)
+    assert terminal.command(lambda: 7) == 7
+    assert terminal.command(wrong) == terminal.USER_ERROR == 2
+    assert capsys.readouterr().err == "said before\nerror: expected a, got b\n"
+    with pytest.raises(InputError):
+        terminal.command(wrong, traceback=True)
+    assert (package.level, package.propagate, list(package.handlers)) == before
+
+
+def test_bars_are_for_terminals(capsys, monkeypatch):
+    with terminal.count_images(3, "reading") as advance, track(5) as tracker:
+        advance(2)
+        tracker.advance(4, "training")
+    assert capsys.readouterr().err == ""
+    for bar, expected in (("images", "2/3 images"), ("steps", "4/5 steps")):
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=True, width=100)
+        monkeypatch.setattr(terminal, "Console", lambda stderr, console=console: console)
+        if bar == "images":
+            with terminal.count_images(3, "reading") as advance:
+                advance(2)
+        else:
+            with track(5) as tracker:
+                tracker.advance(4, "training")
+        plain = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", file.getvalue())
+        assert expected in " ".join(plain.split())
