@@ -316,7 +316,7 @@ def openai_tensors() -> dict[str, np.ndarray]:
     for norm in ("ln_final", "visual.ln_pre", "visual.ln_post"):
         add(f"{norm}.weight", width)
         add(f"{norm}.bias", width)
-    add("token_embedding.weight", 50, width)
+    add("token_embedding.weight", 929, width)  # the embedded tokenizer's
     add("positional_embedding", 9, width)
     add("text_projection", width, 16)
     add("visual.class_embedding", width)

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from coop_jax import evaluate, methods, optim, parallel, train
 from coop_jax.checkpoint import Checkpoints
+from coop_jax.clip import Tokenizer
 from coop_jax.errors import InputError
 from coop_jax.methods import Learned, linear_probe
 from coop_jax.methods.base import cross_entropy
@@ -142,6 +143,12 @@ def test_moving_takes_the_rows_of_the_wanted_classes(tiny_clip, tiny_tokenizer):
 def test_bad_class_names(tiny_clip, tiny_tokenizer, names, message):
     with pytest.raises(InputError, match=message):
         create("coop", tiny_clip, tiny_tokenizer, names)
+
+
+def test_a_tokenizer_of_other_weights(tiny_clip, openai_tokenizer):
+    tokenizer = Tokenizer(openai_tokenizer)
+    with pytest.raises(InputError, match=r"at most 929 tokens, .* got one of 49408; name the one"):
+        create("coop", tiny_clip, tokenizer)
 
 
 def test_known_repeats_are_accepted(tiny_clip, tiny_tokenizer):

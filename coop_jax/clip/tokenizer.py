@@ -70,6 +70,11 @@ class Tokenizer:
             row[: len(ids)] = ids
         return tokens
 
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return len(self._tokenizer.get_vocab())
+
     def words(self) -> list[str]:
         """The vocabulary in the order of its ids; a token that ends no word keeps a final "-"."""
         vocabulary = self._tokenizer.get_vocab()

@@ -210,9 +210,16 @@ def create(
         shards: into how many parts the classes are cut, for as many devices.
 
     Raises:
-        InputError: an unknown method or setting, or class names that do not fit.
+        InputError: an unknown method or setting, or class names or a tokenizer that do not fit.
     """
     module = _module(name)
+    embeddings = clip.config.text.vocabulary_size
+    if tokenizer.size > embeddings:
+        raise InputError(
+            f"expected a tokenizer of at most {embeddings} tokens, which the CLIP has embeddings"
+            f" for, got one of {tokenizer.size}; name the one that belongs to the weights"
+            " (config.clip.tokenizer)"
+        )
     check_class_names(class_names, repeated)
     settings = module.default_config()
     unknown = sorted(set(config or {}) - set(settings))

@@ -1,0 +1,118 @@
+"""Our side: the training loop of `coop_jax.train` as it is, on a problem's batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from models import Problem
+
+from coop_jax import features, methods, optim, parallel, train
+from coop_jax.clip import CLIP
+from coop_jax.methods.base import cross_entropy
+
+EPOCHS = 1000
+STEPS_PER_CHUNK = 8
+"""Steps whose images are encoded at once, while the steps of the chunk before run."""
+
+
+class Training:
+    """`train.fit` on the same batch over and over; every `run` takes `steps` steps.
+
+    With an image tower a run is a training of its own, so that no image is encoded in the
+    background before it starts. Features that are `cached`, or given instead of pixels, cost
+    nothing to make, and there a run is the next chunk of one long training.
+    """
+
+    def __init__(self, problem: Problem, steps: int, *, cached: bool = False):
+        self.problem, self.steps = problem, steps
+        self.mesh = parallel.create_mesh(jax.devices()[:1])
+        self._cached = cached or problem.pixels is None
+        self._method = nnx.clone(problem.method)
+        self._optimizer = optim.create(optim.OptimizerConfig(), EPOCHS, steps)
+        self._long = self._fit(EPOCHS, steps)
+
+    def _fit(self, chunks: int, steps: int) -> Iterator[tuple[int, np.ndarray]]:
+        """A training of so many chunks of steps, which yields after each."""
+        batch = len(self.problem.labels)
+        batches = train.Batches(
+            np.tile(np.arange(batch), (chunks * steps, 1)),
+            np.repeat(np.arange(chunks), steps),
+            self.problem.labels,
+        )
+        return train.fit(
+            self._method,
+            self.problem.clip,
+            self._optimizer,
+            batches,
+            self._features,
+            self.mesh,
+            images_per_chunk=batch * steps,
+        )
+
+    def _features(self, requests: np.ndarray) -> np.ndarray:
+        chosen = requests[:, 1]
+        if self._cached:
+            return self.problem.features[chosen]
+        assert self.problem.pixels is not None
+        return encode(self.problem.clip, self.problem.pixels[chosen], self.mesh)
+
+    def run(self) -> float:
+        """Take the steps; the last one's loss."""
+        if self._cached:
+            _, losses = next(self._long)
+        else:
+            chunk = min(self.steps, STEPS_PER_CHUNK)
+            *_, (done, losses) = self._fit(self.steps // chunk, chunk)
+            assert done == self.steps, f"expected --scan to be a multiple of {chunk}"
+        return float(losses[-1])
+
+
+def encode(clip: CLIP, pixels: np.ndarray, mesh: Mesh, batch: int = 256) -> np.ndarray:
+    """Image features of pixels in host memory."""
+
+    def pixels_of(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(numbers), size):
+            yield pixels[numbers[start : start + size]]
+
+    batch = min(batch, len(pixels))
+    return features.encode(clip, pixels_of, len(pixels), mesh, batch_size=batch)
+
+
+def image_features(problem: Problem) -> np.ndarray:
+    """Those of the problem's pixels, or the ones given."""
+    if problem.pixels is None:
+        return problem.features
+    return encode(problem.clip, problem.pixels, parallel.create_mesh(jax.devices()[:1]))
+
+
+def loss_and_gradient(problem: Problem) -> tuple[float, np.ndarray]:
+    """The loss before training and the context's gradient."""
+    graph, learned, derived = nnx.split(problem.method, methods.Learned, ...)
+    clip_graph, frozen = nnx.split(problem.clip)
+
+    def loss_of(learned: Any, derived: Any, frozen: Any, features: jax.Array, labels: jax.Array):
+        clip, method = nnx.merge(clip_graph, frozen), nnx.merge(graph, learned, derived)
+        logits = method.logits(clip, method.encode_classes(clip), features)
+        return cross_entropy(logits, labels, jnp.ones(len(labels)))
+
+    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(
+        learned, derived, frozen, jnp.asarray(image_features(problem)), jnp.asarray(problem.labels)
+    )
+    return float(loss), np.asarray(gradient["context"][...])
+
+
+def weight_bytes(problem: Problem) -> int:
+    """Bytes of the frozen towers that the step is given."""
+    towers = ("text", "vision") if problem.pixels is not None else ("text",)
+    state = nnx.state(problem.clip)
+    return sum(leaf.nbytes for tower in towers for leaf in jax.tree.leaves(state[tower]))
+
+
+def peak_bytes() -> int | None:
+    """The device's own count of its peak memory, where it has one."""
+    statistics = jax.devices()[0].memory_stats()
+    return statistics.get("peak_bytes_in_use") if statistics else None

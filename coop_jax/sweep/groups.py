@@ -1,0 +1,159 @@
+"""Groups of runs that share features: from the words of the command to checked configs."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from coop_jax import results
+from coop_jax.errors import InputError
+from coop_jax.terminal import one_line
+
+GROUPS, LOGS = "groups", "logs"
+FINISHED_FILE = "finished"
+"""In the workdir of a group that came to its end: how many results it has."""
+
+
+class Group(NamedTuple):
+    """The runs of one config: `chosen` is the word that named it, `workdir` the sweep's."""
+
+    chosen: str
+    config: dict[str, Any]
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        """A file name from the config's: coop_few_shot_dtd_middle."""
+        file, _, argument = self.chosen.partition(":")
+        words = [Path(file).stem, *filter(None, re.split(r"[^\w.-]+", argument))]
+        return "_".join(words)
+
+    @property
+    def folder(self) -> Path:
+        """The workdir of its runs."""
+        return self.workdir / GROUPS / self.name
+
+    @property
+    def log(self) -> Path:
+        """What its runs said, and the traceback if one crashed."""
+        return self.workdir / LOGS / f"{self.name}.txt"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier process came to its end, and its results are still there."""
+        finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
+        if not (finished.is_file() and found.is_file()):
+            return False
+        return finished.read_text() == str(len(results.read(found)))
+
+
+def load_config(chosen: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of FILE or FILE:ARGUMENT, changed as `coop_jax.main` changes them.
+
+    Args:
+        chosen: e.g. "configs/coop_few_shot.py:dtd".
+        overrides: "--config.KEY=VALUE" each.
+
+    Raises:
+        InputError: there is no such config, or it has no such setting or value.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from coop_jax.main import first_cause
+
+    arguments = ["sweep", f"--config={chosen}", *overrides]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        return flag.value.to_dict()
+    except (
+        *(AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError),
+        flags.Error,
+    ) as error:
+        cause = first_cause(error)
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(
+            f"expected a config file and settings that it has, got: {one_line(error):.300}; see"
+            " configs/"
+        ) from error
+
+
+def plan(chosen: Sequence[str], overrides: Sequence[str], workdir: Path) -> list[Group]:
+    """The groups that the configs name, all of them checked; nothing is written.
+
+    Raises:
+        InputError: a config cannot run, two are the same, or the workdir belongs to others.
+    """
+    entries = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+    if (workdir.exists() and not workdir.is_dir()) or (entries and GROUPS not in entries):
+        raise InputError(
+            f"expected --workdir as a new folder or an earlier sweep's, got {workdir}, which has"
+            f" no folder {GROUPS}; name another"
+        )
+    groups: list[Group] = []
+    earlier: dict[str, str] = {}
+    for word in chosen:
+        with _naming(word):
+            group = Group(word, load_config(word, overrides), workdir)
+            _check(group)
+            for key in (group.name, json.dumps(group.config, sort_keys=True)):
+                if key in earlier:
+                    raise InputError(
+                        f"expected configs that differ, in file name or argument too, got the same"
+                        f" as {earlier[key]}; name it once"
+                    )
+                earlier[key] = word
+        groups.append(group)
+    return groups
+
+
+@contextlib.contextmanager
+def _naming(word: str) -> Iterator[None]:
+    """Say which config an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{word}: {error}") from error
+
+
+def _check(group: Group) -> None:
+    """Refuse a config that cannot run, or whose workdir is another's."""
+    from coop_jax import config as config_module
+    from coop_jax import protocols
+
+    config_module.check(group.config)
+    protocol = group.config["protocol"]
+    if protocol not in protocols.PROTOCOLS:
+        names = ", ".join(protocols.PROTOCOLS)
+        raise InputError(f"config.protocol: expected one of {names}, got {protocol!r}")
+    config_module.check_workdir(group.config, group.folder)
+
+
+def open_inputs(groups: Iterable[Group]) -> None:
+    """Open every dataset and find every CLIP once, so that what is missing is known at the start.
+
+    What has to be fetched or prepared is so by one process, before many want it.
+
+    Raises:
+        InputError: something is missing.
+    """
+    from coop_jax.clip import source
+    from coop_jax.data import catalog
+
+    opened = set()
+    for group in groups:
+        config = group.config
+        datasets = [(name, config["data_dir"], "") for name in config["targets"]]
+        datasets.append((config["dataset"], config["data_dir"], config["class_names"]))
+        clip = config["clip"]["name"], config["clip"]["tokenizer"]
+        with _naming(group.chosen):
+            for name, data_dir, class_names in set(datasets) - opened:
+                catalog.load(name, data_dir or None, class_names or None)
+            if clip not in opened:
+                source.resolve(clip[0], clip[1] or None)
+        opened |= {*datasets, clip}

@@ -1,0 +1,172 @@
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from coop_jax.methods import Learned
+from coop_jax.methods.base import cross_entropy
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import counts
+import models
+import ours
+import sides
+import step
+
+KEYS = {
+    "speedup",
+    "speedup_cached_features",
+    "memory_ratio",
+    "gradient_error",
+    "classes",
+    "backbone",
+    "device",
+    "method",
+    "dtype",
+    "reference_dtype",
+    "extrapolated",
+    "seconds",
+    "memory_bytes",
+    "flops",
+}
+
+
+def settings(method="coop", images=False):
+    return sides.Settings(
+        classes=6,
+        backbone="tiny",
+        method=method,
+        batch=2,
+        images=images,
+        dtype="float32",
+        device="cpu",
+        scan=1,
+    )
+
+
+@pytest.fixture(scope="module", params=["coop", "cocoop"])
+def problem(request, reference) -> models.Problem:
+    return settings(request.param).problem()
+
+
+def test_class_names(reference):
+    assert models.class_names(2) == ["tench", "goldfish"]
+    assert len(set(models.class_names(1000))) == 998
+    many = models.class_names(21000)
+    assert len(many) == 21000 and len(set(many)) == 20998
+
+
+def product_flops(jaxpr) -> int:
+    """FLOPs of every matrix product of a program, those of loops as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted, _ = equation.params["dimension_numbers"][0]
+            shape = equation.invars[0].aval.shape
+            inner = math.prod(shape[axis] for axis in contracted)
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for parameter in equation.params.values():
+            for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    total += times * product_flops(part)
+    return total
+
+
+def test_counted_flops_are_those_of_the_program(problem):
+    graph, learned, derived = nnx.split(problem.method, Learned, ...)
+
+    def loss(learned):
+        method = nnx.merge(graph, learned, derived)
+        classes = method.encode_classes(problem.clip)
+        logits = method.logits(problem.clip, classes, problem.features)
+        return cross_entropy(logits, problem.labels, np.ones(2, np.float32))
+
+    conditional = problem.method_name == "cocoop"
+    for program, training in ((loss, False), (jax.grad(loss), True)):
+        expected = product_flops(jax.make_jaxpr(program)(learned).jaxpr)
+        work = counts.our_text(
+            models.BACKBONES["tiny"],
+            problem.lengths,
+            problem.n_ctx,
+            2,
+            4,
+            conditional=conditional,
+            training=training,
+        )
+        # The program pads the attention, and may leave out what nothing depends on.
+        assert 0.85 < work.flops / expected < 1.15
+
+
+def test_lengths_are_those_of_the_prompts(problem):
+    tokenizer = models.create_tokenizer()
+    names = models.class_names(6)
+    assert problem.lengths.tolist() == [len(tokenizer.ids(f"{name}.")) + 1 for name in names]
+
+
+def test_work_of_the_reference_grows_with_its_77_tokens(problem):
+    own, official = (sides.work(settings(), problem, side).flops for side in ("ours", "reference"))
+    assert official > 3 * own
+
+
+def test_step_of_our_side(reference, capsys, monkeypatch):
+    monkeypatch.setattr(sides, "memory_in_child", lambda *_: 10**6)
+    monkeypatch.setattr(sides, "peaks_of", lambda *_: (1e11, 1e10))
+    monkeypatch.setattr(models, "choose_device", lambda _: "cpu")
+    step.main(["--classes=6", "--backbone=tiny", "--side=ours", "--steps=1"])
+    printed = capsys.readouterr().out
+    last = json.loads(printed.splitlines()[-1])
+    assert last.keys() >= KEYS
+    assert last["classes"] == 6 and last["speedup"] is None
+    assert last["seconds"]["ours"] > 0
+
+
+def test_extrapolation_is_marked():
+    work = counts.Work(1.0, 1.0)
+    rows = [
+        step.Measured("ours", 6, 1.0, 10, work, (1.0, 1.0)),
+        step.Measured("reference", 6, 8.0, 60, work, (1.0, 1.0), "extrapolated"),
+    ]
+    last = step.record(settings(), rows, 3, 0.0)
+    assert last["extrapolated"] and last["reference_classes"] == 3
+    assert last["speedup"] == 8 and last["memory_ratio"] == 6
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_reference_agrees(method, reference):
+    torch = pytest.importorskip("torch")
+    chosen = settings(method, images=method == "coop")
+    problem = chosen.problem()
+    official = sides.Official(chosen, problem)
+    expected_features = official.reference.features(official.inputs).numpy()
+    np.testing.assert_allclose(
+        ours.image_features(problem), expected_features, rtol=1e-4, atol=1e-4
+    )
+    loss, gradient = ours.loss_and_gradient(problem)
+    assert official.run() == pytest.approx(loss, rel=1e-4)
+    expected = official.reference.gradient()
+    assert np.abs(gradient - expected).max() < 1e-4 * np.abs(expected).max()
+    assert torch.isfinite(official.reference.learner.ctx).all()
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop"])
+def test_counted_flops_are_those_of_the_reference(method, reference):
+    pytest.importorskip("torch")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    chosen = settings(method)
+    problem = chosen.problem()
+    official = sides.Official(chosen, problem)
+    # The counter does not know the CPU's joint attention kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        official.run()
+    work = sides.work(chosen, problem, "reference")
+    assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
