@@ -58,12 +58,12 @@ def run_python(module, *words, environment=(), code=0):
     return process
 
 
-def run_command(beginning, *, replace, code=0):
+def run_command(beginning, *, replace, code=0, add=()):
     """Run the README's one command that begins so, a module and its first words, paths moved."""
     (command,) = (command for command in COMMANDS if f"-m {beginning}" in command)
     for old, new in replace:
         command = command.replace(old, str(new))
-    return run_python(*shlex.split(command)[2:], code=code)
+    return run_python(*shlex.split(command)[2:], *add, code=code)
 
 
 def test_every_command_is_known_to_a_test_or_to_ci():
@@ -77,6 +77,7 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         r"python -m coop_jax\.data\.check /path/to/photographs",
         r"python -m coop_jax\.data\.prepare dtd eurosat --data_dir=\$DATA",
         r"python -m coop_jax\.report .*",
+        r"python -m coop_jax\.sweep .*",
         r"python -m coop_jax\.main --config=configs/few_shot\.py .*=/path/to/photographs .*",
     ]
     for command in COMMANDS:
@@ -141,7 +142,7 @@ def data(tmp_path_factory):
 
 
 def test_the_table_of_the_papers_has_every_config():
-    assert len(PAPER) == README.count("--config.data_dir=$DATA")
+    assert len(PAPER) == README.count("`python -m coop_jax.main --config=configs/")
     assert {file for file, _ in PAPER} == {name.partition(":")[0] for name in record_presets.NAMES}
 
 
@@ -158,7 +159,7 @@ def test_paper_command(file, argument, data, tmp_path):
 
 
 @pytest.mark.heavy
-def test_doctor_main_and_report(data, tmp_path):
+def test_doctor_sweep_main_and_report(data, tmp_path):
     """The commands themselves, from the dataset to the report of two runs."""
     run_command("coop_jax.data.check dtd", replace=[("$DATA", data)], code=1)
     prepared = run_command("coop_jax.data.prepare dtd", replace=[("$DATA", data)])
@@ -173,6 +174,12 @@ def test_doctor_main_and_report(data, tmp_path):
             "epochs": 1,
         }.items()
     ]
+    run_command(
+        "coop_jax.sweep", replace=[("/tmp/sweep", tmp_path / "sweep"), ("$DATA", data)], add=small
+    )
+    rows = results.read(tmp_path / "sweep" / results.FILE_NAME)
+    assert {row.method for row in rows} == {"zero_shot", "coop", "linear_probe"}
+
     for dataset in ("dtd", "eurosat"):
         config = f"--config=configs/coop_few_shot.py:{dataset}"
         workdir = tmp_path / "runs" / dataset
