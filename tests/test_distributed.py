@@ -55,7 +55,7 @@ def test_two_processes_agree_with_one(tmp_path):
     assert len(alone) == len(together)
     for one, two in zip(alone, together, strict=True):
         assert (one.prompt, one.seed, one.hashes) == (two.prompt, two.seed, two.hashes)
-        assert one.accuracy == pytest.approx(two.accuracy, abs=0.4)  # two of 540 images
+        assert one.accuracy == pytest.approx(two.accuracy, abs=0.2)  # one of 540 images
     for seed in (1, 2):
         path = Path("metrics") / f"2_shots_seed_{seed}.jsonl"
         losses = [
@@ -65,4 +65,4 @@ def test_two_processes_agree_with_one(tmp_path):
             ]
             for name in ("one", "two")
         ]
-        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
