@@ -1,6 +1,6 @@
 """The device mesh and how arrays lie on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -72,8 +72,14 @@ def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def fetch(tree: Tree) -> Tree:
-    """A tree of replicated arrays as arrays of this process."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+    """A tree of arrays as whole arrays of this process."""
+
+    def fetch_leaf(leaf: jax.Array) -> jax.Array:
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return jnp.asarray(np.asarray(leaf))
+
+    return jax.tree.map(fetch_leaf, tree)
 
 
 def own_rows(size: int) -> slice:
@@ -96,16 +102,29 @@ def wait(what: str) -> None:
 def place(state: Tree, mesh: Mesh) -> Tree:
     """Place a method's variables: those cut into shards over the devices, the others on each.
 
-    What is cut into a number of shards that the devices cannot split evenly is on each as well.
+    A variable says along which axis it may be cut (`shard_axis`). If the devices cannot split that
+    evenly, it is on each as well.
     """
+    return _each_variable(lambda leaf: put(leaf, _sharding(leaf, mesh)), state)
 
-    def put_variable(variable: nnx.Variable) -> nnx.Variable:
-        axis = variable.get_metadata().get("shard_axis")
-        if axis is None or variable.shape[axis] % mesh.size:
-            return put(variable, replicated(mesh))
-        return put(variable, over_data(mesh, axis))
 
-    return jax.tree.map(put_variable, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+def constrain(state: Tree, mesh: Mesh) -> Tree:
+    """Within a compiled function, keep variables where `place` puts them."""
+    return _each_variable(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, _sharding(leaf, mesh)), state
+    )
+
+
+def _each_variable(change: Callable[[Any], Any], state: Tree) -> Tree:
+    return jax.tree.map(change, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+
+def _sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
+    metadata = leaf.get_metadata() if isinstance(leaf, nnx.Variable) else {}
+    axis = metadata.get("shard_axis")
+    if axis is None or leaf.shape[axis] % mesh.size:
+        return replicated(mesh)
+    return over_data(mesh, axis)
 
 
 def padding(size: int, mesh: Mesh) -> int:

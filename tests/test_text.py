@@ -23,8 +23,8 @@ def encode(clip, prefix, whole, end, **packed):
     """Features of the prefix with each class's embeddings `[classes, length, width]` behind it."""
     packing = pack(end + 1, **packed)
     index = np.arange(whole.shape[0] * whole.shape[1]).reshape(whole.shape[:2])
-    laid = packing.lay(jnp.asarray(index[:, : packing.places.shape[-1]]))
-    inserted = Inserted(whole.reshape(-1, whole.shape[-1]), laid)
+    laid = packing.lay(jnp.asarray(index[:, : packing.parts.places.shape[-1]]))
+    inserted = Inserted(whole.reshape(1, -1, whole.shape[-1]), laid)
     return clip.text.encode(prefix, jnp.zeros_like(laid), packing, inserted)
 
 
@@ -123,18 +123,18 @@ def test_packing_keeps_every_token_once(lengths, shards, limit):
     packing = pack(lengths, shards=shards, limit=limit)
     numbers = np.arange(len(lengths) * lengths.max()).reshape(len(lengths), -1)
     laid = np.asarray(packing.lay(jnp.asarray(numbers)))
-    read = np.asarray(jax.vmap(jax.vmap(jnp.take))(laid, packing.places))
+    read = np.asarray(jax.vmap(jax.vmap(jnp.take))(laid, packing.parts.places))
     kept = [
         list(row[mask])
         for row, mask in zip(
             read.reshape(-1, lengths.max()),
-            np.asarray(packing.within).reshape(-1, lengths.max()),
+            np.asarray(packing.parts.within).reshape(-1, lengths.max()),
             strict=True,
         )
         if mask.any()
     ]
     assert sorted(kept) == [list(row[:n]) for row, n in zip(numbers, lengths, strict=True)]
-    ends = jnp.take_along_axis(jnp.asarray(laid), packing.end, axis=-1)[..., None]
+    ends = jnp.take_along_axis(jnp.asarray(laid), packing.parts.end, axis=-1)[..., None]
     collected = np.asarray(packing.collect(ends.astype(jnp.float32)))[:, 0]
     assert collected.tolist() == [row[n - 1] for row, n in zip(numbers, lengths, strict=True)]
     assert laid.shape[1] == shards
@@ -148,7 +148,7 @@ def test_chunks_and_shards_change_nothing(tiny_clip, packed, batch):
     prefix = rng.normal(size=(*batch, 3, width)).astype(np.float32)
     suffix = rng.normal(size=(7, 5, width)).astype(np.float32)
     end = np.asarray([4, 0, 2, 2, 3, 1, 0])
-    assert pack(end + 1, **packed).slots.shape[:2] != (1, 1)
+    assert pack(end + 1, **packed).parts.slots.shape[:2] != (1, 1)
     target = rng.normal(size=(*batch, 7, tiny_clip.config.embedding)).astype(np.float32)
 
     def loss(prefix, suffix, packed):

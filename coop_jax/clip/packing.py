@@ -11,12 +11,10 @@ TOKENS_AT_ONCE = 16384
 """Tokens of a chunk; longer class lists are cut, and their activations are computed again."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Packing:
-    """Where the tokens of every class lie.
-
-    Classes are cut into `shards` of consecutive ones, each for a device, and shards into `chunks`
-    that are worked off one after the other. The tokens of a chunk's classes lie end to end.
+class Parts:
+    """Where the tokens lie of the classes of every part: of each chunk, shard by shard.
 
     Attributes:
         position: place of every token within its class's text.
@@ -24,48 +22,55 @@ class Packing:
         places: where the token at every place of a row's text lies; behind the text's end 0.
         within: whether a place is within the text.
         end: where the last token of every row lies; 0 for rows without a class.
-        classes: number of classes.
     """
 
-    position: Int[Array, "chunks shards tokens"]
-    slots: Int[Array, "chunks shards tokens"]
-    places: Int[Array, "chunks shards rows longest"]
-    within: Bool[Array, "chunks shards rows longest"]
-    end: Int[Array, "chunks shards rows"]
-    classes: int
+    position: Int[Array, "*chunks shards tokens"]
+    slots: Int[Array, "*chunks shards tokens"]
+    places: Int[Array, "*chunks shards rows longest"]
+    within: Bool[Array, "*chunks shards rows longest"]
+    end: Int[Array, "*chunks shards rows"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Texts laid end to end.
+
+    Classes are cut into shards of consecutive ones, each for a device, and shards into chunks that
+    are worked off one after the other. A part is what a shard has of a chunk; its classes' tokens
+    lie end to end.
+
+    Attributes:
+        parts: where the tokens lie.
+        label: the class of every row, or -1.
+        row: where every class's row lies among those of all shards, chunk by chunk.
+    """
+
+    parts: Parts
+    label: Int[Array, "chunks shards rows"]
+    row: Int[Array, " classes"]
 
     def lay(self, values: Shaped[Array, "classes longest ..."]) -> Shaped[Array, "k g tokens ..."]:
         """Values of every place of every class's text, as they belong to the tokens."""
-        chunks, shards, rows, longest = self.places.shape
-        per_shard = -(-self.classes // shards)
-        pad = [(0, shards * per_shard - self.classes), *[(0, 0)] * (values.ndim - 1)]
-        values = jnp.pad(values, pad).reshape(shards, per_shard, *values.shape[1:])
-        pad = [(0, 0), (0, chunks * rows - per_shard), *[(0, 0)] * (values.ndim - 2)]
-        values = jnp.pad(values, pad).reshape(shards, chunks, rows * longest, *values.shape[3:])
-        return jax.vmap(jax.vmap(lambda part, slots: part.take(slots, axis=0, mode="clip")))(
-            jnp.moveaxis(values, 0, 1), self.slots
-        )
+        longest = self.parts.places.shape[-1]
+        labels, places = jnp.divmod(jnp.maximum(self.parts.slots, 0), longest)
+        return values[jnp.take_along_axis(self.label, labels, axis=-1), places]
 
     def collect(
         self, features: Float[Array, "chunks *batch shards rows embedding"]
     ) -> Float[Array, "*batch classes embedding"]:
         """What was computed for every row, in the order of the classes."""
         features = jnp.moveaxis(features, 0, -3)
-        *batch, shards, chunks, rows, width = features.shape
-        per_shard = -(-self.classes // shards)
-        features = features.reshape(*batch, shards, chunks * rows, width)[..., :per_shard, :]
-        return features.reshape(*batch, shards * per_shard, width)[..., : self.classes, :]
-
-
-jax.tree_util.register_dataclass(
-    Packing,
-    data_fields=["position", "slots", "places", "within", "end"],
-    meta_fields=["classes"],
-)
+        features = features.reshape(*features.shape[:-4], -1, features.shape[-1])
+        return arrange(features, self.row, jnp.swapaxes(self.label, 0, 1).reshape(-1))
 
 
 def pack(
-    lengths: Int[np.ndarray, " classes"], *, shards: int = 1, limit: int = TOKENS_AT_ONCE
+    lengths: Int[np.ndarray, " classes"],
+    *,
+    shards: int = 1,
+    limit: int = TOKENS_AT_ONCE,
+    same_classes: bool = False,
 ) -> Packing:
     """Lay texts end to end.
 
@@ -73,32 +78,43 @@ def pack(
         lengths: number of tokens of every class's text, at least 1.
         shards: number of parts, one for each device.
         limit: about how many tokens of a chunk on one device.
+        same_classes: give shards the same number of classes, not of tokens.
     """
     lengths = np.asarray(lengths)
-    per_shard = -(-len(lengths) // shards)
-    of_shard = np.zeros((shards, per_shard), np.int64)
-    of_shard.ravel()[: len(lengths)] = lengths
-    chunks = -(-int(of_shard.sum(axis=1).max()) // limit)
-    rows = -(-per_shard // chunks)
-    counts = np.pad(of_shard, ((0, 0), (0, chunks * rows - per_shard)))
-    counts = np.moveaxis(counts.reshape(shards, chunks, rows), 0, 1)
+    chunks = max(-(-int(lengths.sum()) // (shards * limit)), 1)
+    of_shard = _cut(np.ones_like(lengths) if same_classes else lengths, shards)
+    parts = [[first[part] for part in _cut(lengths[first], chunks)] for first in of_shard]
+    label = np.full((chunks, shards, max(len(part) for row in parts for part in row)), -1)
+    for shard, chunk in np.ndindex(shards, chunks):
+        part = parts[shard][chunk]
+        label[chunk, shard, : len(part)] = part
+    counts = np.where(label >= 0, lengths[label], 0)
     start = np.cumsum(counts, axis=-1) - counts
     place = np.arange(int(lengths.max()))
     within = place < counts[..., None]
     places = np.where(within, start[..., None] + place, 0)
     slots = np.full((chunks, shards, int(counts.sum(axis=-1).max())), -1)
-    for part in np.ndindex(chunks, shards):
-        slots[part][places[part][within[part]]] = np.flatnonzero(within[part])
+    for at in np.ndindex(chunks, shards):
+        slots[at][places[at][within[at]]] = np.flatnonzero(within[at])
     end = np.where(counts > 0, start + counts - 1, 0)
-    position = np.maximum(slots, 0) % len(place)
     return Packing(
-        position=jnp.asarray(position, jnp.int32),
-        slots=jnp.asarray(slots, jnp.int32),
-        places=jnp.asarray(places, jnp.int32),
-        within=jnp.asarray(within),
-        end=jnp.asarray(end, jnp.int32),
-        classes=len(lengths),
+        parts=Parts(
+            position=jnp.asarray(np.maximum(slots, 0) % len(place), jnp.int32),
+            slots=jnp.asarray(slots, jnp.int32),
+            places=jnp.asarray(places, jnp.int32),
+            within=jnp.asarray(within),
+            end=jnp.asarray(end, jnp.int32),
+        ),
+        label=jnp.asarray(label, jnp.int32),
+        row=jnp.asarray(np.argsort(label.swapaxes(0, 1), axis=None)[-len(lengths) :], jnp.int32),
     )
+
+
+def _cut(weights: Int[np.ndarray, " items"], parts: int) -> list[Int[np.ndarray, " some"]]:
+    """Cut items into consecutive parts of about the same weight; the items' numbers."""
+    middles = np.cumsum(weights) - weights / 2
+    bounds = weights.sum() * np.arange(1, parts) / parts
+    return np.split(np.arange(len(weights)), np.searchsorted(middles, bounds))
 
 
 def take(
@@ -133,9 +149,19 @@ def gather(
     return take(values, slots)
 
 
+@jax.custom_vjp
+def arrange(
+    features: Float[Array, "*batch rows width"],
+    row: Int[Array, " classes"],
+    label: Int[Array, " rows"],
+) -> Float[Array, "*batch classes width"]:
+    """From rows to classes; rows without a class are of no account."""
+    return features.take(row, axis=-2)
+
+
 def _only(
-    mask: Bool[Array, "shards rows"], values: Float[Array, "*batch shards rows width"]
-) -> Float[Array, "*batch shards rows width"]:
+    mask: Bool[Array, "*shards rows"], values: Float[Array, "*batch rows width"]
+) -> Float[Array, "*batch rows width"]:
     return jnp.where(mask[..., None], values, 0)
 
 
@@ -146,4 +172,8 @@ spread.defvjp(
 gather.defvjp(
     lambda values, slots, places, within: (take(values, slots), (places, within)),
     lambda known, gradient: (_only(known[1], take(gradient, known[0])), None, None, None),
+)
+arrange.defvjp(
+    lambda features, row, label: (features.take(row, axis=-2), label),
+    lambda label, gradient: (_only(label >= 0, gradient.take(label, axis=-2)), None, None),
 )

@@ -1,5 +1,6 @@
 """CLIP's causal text tower, entered with a shared prefix and the rest of every class's prompt."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,14 +10,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip.config import TextConfig
-from coop_jax.clip.packing import Packing, gather, spread, take
+from coop_jax.clip.packing import Packing, Parts, gather, spread, take
 from coop_jax.clip.transformer import Block, LayerNorm, attend, precision, scan, stack
 
 
 class Inserted(NamedTuple):
-    """Vectors that stand in place of tokens: at each token the number of one, or -1 for none."""
+    """Vectors that stand in place of tokens: at each token the number of one, or -1 for none.
 
-    vectors: Float[Array, "vectors width"]
+    Either all shards have the same vectors (one group), or each shard has its own.
+    """
+
+    vectors: Float[Array, "groups vectors width"]
     number: Int[Array, "chunks shards tokens"]
 
 
@@ -54,8 +58,10 @@ class TextTower(nnx.Module):
         tokens: Int[Array, "chunks shards tokens"],
         packing: Packing,
         inserted: Inserted | None = None,
-    ) -> Float[Array, "*batch classes embedding"]:
-        """Unnormalised features of prompts given in two parts.
+        *,
+        head: Callable[[Array], Array] = lambda features: features,
+    ) -> Float[Array, "*batch classes width"]:
+        """Unnormalised features of prompts given in two parts, or what a head makes of them.
 
         All classes share the prefix, and the tower is causal, so the prefix is computed once and
         the rest of every class's prompt, laid end to end, attends to its keys and values: exactly
@@ -68,11 +74,13 @@ class TextTower(nnx.Module):
             tokens: ids of the rest of the prompts.
             packing: where the tokens of every class lie.
             inserted: vectors in place of some tokens.
+            head: from features `[*batch, shards, rows, embedding]` to `[*batch, shards, rows,
+                width]`, on the devices where each class's features are.
 
         Raises:
             ValueError: the two parts together are longer than the tower's context.
         """
-        split, length = prefix.shape[-2], prefix.shape[-2] + packing.places.shape[-1]
+        split, length = prefix.shape[-2], prefix.shape[-2] + packing.parts.places.shape[-1]
         if length > self.config.context_length:
             raise ValueError(
                 f"prompts of {length} tokens do not fit the context of {self.config.context_length}"
@@ -80,20 +88,22 @@ class TextTower(nnx.Module):
         positions = self.positional_embedding[...].astype(self.dtype)
         shared = self._keys_and_values(prefix.astype(self.dtype) + positions[:split])
 
-        def encode_chunk(part: tuple[Array, Array | None, Packing]) -> Array:
-            tokens, number, packing = part
+        def encode_chunk(chunk: tuple[Array, Array | None, Parts]) -> Array:
+            tokens, number, parts = chunk
             x = self.embed(tokens)
             if inserted is not None and number is not None:
-                vectors = inserted.vectors.astype(self.dtype)[jnp.maximum(number, 0)]
-                x = jnp.where((number >= 0)[..., None], vectors, x)
-            x = x + positions[split + packing.position]
-            return self._rest(jnp.broadcast_to(x, (*prefix.shape[:-2], *x.shape)), shared, packing)
+                vectors = inserted.vectors.astype(self.dtype)
+                vectors = jnp.broadcast_to(vectors, (len(number), *vectors.shape[1:]))
+                x = jnp.where((number >= 0)[..., None], take(vectors, number), x)
+            x = x + positions[split + parts.position]
+            x = jnp.broadcast_to(x, (*prefix.shape[:-2], *x.shape))
+            return head(self._rest(x, shared, parts))
 
-        parts = tokens, inserted and inserted.number, packing
+        chunks = tokens, inserted and inserted.number, packing.parts
         if len(tokens) == 1:
-            only = jax.tree.map(lambda part: part[0], parts)
+            only = jax.tree.map(lambda chunk: chunk[0], chunks)
             return packing.collect(encode_chunk(only)[None])
-        return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), parts))
+        return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), chunks))
 
     def _keys_and_values(self, prefix: Float[Array, "*batch prefix width"]) -> tuple[Array, Array]:
         """Keys and values `[layers, *batch, prefix, heads, dim]`, which all prompts attend to."""
@@ -109,15 +119,15 @@ class TextTower(nnx.Module):
         self,
         x: Float[Array, "*batch shards tokens width"],
         shared: tuple[Array, Array],
-        packing: Packing,
+        parts: Parts,
     ) -> Float[Array, "*batch shards rows embedding"]:
         """Features of one chunk."""
 
         def step(block: Block, x: Array, shared: tuple[Array, Array]) -> tuple[Array, None]:
-            return block.finish(x, attend_packed(*block.project(x), *shared, packing)), None
+            return block.finish(x, attend_packed(*block.project(x), *shared, parts)), None
 
         x, _ = scan(self.blocks, step, x, shared)
-        features = self.final_norm(take(x, packing.end))
+        features = self.final_norm(take(x, parts.end))
         return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
@@ -128,14 +138,15 @@ class TextTower(nnx.Module):
         nothing = jnp.zeros((0, self.config.transformer.width), self.dtype)
         texts, length = tokens.shape
         places = jnp.arange(texts * length).reshape(1, 1, texts, length)
-        whole = Packing(
+        parts = Parts(
             position=(places % length).reshape(1, 1, -1),
             slots=places.reshape(1, 1, -1),
             places=places,
             within=jnp.ones_like(places, bool),
             end=places[..., 0] + self.end(tokens),
-            classes=texts,
         )
+        rows = jnp.arange(texts)
+        whole = Packing(parts, rows.reshape(1, 1, -1), rows)
         return self.encode(nothing, tokens.reshape(1, 1, texts * length), whole)
 
 
@@ -145,23 +156,21 @@ def attend_packed(
     value: Float[Array, "*batch shards tokens heads dim"],
     shared_key: Float[Array, "*batch prefix heads dim"],
     shared_value: Float[Array, "*batch prefix heads dim"],
-    packing: Packing,
+    parts: Parts,
 ) -> Float[Array, "*batch shards tokens heads*dim"]:
     """Causal attention of packed texts, each to itself and to the prefix that all share.
 
     One softmax, in float32, over both groups of keys, without joining them.
     """
     *batch, shards, _, heads, dim = query.shape
-    rows, longest = packing.places.shape[-2:]
+    rows, longest = parts.places.shape[-2:]
     places, within = (
-        array.reshape(shards, rows * longest) for array in (packing.places, packing.within)
+        array.reshape(shards, rows * longest) for array in (parts.places, parts.within)
     )
 
     def by_place(x: Array) -> Array:
         flat = x.reshape(*batch, shards, -1, heads * dim)
-        return spread(flat, places, packing.slots).reshape(
-            *batch, shards, rows, longest, heads, dim
-        )
+        return spread(flat, places, parts.slots).reshape(*batch, shards, rows, longest, heads, dim)
 
     exact, dtype = precision(query.dtype), query.dtype
     query = by_place(query * dim**-0.5)
@@ -181,4 +190,4 @@ def attend_packed(
     mixed = jnp.einsum("...gchqk,...gckhd->...gcqhd", own, value, precision=exact)
     mixed += jnp.einsum("...gchqk,...khd->...gcqhd", of_prefix, shared_value, precision=exact)
     mixed = mixed.reshape(*batch, shards, rows * longest, heads * dim)
-    return gather(mixed, packing.slots, places, within)
+    return gather(mixed, parts.slots, places, within)

@@ -104,8 +104,13 @@ class Method(nnx.Module):
             context = self.context[...] + self.meta_net(images)[:, None, :]
             shared = jnp.broadcast_to(start, (len(images), *start.shape))
             prefix = jnp.concatenate([shared, context.astype(start.dtype)], axis=1)
-            texts = unit(clip.text.encode(prefix, packed.tokens[...], packed.packing))
-            return jnp.einsum("be,bce->bc", images, texts, precision=precision(jnp.float32))
+
+            def similarity(texts: Float[Array, "some shards rows embedding"]) -> Array:
+                exact = precision(jnp.float32)
+                return jnp.einsum("be,bgre->bgr", images, unit(texts), precision=exact)[..., None]
+
+            tokens, packing = packed.tokens[...], packed.packing
+            return clip.text.encode(prefix, tokens, packing, head=similarity)[..., 0]
 
         images = unit(image_features)
         at_once = max(TOKENS_AT_ONCE // packed.tokens.shape[-1], 1)

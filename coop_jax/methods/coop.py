@@ -63,18 +63,26 @@ class Method(nnx.Module):
         )
         self.class_token_position = config["class_token_position"]
         self.shared_context = layout.shared_context
-        self.context = Learned(context, per_class=not shared)
+        self.context = Learned(context, per_class=not shared, shard_axis=None if shared else 0)
         self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
-        self.packed = prompts.Packed(layout.tokens, layout.lengths, shards)
+        # Each device can keep the contexts of its own classes if they have the same number of them.
+        self.groups = 1 if shared or len(class_names) % shards else shards
+        self.packed = prompts.Packed(
+            layout.tokens, layout.lengths, shards, same_classes=self.groups > 1
+        )
         self.inserted = self._numbers(layout)
 
     def _numbers(self, layout: prompts.Layout) -> Derived | None:
-        """The number of the context vector at each token, or -1; None if all are in the prefix."""
+        """The number of the context vector at each token, or -1; None if all are in the prefix.
+
+        A class-specific context's vectors are counted within each group of classes.
+        """
         if not (layout.context >= 0).any():
             return None
         numbers = layout.context
         if self.context.ndim == 3:
-            first = np.arange(len(numbers))[:, None] * self.context.shape[1]
+            place = np.arange(len(numbers)) % (len(numbers) // self.groups)
+            first = place[:, None] * self.context.shape[1]
             numbers = np.where(numbers >= 0, numbers + first, -1)
         return self.packed.lay(numbers)
 
@@ -94,7 +102,8 @@ class Method(nnx.Module):
             prefix = jnp.concatenate([prefix, shared])
         inserted = None
         if self.inserted is not None:
-            inserted = Inserted(context.reshape(-1, context.shape[-1]), self.inserted[...])
+            vectors = context.reshape(self.groups, -1, context.shape[-1])
+            inserted = Inserted(vectors, self.inserted[...])
         return clip.text.encode(prefix, self.packed.tokens[...], self.packed.packing, inserted)
 
     def logits(

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
-from coop_jax.clip.packing import Packing, pack
+from coop_jax.clip.packing import Packing, Parts, pack
 from coop_jax.errors import InputError
 from coop_jax.methods.base import Derived, readable
 
@@ -48,20 +48,19 @@ class Packed(nnx.Module):
         tokens: Int[np.ndarray, "classes suffix"],
         lengths: Int[np.ndarray, " classes"],
         shards: int,
+        *,
+        same_classes: bool = False,
     ):
-        packing = pack(lengths, shards=shards)
-        self.classes = packing.classes
-        self.position = self.sharded(packing.position)
-        self.slots = self.sharded(packing.slots)
-        self.places = self.sharded(packing.places)
-        self.within = self.sharded(packing.within)
-        self.end = self.sharded(packing.end)
+        packing = pack(lengths, shards=shards, same_classes=same_classes)
+        for field in dataclasses.fields(Parts):
+            setattr(self, field.name, self.sharded(getattr(packing.parts, field.name)))
+        self.label = self.sharded(packing.label)
+        self.row = Derived(packing.row)
         self.tokens = self.lay(tokens)
 
     def lay(self, values: Int[np.ndarray, "classes suffix"]) -> Derived:
         """What belongs to each token, given for each place of each class's text."""
-        longest = self.places.shape[-1]
-        return self.sharded(self.packing.lay(jnp.asarray(values[:, :longest], jnp.int32)))
+        return self.sharded(self.packing.lay(jnp.asarray(values, jnp.int32)))
 
     @staticmethod
     def sharded(value: Array) -> Derived:
@@ -71,14 +70,8 @@ class Packed(nnx.Module):
     @property
     def packing(self) -> Packing:
         """Where the tokens lie."""
-        return Packing(
-            self.position[...],
-            self.slots[...],
-            self.places[...],
-            self.within[...],
-            self.end[...],
-            self.classes,
-        )
+        parts = {field.name: getattr(self, field.name)[...] for field in dataclasses.fields(Parts)}
+        return Packing(Parts(**parts), self.label[...], self.row[...])
 
 
 def layout(
