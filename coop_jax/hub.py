@@ -1,0 +1,207 @@
+"""Prompts to and from the Hugging Face hub, with a model card made from their record."""
+
+import re
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coop_jax import prompt_file
+from coop_jax.clip import source
+from coop_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+FILES = (prompt_file.RECORD, prompt_file.TENSORS, CARD)
+ANY_REPOSITORY_HAS = ".gitattributes"
+
+
+def is_id(name: str) -> bool:
+    """Whether this can be the id of a repository, "user/name"."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
+
+
+def push(
+    folder: str | Path, repository: str, *, private: bool = False, api: "HfApi | None" = None
+) -> str:
+    """Upload a prompt's folder to a repository of the hub, which is made if there is none.
+
+    The model card is the folder's `README.md` or, where there is none, made from the record.
+
+    Args:
+        folder: what `coop_jax.prompt.save` wrote.
+        repository: "user/name"; a new one, or one with a prompt, of which a new version is made;
+            the earlier ones stay in its history.
+        private: make a new repository private; otherwise it is as the user or organisation has set.
+        api: the hub's client, where its endpoint or token are not the usual ones.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: the folder holds no prompt; the repository holds something else; the hub cannot
+            be reached or does not let us in; a private one is wanted where a public one is.
+    """
+    folder = Path(folder).expanduser()
+    record, _ = prompt_file.read(folder)
+    _check_id(repository)
+    api = api or _api()
+    try:
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        others = set(api.list_repo_files(repository)) - {*FILES, ANY_REPOSITORY_HAS}
+        is_public = private and not api.model_info(repository).private
+    except Exception as error:  # its HTTP library's errors come through
+        raise _refused(f"expected to write to {repository} on the hub", error) from error
+    if others or is_public:
+        found = "which is public" if is_public else f"with {', '.join(sorted(others)[:3])}"
+        raise InputError(
+            f"expected a new{' or private' * private} repository, or one with a prompt alone, got"
+            f" {repository}, {found}; name another"
+        )
+    _upload(folder, record, repository, api)
+    return str(address)
+
+
+def _upload(folder: Path, record: Mapping[str, Any], repository: str, api: "HfApi") -> None:
+    """Commit the files, with a card, to a repository."""
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / CARD).write_text(model_card(record, repository), encoding="utf-8")
+        for name in FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, Path(temporary) / name)
+        try:
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=temporary,
+                allow_patterns=list(FILES),
+                commit_message=f"{record['method']} prompt for {record['backbone']}",
+            )
+        except Exception as error:  # as above
+            raise _refused(f"expected to upload to {repository} on the hub", error) from error
+
+
+def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = None) -> Path:
+    """A folder with the files of a prompt on the hub, in the hub's cache on this machine.
+
+    Args:
+        repository: "user/name".
+        revision: a branch, tag or commit; by default the latest of the main branch.
+        api: the hub's client, where its endpoint or token are not the usual ones.
+
+    Raises:
+        InputError: there is no such repository, it holds no prompt, or the hub cannot be reached
+            and the cache has none.
+    """
+    _check_id(repository)
+    try:
+        folder = (api or _api()).snapshot_download(
+            repository, revision=revision, allow_patterns=list(FILES)
+        )
+    except Exception as error:  # as in push
+        raise _refused(f"expected a prompt's folder or hub id, {repository}", error) from error
+    prompt_file.read(Path(folder))
+    return Path(folder)
+
+
+def model_card(record: Mapping[str, Any], repository: str) -> str:
+    """The text of a model card, in Markdown with the hub's front matter.
+
+    Args:
+        record: the keys of `prompt_file.FIELDS`.
+        repository: where the prompt will be, for the lines of Python that load it.
+    """
+    from huggingface_hub import ModelCardData
+
+    names = [name.replace("_", " ") for name in record["class_names"]]
+    backbone: str = record["backbone"]
+    base = source.BACKBONES.get(backbone, backbone)
+    data = ModelCardData(
+        library_name="coop_jax",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["prompt-learning", "clip", record["method"]],
+        base_model=base if is_id(base) else None,
+    )
+    reach = (
+        "It serves these classes alone."
+        if record["per_class"]
+        else "Its context is shared by all classes, so that it can be used on others."
+    )
+    rows = {
+        "method": record["method"],
+        "backbone": backbone,
+        "fingerprint of the backbone's weights": record["fingerprint"],
+        **{f"setting {key}": value for key, value in record["settings"].items()},
+        **dict(_flat(record["training"])),
+    }
+    return CARD_TEXT.format(
+        front_matter=data.to_yaml(),
+        title=repository.split("/")[-1],
+        method=record["method"],
+        backbone=backbone,
+        count=len(names),
+        classes=_cell(", ".join(names[:20]) + ", ..." * (len(names) > 20)),
+        reach=reach,
+        repository=repository,
+        rows="\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()),
+    )
+
+
+CARD_TEXT = """---
+{front_matter}
+---
+
+# {title}
+
+A prompt that `{method}` has learned for the frozen CLIP `{backbone}`, made with `coop_jax`. It was
+learned on {count} classes: {classes}. {reach}
+
+```python
+from coop_jax import Classifier
+
+classifier = Classifier.load("{repository}")
+print(classifier.predict(["photograph.jpg"]))
+print(classifier.classes_)
+```
+
+| of the training | |
+| --- | --- |
+{rows}
+"""
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a record that fit into a cell, by the names that lead to them."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list | tuple) or len(value) <= 5:
+            yield prefix + key, value
+
+
+def _cell(value: Any) -> str:
+    """A value as one line that a Markdown table takes."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _api() -> "HfApi":
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="coop_jax")
+
+
+def _check_id(repository: str) -> None:
+    if not is_id(repository):
+        raise InputError(
+            f"expected a repository of the hub as user/name, got {repository!r}; name it so"
+        )
+
+
+def _refused(expected: str, error: Exception) -> InputError:
+    reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
+    return InputError(
+        f"{expected}, got {reason}; check the name, the network and your token (hf auth login)"
+    )

@@ -1,0 +1,238 @@
+"""Prompts of the official CoOp and CoCoOp code, in and out (`prompt_learner/model.pth.tar-50`).
+
+Such a file is what Dassl's `save_checkpoint` writes: the prompt learner's `state_dict` and the
+number of epochs. It says neither which CLIP nor which classes, so whoever reads it has to.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coop_jax import methods, torch_file
+from coop_jax.clip import CLIP, fingerprint
+from coop_jax.errors import InputError
+from coop_jax.methods.base import readable
+from coop_jax.prompt import Prompt
+
+
+class _Parameter(NamedTuple):
+    """A learned variable here, and whether PyTorch stores it transposed."""
+
+    path: str
+    transposed: bool
+
+
+COOP = {"ctx": _Parameter("context", False)}
+COCOOP = {
+    **COOP,
+    "meta_net.linear1.weight": _Parameter("meta_net.kernel1", True),
+    "meta_net.linear1.bias": _Parameter("meta_net.bias1", False),
+    "meta_net.linear2.weight": _Parameter("meta_net.kernel2", True),
+    "meta_net.linear2.bias": _Parameter("meta_net.bias2", False),
+}
+PARAMETERS = {"coop": COOP, "cocoop": COCOOP}
+"""By method, the official names of what it learns."""
+
+PREFIXES = ("module.", "prompt_learner.")
+"""What names may begin with: of a `DataParallel`, or in the whole model's `state_dict`."""
+
+
+def read(
+    path: str | Path,
+    *,
+    clip: CLIP,
+    backbone: str,
+    class_names: Sequence[str],
+    class_ids: Sequence[str] | None = None,
+    class_token_position: str = "end",
+    context_init: str = "",
+    dataset: str | None = None,
+) -> Prompt:
+    """A prompt that the official code has learned, without PyTorch; nothing in the file is run.
+
+    Args:
+        path: the file, e.g. `prompt_learner/model.pth.tar-50`.
+        clip: the CLIP it was learned with.
+        backbone: what to call that CLIP, e.g. "ViT-B/16".
+        class_names: of the dataset it was learned on, in the order of the labels (coop_protocol
+            section 2.4): a class-specific context has a row for each.
+        class_ids: what identifies these classes, where several have one name.
+        class_token_position: TRAINER.COOP.CLASS_TOKEN_POSITION of the training.
+        context_init: TRAINER.COOP.CTX_INIT or TRAINER.COCOOP.CTX_INIT of the training. It must be
+            given: where its words are several tokens each, its last ones stay in the prompt.
+        dataset: the name of the dataset, for the record.
+
+    Raises:
+        InputError: no such file, or one that is damaged, of the format before PyTorch 1.6, names
+            anything to run, or holds no prompt that fits the CLIP, the classes and the phrase.
+    """
+    path = Path(path).expanduser()
+    checkpoint, learned = _load(path)
+    method = "cocoop" if learned.keys() > {"context"} else "coop"
+    context = learned["context"]
+    _check_shapes(path, learned, clip, backbone)
+    _check_context(path, context, len(class_names), context_init)
+    return Prompt(
+        method=method,
+        settings=_settings(path, method, context, class_token_position, context_init),
+        learned=learned,
+        backbone=backbone,
+        fingerprint=fingerprint(clip),
+        class_names=tuple(class_names),
+        class_ids=tuple(class_ids or class_names),
+        training=_training(path, checkpoint, dataset),
+        per_class=("context",) if context.ndim == 3 else (),
+    )
+
+
+def write(prompt: Prompt, path: str | Path) -> None:
+    """Write a prompt so that the official code loads it, without PyTorch.
+
+    The official code looks for `FOLDER/prompt_learner/model.pth.tar-EPOCHS` and has to be called
+    with `--model-dir FOLDER --load-epoch EPOCHS`, the same backbone and the settings that `options`
+    gives.
+
+    Args:
+        prompt: of the method coop or cocoop.
+        path: a new file.
+
+    Raises:
+        InputError: another method, or a file that is there or cannot be written.
+    """
+    path = Path(path).expanduser()
+    parameters = _parameters(prompt)
+    state = {
+        name: prompt.learned[parameter.path].T
+        if parameter.transposed
+        else prompt.learned[parameter.path]
+        for name, parameter in parameters.items()
+    }
+    epochs = prompt.training.get("epochs")
+    content = {"state_dict": state, "epoch": epochs if type(epochs) is int else 0}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch_file.write(path, content)
+    except OSError as error:
+        raise InputError(
+            f"expected a new file to write, got {path} ({error.strerror}); name another"
+        ) from error
+
+
+def options(prompt: Prompt) -> list[str]:
+    """The settings, as `KEY`, `VALUE`, ..., with which the official code uses the prompt.
+
+    Raises:
+        InputError: neither coop nor cocoop.
+    """
+    _parameters(prompt)
+    context, settings = prompt.learned["context"], prompt.settings
+    trainer = f"TRAINER.{prompt.method.upper()}"
+    found = {"N_CTX": context.shape[-2], "CTX_INIT": settings["context_init"]}
+    if prompt.method == "coop":
+        found["CSC"] = context.ndim == 3
+        found["CLASS_TOKEN_POSITION"] = settings["class_token_position"]
+    return [text for key, value in found.items() for text in (f"{trainer}.{key}", str(value))]
+
+
+def _parameters(prompt: Prompt) -> Mapping[str, _Parameter]:
+    if prompt.method not in PARAMETERS:
+        raise InputError(
+            f"expected a prompt of {' or '.join(PARAMETERS)}, which the official code has, got one"
+            f" of {prompt.method}; keep it as a prompt folder"
+        )
+    return PARAMETERS[prompt.method]
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The checkpoint as it is, and what was learned, under the names it has here."""
+    file = torch_file.TorchFile(path)
+    checkpoint = file.content if isinstance(file.content, dict) else {}
+    tensors = _named(checkpoint.get("state_dict", checkpoint))
+    has_meta_net = any(name.startswith("meta_net.") for name in tensors)
+    parameters = COCOOP if has_meta_net else COOP
+    missing = [name for name in parameters if name not in tensors]
+    if missing:
+        raise InputError(
+            f"{path}: expected the prompt learner of CoOp or CoCoOp, got a file without"
+            f" {', '.join(missing)}; name the file prompt_learner/model.pth.tar-EPOCHS"
+        )
+    learned = {}
+    for name, parameter in parameters.items():
+        array = file.read(tensors[name])
+        learned[parameter.path] = np.ascontiguousarray(array.T) if parameter.transposed else array
+    return checkpoint, learned
+
+
+def _training(path: Path, checkpoint: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
+    training: dict[str, Any] = {"source": "official code", "file": path.name}
+    training |= {"dataset": dataset} if dataset else {}
+    for key, name in (("epoch", "epochs"), ("val_result", "val_result")):
+        value = checkpoint.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            training[name] = value
+    return training
+
+
+def _named(state: Any) -> dict[str, torch_file.Tensor]:
+    """The tensors of a `state_dict` by their names in the prompt learner."""
+    found = {}
+    for name, value in state.items() if isinstance(state, dict) else ():
+        if not isinstance(name, str) or not isinstance(value, torch_file.Tensor):
+            continue
+        for prefix in (*PREFIXES, *PREFIXES):
+            name = name.removeprefix(prefix)
+        found[name] = value
+    return found
+
+
+def _check_shapes(path: Path, learned: Mapping[str, np.ndarray], clip: CLIP, backbone: str) -> None:
+    width, embedding = clip.config.text.transformer.width, clip.config.embedding
+    context = learned["context"]
+    expected = {"context": (*context.shape[:-1], width)}
+    if len(learned) > 1:
+        hidden = learned["meta_net.bias1"].shape[0] if learned["meta_net.bias1"].ndim else 0
+        expected |= {
+            "meta_net.kernel1": (embedding, hidden),
+            "meta_net.bias1": (hidden,),
+            "meta_net.kernel2": (hidden, width),
+            "meta_net.bias2": (width,),
+        }
+    got = {name: array.shape for name, array in learned.items()}
+    wrong = [name for name, shape in expected.items() if got[name] != shape]
+    if wrong or context.ndim not in (2, 3) or (len(learned) > 1 and context.ndim == 3):
+        shapes = {name: list(got[name]) for name in wrong or ["context"]}
+        raise InputError(
+            f"{path}: expected context vectors of {width} numbers and features of {embedding}, as"
+            f" {backbone} has them, got {shapes}; name the CLIP that it was learned with"
+        )
+
+
+def _check_context(path: Path, context: np.ndarray, classes: int, context_init: str) -> None:
+    words = len(readable(context_init).split())
+    if context_init and (context.ndim == 3 or context.shape[0] != words):
+        raise InputError(
+            f"{path}: expected a context of {words} vectors for the phrase {context_init!r}, got"
+            f" {list(context.shape)}; give the phrase that it was trained from, or none"
+        )
+    if context.ndim == 3 and context.shape[0] != classes:
+        raise InputError(
+            f"{path}: expected a class-specific context of {classes} classes, as many as there are"
+            f" names, got {context.shape[0]}; name the classes that it was learned on"
+        )
+
+
+def _settings(
+    path: Path, method: str, context: np.ndarray, position: str, context_init: str
+) -> dict[str, Any]:
+    if method == "cocoop" and position != "end":
+        raise InputError(
+            f"{path}: expected the class token of CoCoOp at the end, got {position!r};"
+            " leave class_token_position out"
+        )
+    given = {"n_ctx": context.shape[-2], "context_init": context_init}
+    if method == "coop":
+        given |= {"class_token_position": position, "class_specific": context.ndim == 3}
+    return {**methods.default_config(method), **given}

@@ -1,0 +1,192 @@
+"""The files of a prompt: `prompt.safetensors`, what was learned, and `prompt.json`, what it is."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coop_jax.errors import InputError
+
+RECORD = "prompt.json"
+TENSORS = "prompt.safetensors"
+FORMAT = "coop_jax prompt"
+VERSION = 1
+
+FIELDS = {
+    "method": str,
+    "settings": dict,
+    "per_class": list,
+    "backbone": str,
+    "fingerprint": str,
+    "class_names": list,
+    "class_ids": list,
+    "training": dict,
+}
+"""What a record holds besides the format, its version and the digest of the tensors."""
+
+DTYPES = ("float32", "float16")
+
+
+def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a prompt's two files into a new folder, which is there as a whole or not at all.
+
+    The same content in the same place is left as it is.
+
+    Raises:
+        InputError: there is something else in that place, it cannot be written to, or the record is
+            not JSON.
+    """
+    from safetensors.numpy import save
+
+    folder = folder.absolute()
+    tensor_bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    digest = hashlib.sha256(tensor_bytes).hexdigest()
+    whole = {"format": FORMAT, "format_version": VERSION, "sha256": digest, **record}
+    try:
+        record_bytes = (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected a prompt's record of plain JSON values, got one that is not ({error});"
+            " convert arrays and NumPy numbers, leave out NaN"
+        ) from error
+    contents = {TENSORS: tensor_bytes, RECORD: record_bytes}
+    if _holds(folder, contents):
+        return
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"expected a new or empty folder for the prompt, got {folder}, which holds"
+                " something else; name another"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            unfinished = Path(temporary) / folder.name
+            unfinished.mkdir()
+            for name, content in contents.items():
+                _write_through(unfinished / name, content)
+            unfinished.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"expected a folder to write the prompt to, got {folder} ({error.strerror});"
+            " name another"
+        ) from error
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record of a prompt (the keys of `FIELDS`) and its tensors by name.
+
+    Raises:
+        InputError: the folder holds no prompt, a damaged one, or one of a newer format.
+    """
+    record = _read_record(folder)
+    tensors = _read_tensors(folder / TENSORS, record["sha256"])
+    strange = sorted(set(record["per_class"]) - set(tensors))
+    if strange or not tensors:
+        raise InputError(
+            f"{folder}: expected tensors that {RECORD} describes, got"
+            f" {', '.join(tensors) or 'none'} without {', '.join(strange) or 'any'};"
+            " fetch the prompt again"
+        )
+    return {name: record[name] for name in FIELDS}, tensors
+
+
+def _holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Whether the folder has these files with these contents."""
+    paths = {folder / name: content for name, content in contents.items()}
+    return all(path.is_file() and path.read_bytes() == paths[path] for path in paths)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    if not path.is_file():
+        got = "a file" if folder.exists() else "which is not there"
+        if folder.is_dir():
+            names = sorted(entry.name for entry in folder.iterdir())
+            got = f"which has {', '.join(names[:5]) or 'nothing'}"
+        raise InputError(
+            f"expected a prompt's folder with {RECORD} and {TENSORS}, got {folder}, {got};"
+            " name the folder that a prompt was saved to"
+        )
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected JSON, got a damaged file ({error}); fetch the prompt again"
+        ) from error
+    stated = record.get("format") if isinstance(record, dict) else None
+    if stated != FORMAT:
+        raise InputError(
+            f"{path}: expected the format {FORMAT!r}, got {stated!r:.80}, which is no prompt;"
+            " name the folder that a prompt was saved to"
+        )
+    version = record.get("format_version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise InputError(
+            f"{path}: expected format version {VERSION} or older, got {version!r:.80};"
+            " update coop_jax to read a newer one"
+        )
+    _check_fields(path, record)
+    return record
+
+
+def _check_fields(path: Path, record: dict[str, Any]) -> None:
+    wrong = [
+        name
+        for name, kind in {**FIELDS, "sha256": str}.items()
+        if not isinstance(record.get(name), kind)
+        or (kind is list and not all(isinstance(item, str) for item in record[name]))
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: expected {', '.join(FIELDS)} and sha256, got {', '.join(wrong)} missing or"
+            " of another type; fetch the prompt again"
+        )
+    if not len(record["class_ids"]) == len(record["class_names"]) > 0:
+        raise InputError(
+            f"{path}: expected an id for each of one or more classes, got"
+            f" {len(record['class_ids'])} ids for {len(record['class_names'])} names;"
+            " fetch the prompt again"
+        )
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not path.is_file():
+        raise InputError(
+            f"expected {path}, which {RECORD} describes, got no such file; fetch the prompt again"
+        )
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise InputError(
+            f"{path}: expected the file that {RECORD} describes (sha256 {digest[:8]}), got a"
+            f" damaged or another one ({found[:8]}); fetch the prompt again"
+        )
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:
+        raise InputError(
+            f"{path}: expected a safetensors file, got a damaged one ({error});"
+            " fetch the prompt again"
+        ) from error
+    strange = [name for name, array in tensors.items() if str(array.dtype) not in DTYPES]
+    if strange:
+        raise InputError(
+            f"{path}: expected tensors of {' or '.join(DTYPES)}, got {', '.join(strange)} of"
+            " others; convert them"
+        )
+    return tensors

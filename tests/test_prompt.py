@@ -1,0 +1,287 @@
+"""Prompt files: what is saved loads, on the classes and the CLIP it fits, and on no others."""
+
+import dataclasses
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CLASS_NAMES
+from flax import nnx
+from makers import openai_tensors, refusal
+from safetensors.numpy import load_file, save_file
+
+from coop_jax import clip as clip_package
+from coop_jax import evaluate, methods, prompt, prompt_file
+from coop_jax.clip import weights
+
+OTHERS = ("dog", "cat", "sewing machine")
+KINDS = {
+    "shared": ("coop", {"n_ctx": 4}),
+    "middle": ("coop", {"n_ctx": 3, "class_token_position": "middle"}),
+    "class-specific": ("coop", {"n_ctx": 4, "class_specific": True}),
+    "phrase": ("coop", {"context_init": "a photo of a"}),
+    "cocoop": ("cocoop", {}),
+    "linear probe": ("linear_probe", {}),
+}
+
+
+def learned(kind, clip, tokenizer, dtype=np.float32, class_names=CLASS_NAMES):
+    """A method of this kind whose Learned variables are random."""
+    name, settings = KINDS[kind]
+    method = methods.create(name, clip, tokenizer, class_names, settings)
+    rng = np.random.default_rng(2)
+    flat = nnx.to_flat_state(nnx.state(method, methods.Learned))
+    drawn = [
+        (path, variable.replace(jnp.asarray(rng.normal(size=variable.shape), dtype)))
+        for path, variable in flat
+    ]
+    nnx.update(method, nnx.from_flat_state(drawn))
+    return method
+
+
+def made(kind, clip, tokenizer, **named):
+    """The method, and the prompt that it has learned."""
+    method = learned(kind, clip, tokenizer, **named)
+    name, settings = KINDS[kind]
+    return method, prompt.of(
+        method,
+        name=name,
+        settings=settings,
+        clip=clip,
+        backbone="tiny vit",
+        class_names=CLASS_NAMES,
+        training={"dataset": "things", "shots": 4, "accuracy": 71.5},
+    )
+
+
+def assert_same(method, expected):
+    """Every variable is equal, to the bit, and so is all else that a method is made of."""
+    assert method.settings() == expected.settings()
+    (graph, state), (expected_graph, expected_state) = nnx.split(method), nnx.split(expected)
+    assert graph == expected_graph
+    jax.tree.map(np.testing.assert_array_equal, state, expected_state)
+    dtypes, expected_dtypes = (
+        jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (state, expected_state)
+    )
+    assert jax.tree.leaves(dtypes) == jax.tree.leaves(expected_dtypes)
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_clip, tiny_tokenizer):
+    """The folder of a class-specific prompt."""
+    prompt.save(made("class-specific", tiny_clip, tiny_tokenizer)[1], tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, "float32") for kind in KINDS), ("class-specific", "float16"), ("cocoop", "float16")],
+)
+def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip, tiny_tokenizer):
+    method, before = made(kind, tiny_clip, tiny_tokenizer, dtype=dtype)
+    prompt.save(before, tmp_path / "deep" / "mine")
+    after = prompt.load(tmp_path / "deep" / "mine")
+    for field in dataclasses.fields(prompt.Prompt):
+        if field.name != "learned":
+            assert getattr(after, field.name) == getattr(before, field.name)
+    assert after.is_class_specific == (kind in ("class-specific", "linear probe"))
+    assert {str(array.dtype) for array in after.learned.values()} == {dtype}
+    assert_same(after.for_classes(tiny_clip, tiny_tokenizer), method)
+
+
+def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
+    method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
+    again = prompt.load(saved).for_classes(tiny_clip, tiny_tokenizer)
+    features = np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32)
+    np.testing.assert_array_equal(
+        evaluate.logits(again, tiny_clip, features, one_device),
+        evaluate.logits(method, tiny_clip, features, one_device),
+    )
+
+
+def test_a_prompt_states_all_settings_and_nothing_of_the_machine(saved, tmp_path):
+    record = json.loads((saved / "prompt.json").read_text())
+    assert record["settings"] == {**methods.default_config("coop"), **KINDS["class-specific"][1]}
+    assert record["format_version"] == 1
+    assert str(tmp_path) not in (saved / "prompt.json").read_text()
+    assert {path.name for path in saved.iterdir()} == {"prompt.json", "prompt.safetensors"}
+    assert load_file(saved / "prompt.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
+
+
+@pytest.mark.parametrize("kind", ["shared", "middle", "phrase", "cocoop"])
+def test_a_shared_context_serves_any_classes(kind, tiny_clip, tiny_tokenizer):
+    method, found = made(kind, tiny_clip, tiny_tokenizer)
+    name, settings = KINDS[kind]
+    fresh = methods.create(name, tiny_clip, tiny_tokenizer, OTHERS, settings, seed=5)
+    expected = methods.move(method, fresh, CLASS_NAMES, OTHERS)
+    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, OTHERS), expected)
+
+
+@pytest.mark.parametrize("kind", ["class-specific", "linear probe"])
+def test_class_specific_rows_follow_the_names(kind, tiny_clip, tiny_tokenizer):
+    method, found = made(kind, tiny_clip, tiny_tokenizer)
+    wanted = ["cd player", "tench", "black_and_gold garden spider"]
+    name, settings = KINDS[kind]
+    fresh = methods.create(name, tiny_clip, tiny_tokenizer, wanted, settings)
+    learned = [CLASS_NAMES[row] for row in (3, 0, 2)]
+    expected = methods.move(method, fresh, CLASS_NAMES, learned)
+    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, wanted), expected)
+
+
+def test_class_specific_rows_follow_the_ids(tiny_clip, tiny_tokenizer):
+    """Two classes of ImageNet are called missile; their ids tell them apart."""
+    _, found = made("class-specific", tiny_clip, tiny_tokenizer)
+    names = ("missile", "tench", "missile", "kite", "wolf")
+    found = dataclasses.replace(found, class_names=names, class_ids=("a", "b", "c", "d", "e"))
+    context = found.learned["context"]
+    whole = found.for_classes(tiny_clip, tiny_tokenizer)
+    np.testing.assert_array_equal(whole.context[...], context)
+    one = found.for_classes(tiny_clip, tiny_tokenizer, ["wolf", "missile"], class_ids=["e", "c"])
+    np.testing.assert_array_equal(one.context[...], context[[4, 2]])
+    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["wolf", "missile"])
+    assert "got missile, which several" in message
+    refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["wolf"], class_ids=["e", "c"])
+
+
+def test_classes_that_a_class_specific_prompt_has_not_learned(tiny_clip, tiny_tokenizer):
+    _, found = made("class-specific", tiny_clip, tiny_tokenizer)
+    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["tench", "dog", "cat"])
+    assert "(tench, hen-of-the-woods, black and gold garden spider, ...)" in message
+    assert "got 2 others (dog, cat)" in message
+
+
+def test_another_backbone_is_refused_by_both_names(tiny_clip, tiny_tokenizer):
+    _, found = made("shared", tiny_clip, tiny_tokenizer)
+    embedded, tokenizer = clip_package.load("tiny")
+    message = refusal(found.for_classes, embedded, tokenizer, backbone="tiny")
+    assert "tiny vit (fingerprint" in message and "got tiny (a ViT of patches of" in message
+    assert "got a ViT of patches of" in refusal(found.for_classes, embedded, tokenizer)
+
+
+def test_the_fingerprint_depends_on_the_weights_alone(tmp_path):
+    class Tensors:
+        def __init__(self, tensors):
+            self.names, self.read = tensors.keys, tensors.__getitem__
+            self.shape = lambda name: tensors[name].shape
+
+    save_file(openai_tensors(), tmp_path / "clip.safetensors")
+    path, folder = str(tmp_path / "clip.safetensors"), clip_package.source.EMBEDDED_FOLDER
+    clips = [
+        clip_package.load(path, tokenizer=folder, dtype=dtype)[0]
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    ]
+    same = Tensors(weights.hugging_face_tensors(clips[0]))
+    clips.append(
+        weights.build(same, clips[0].config, weights.HUGGING_FACE, jnp.float32, "another file")
+    )
+    assert len({clip_package.fingerprint(clip) for clip in clips}) == 1
+    scale = clips[0].vision.final_norm.norm.scale
+    scale[...] = scale[...].at[0].add(1e-3)
+    assert clip_package.fingerprint(clips[0]) != clip_package.fingerprint(clips[1])
+
+
+def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    other = made("shared", tiny_clip, tiny_tokenizer)[1]
+    assert "holds something else" in refusal(prompt.save, other, saved)
+    prompt.save(prompt.load(saved), saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    refusal(prompt.save, other, tmp_path / "file")
+    refusal(prompt.save, other, tmp_path / "file" / "below")
+    (tmp_path / "empty").mkdir()
+    prompt.save(other, tmp_path / "empty")
+    assert prompt.load(tmp_path / "empty").settings == other.settings
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "file", "empty"}
+
+
+def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
+    found = made("shared", tiny_clip, tiny_tokenizer)[1]
+    for value in (float("nan"), np.float32(1)):
+        other = dataclasses.replace(found, training={"accuracy": value})
+        refusal(prompt.save, other, tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
+    method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
+    named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
+    refusal(prompt.of, method, class_names=CLASS_NAMES, **named)
+
+
+def edit(folder, **changes):
+    path = folder / "prompt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def damage_tensors(folder):
+    content = bytearray((folder / "prompt.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "prompt.safetensors").write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "which is not there"),
+    "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "which has nothing"),
+    "no tensors": (lambda folder: (folder / "prompt.safetensors").unlink(), "no such file"),
+    "no record": (lambda folder: (folder / "prompt.json").unlink(), "prompt.safetensors;"),
+    "half a record": (lambda folder: (folder / "prompt.json").write_text('{"form'), "damaged"),
+    "not UTF-8": (lambda folder: (folder / "prompt.json").write_bytes(b"\xff\xfe{"), "damaged"),
+    "a list": (lambda folder: (folder / "prompt.json").write_text("[]"), "which is no prompt"),
+    "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is no"),
+    "newer": (lambda folder: edit(folder, format_version=2), "got 2; update coop_jax"),
+    "no version": (lambda folder: edit(folder, format_version=None), "format version 1"),
+    "no settings": (lambda folder: edit(folder, settings=None), "got settings missing"),
+    "numbers as names": (lambda folder: edit(folder, class_names=[1, 2]), "got class_names"),
+    "ids too few": (lambda folder: edit(folder, class_ids=["a"]), "1 ids for 5 names"),
+    "no classes": (lambda folder: edit(folder, class_ids=[], class_names=[]), "0 ids for 0"),
+    "unknown tensor": (lambda folder: edit(folder, per_class=["ctx"]), "without ctx"),
+    "one bit": (damage_tensors, "a damaged or another one"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_prompts(damage, saved):
+    change, message = DAMAGES[damage]
+    change(saved)
+    assert message in refusal(prompt.load, saved)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (b"not safetensors", "got a damaged one"),
+        ({}, "got none"),
+        ({"context": np.zeros((5, 4, 32), np.int8)}, "got context of others"),
+    ],
+)
+def test_tensors_that_are_none(tensors, message, tmp_path, saved):
+    record, _ = prompt_file.read(saved)
+    if isinstance(tensors, bytes):
+        (saved / "prompt.safetensors").write_bytes(tensors)
+        edit(saved, sha256=hashlib.sha256(tensors).hexdigest())
+    else:
+        saved = tmp_path / "other"
+        prompt_file.write(saved, record | {"per_class": []}, tensors)
+    assert message in refusal(prompt.load, saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"n_ctx": "4"}},
+        {"settings": {"n_ctx": 4, "class_specific": False}},
+        {"per_class": ()},
+    ],
+)
+def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
+    found = dataclasses.replace(prompt.load(saved), **changes)
+    refusal(found.for_classes, tiny_clip, tiny_tokenizer, CLASS_NAMES[:3])
+
+
+def test_a_file_is_no_prompt(tmp_path):
+    (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
+    assert "a file;" in refusal(prompt.load, tmp_path / "model.pth.tar-50")
