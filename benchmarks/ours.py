@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from models import Problem
 
 from coop_jax import features, methods, optim, parallel, train
+from coop_jax.chunks import Batches
 from coop_jax.clip import CLIP
 from coop_jax.methods.base import cross_entropy
 
@@ -20,38 +21,34 @@ STEPS_PER_CHUNK = 8
 
 
 class Training:
-    """`train.fit` on the same batch over and over; every `run` takes `steps` steps.
+    """`train.fit` on the same batch over and over; every `run` takes `steps` steps of all `runs`.
 
     With an image tower a run is a training of its own, so that no image is encoded in the
     background before it starts. Features that are `cached`, or given instead of pixels, cost
     nothing to make, and there a run is the next chunk of one long training.
     """
 
-    def __init__(self, problem: Problem, steps: int, *, cached: bool = False):
+    def __init__(self, problem: Problem, steps: int, *, cached: bool = False, runs: int = 1):
         self.problem, self.steps = problem, steps
         self.mesh = parallel.create_mesh(jax.devices()[:1])
         self._cached = cached or problem.pixels is None
-        self._method = nnx.clone(problem.method)
-        self._optimizer = optim.create(optim.OptimizerConfig(), EPOCHS, steps)
+        self._methods = [nnx.clone(problem.method) for _ in range(runs)]
+        self._optimizer = optim.create(optim.OptimizerConfig())
         self._long = self._fit(EPOCHS, steps)
 
-    def _fit(self, chunks: int, steps: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _fit(self, chunks: int, steps: int) -> Iterator[list[train.Progress]]:
         """A training of so many chunks of steps, which yields after each."""
         batch = len(self.problem.labels)
-        batches = train.Batches(
+        batches = Batches(
             np.tile(np.arange(batch), (chunks * steps, 1)),
             np.repeat(np.arange(chunks), steps),
+            np.full(chunks * steps, 0.002),
             self.problem.labels,
         )
-        return train.fit(
-            self._method,
-            self.problem.clip,
-            self._optimizer,
-            batches,
-            self._features,
-            self.mesh,
-            images_per_chunk=batch * steps,
-        )
+        runs = [train.Run(method, batches, self._features) for method in self._methods]
+        images = batch * steps * len(runs)
+        clip, optimizer = self.problem.clip, self._optimizer
+        return train.fit(runs, clip, optimizer, self.mesh, images_per_chunk=images)
 
     def _features(self, requests: np.ndarray) -> np.ndarray:
         chosen = requests[:, 1]
@@ -63,12 +60,12 @@ class Training:
     def run(self) -> float:
         """Take the steps; the last one's loss."""
         if self._cached:
-            _, losses = next(self._long)
+            last = next(self._long)
         else:
             chunk = min(self.steps, STEPS_PER_CHUNK)
-            *_, (done, losses) = self._fit(self.steps // chunk, chunk)
-            assert done == self.steps, f"expected --scan to be a multiple of {chunk}"
-        return float(losses[-1])
+            *_, last = self._fit(self.steps // chunk, chunk)
+            assert last[0].done == self.steps, f"expected --scan to be a multiple of {chunk}"
+        return float(last[0].losses[-1])
 
 
 def encode(clip: CLIP, pixels: np.ndarray, mesh: Mesh, batch: int = 256) -> np.ndarray:

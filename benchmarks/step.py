@@ -74,6 +74,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu if there is one")
     parser.add_argument("--steps", type=int, default=5, help="measurements of each side")
     parser.add_argument("--scan", type=int, help="steps of a call of ours (default: 1; gpu: 64)")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="ours alone, beside so many runs in one program"
+    )
     parser.add_argument("--side", choices=("both", "ours", "reference"), default="both")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -113,14 +116,26 @@ def gradient_error(official: sides.Official, problem: models.Problem) -> float:
     return float(np.abs(gradient - expected).max() / np.abs(expected).max())
 
 
-def measure_ours(settings: Settings, repeats: int, memory: int | None) -> list[Measured]:
-    """Our side alone."""
+def measure_ours(settings: Settings, repeats: int, runs: int, memory: int | None) -> list[Measured]:
+    """Our side alone: one run and, if wanted, several side by side."""
     problem = settings.problem()
-    training = ours.Training(problem, settings.scan)
-    training.run()
-    seconds = measure.alternately({"ours": training.run}, repeats)["ours"] / settings.scan
+    calls = {"ours": ours.Training(problem, settings.scan).run}
+    if runs > 1:
+        calls[f"ours, {runs} runs"] = ours.Training(problem, settings.scan, runs=runs).run
+    for call in calls.values():
+        call()
     work, peaks = sides.work(settings, problem, "ours"), sides.peaks_of(settings, "ours")
-    return [Measured("ours", settings.classes, seconds, memory, work, peaks)]
+    return [
+        Measured(
+            name,
+            settings.classes,
+            seconds / settings.scan,
+            memory if name == "ours" else None,
+            work if name == "ours" else counts.Work(work.flops * runs, work.bytes * runs),
+            peaks,
+        )
+        for name, seconds in measure.alternately(calls, repeats).items()
+    ]
 
 
 def compare(
@@ -173,14 +188,14 @@ def main(arguments: list[str]) -> dict[str, Any]:
         "ours": sides.memory_in_child(passed, "ours", settings.classes)
     }
     fits, error = settings.classes, None
-    if has_torch and chosen.side != "ours":
+    if has_torch and chosen.side != "ours" and chosen.runs == 1:
         fits, memory["reference"] = most_that_fit(passed, settings.classes)
         if fits < settings.classes and memory["reference"] is not None:
             memory["reference"] = memory["reference"] * settings.classes // fits
         rows, error = compare(settings, chosen.steps, fits, memory)
     else:
-        print("the reference is not measured (it needs torch)", file=sys.stderr)
-        rows = measure_ours(settings, chosen.steps, memory["ours"])
+        print("the reference is not measured (it needs torch, --runs=1)", file=sys.stderr)
+        rows = measure_ours(settings, chosen.steps, chosen.runs, memory["ours"])
     title = f"training step, {settings.method}, {settings.backbone}, {settings.device}"
     measure.show(title, COLUMNS, [row.row() for row in rows])
     result = record(settings, rows, fits, error)
@@ -195,9 +210,11 @@ def record(
     by_side = {row.side: row for row in rows}
     own, other = by_side["ours"], by_side.get("reference")
     cached = by_side.get("ours, cached features")
+    several = next((row for side, row in by_side.items() if side.endswith(" runs")), None)
     return {
         "speedup": other and other.seconds / own.seconds,
         "speedup_cached_features": cached and other and other.seconds / cached.seconds,
+        "several_runs_over_one": several and several.seconds / own.seconds,
         "memory_ratio": other and other.memory and own.memory and other.memory / own.memory,
         "gradient_error": error,
         **dataclasses.asdict(settings),

@@ -196,7 +196,7 @@ class Case:
     def _train(self, method: Any, clip: Any, per_image: bool, mesh: Mesh) -> Cost:
         graph, learned, derived = nnx.split(method, methods.Learned, ...)
         clip_graph, frozen = nnx.split(clip)
-        optimizer = optim.create(optim.OptimizerConfig(), 50, 100)
+        optimizer = optim.create(optim.OptimizerConfig())
         state = jax.eval_shape(
             lambda learned, derived, frozen: train.initial_state(
                 nnx.merge(graph, learned, derived), nnx.merge(clip_graph, frozen), optimizer
@@ -210,12 +210,15 @@ class Case:
         batch += 0 if per_image else parallel.padding(batch, mesh)
         return cost_of(
             train.compile_steps(graph, clip_graph, optimizer, mesh, per_image),
-            state,
+            [placed(state, mesh)],
             placed(derived, mesh),
-            frozen,
-            abstract(steps, batch, clip.config.embedding),
-            abstract(steps, batch, dtype=jnp.int32),
-            abstract(steps, batch),
+            replicated(frozen, mesh),
+            (
+                abstract(1, steps, batch, clip.config.embedding),
+                abstract(1, steps, batch, dtype=jnp.int32),
+                abstract(1, steps, batch),
+                abstract(1, steps),
+            ),
             steps=steps,
         )
 
@@ -224,7 +227,7 @@ class Case:
         clip_graph, frozen = nnx.split(clip)
         whole = parallel.replicated(mesh)
         split = whole if per_image else parallel.over_data(mesh, 0)
-        classes, _, sums = evaluate._compiled(graph, clip_graph, whole, split)
+        classes, _, sums = evaluate.compile_evaluation(graph, clip_graph, whole, split)
         fixed = placed(state, mesh), replicated(frozen, mesh)
         made = jax.eval_shape(classes, *fixed)
         return cost_of(classes, *fixed) + cost_of(
@@ -240,7 +243,7 @@ class Case:
         size = clip.config.vision.image_size
         pixels = abstract(ENCODE_BATCH, size, size, 3, dtype=jnp.uint8)
         clip_graph, frozen = nnx.split(clip)
-        return cost_of(features._encoder(clip_graph, mesh), frozen, pixels)
+        return cost_of(features.compile_encoder(clip_graph, mesh), frozen, pixels)
 
     def needed_flops(self) -> float:
         """By formula, of all chips together, with no padding and nothing computed twice."""

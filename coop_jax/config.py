@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from coop_jax import methods, optim
+from coop_jax import methods, metrics, optim
 from coop_jax.clip import source
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
@@ -46,6 +46,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda value: value >= 0, "at least 0 (0 is the paper's)"),
     "batch_size": (lambda value: value >= 1, "at least 1"),
     "encode_batch_size": (lambda value: value >= 1, "at least 1"),
+    "runs_at_once": (lambda value: value >= 1, "at least 1"),
+    "loggers": (
+        lambda value: _are_texts(value) and set(value) <= set(metrics.LOGGERS),
+        f"some of {', '.join(metrics.LOGGERS)}, or none",
+    ),
     "optimizer.learning_rate": (lambda value: value > 0, "more than 0"),
     "optimizer.momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
     "optimizer.weight_decay": (lambda value: value >= 0, "at least 0"),
@@ -89,6 +94,10 @@ def default(method: str = "coop") -> dict[str, Any]:
     batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
         once (lower it where memory is short); feature_cache: a folder that keeps image features,
         for runs that share images, seeds and CLIP (empty: none are kept).
+    runs_at_once: how many of the runs are trained side by side in one program, which saves time
+        where one alone does not keep the device busy (results agree to about 1e-5).
+    loggers: where the metrics of every step go besides `metrics/*.jsonl`: "tensorboard" for event
+        files, "wandb" for Weights & Biases, both, or none.
     augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
     """
     return {
@@ -108,6 +117,8 @@ def default(method: str = "coop") -> dict[str, Any]:
         "batch_size": 32,
         "encode_batch_size": 256,
         "feature_cache": "",
+        "runs_at_once": 1,
+        "loggers": ("tensorboard",),
         "optimizer": dataclasses.asdict(optim.OptimizerConfig()),
         "augmentation": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5},
     }
@@ -154,6 +165,7 @@ def check(config: Mapping[str, Any]) -> None:
             valid = False
         if not valid:
             raise InputError(f"config.{key}: expected {expectation}, got {flat[key]}")
+    metrics.require(config["loggers"])
 
 
 def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +28,15 @@ class Metrics:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(method_graph: Any, clip_graph: Any, whole: NamedSharding, split: NamedSharding):
+def compile_evaluation(
+    method_graph: Any, clip_graph: Any, whole: NamedSharding, split: NamedSharding
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Jitted `encode_classes(state, frozen)`, and of what that gives `logits` and `sums`.
+
+    `logits(state, frozen, classes, features)` and `sums(..., labels, weights)` take a batch that is
+    laid out as `split`; sums are of the correct, the labelled and the predicted, class by class.
+    """
+
     def classes(state, frozen):
         return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
 
@@ -54,24 +63,46 @@ def _compiled(method_graph: Any, clip_graph: Any, whole: NamedSharding, split: N
     )
 
 
-def _prepare(method: Any, clip: CLIP, mesh: Mesh):
-    method_graph, state = nnx.split(method)
-    clip_graph, frozen = nnx.split(clip)
-    state = parallel.place(state, mesh)
-    frozen = parallel.put(frozen, parallel.replicated(mesh))
-    whole = parallel.replicated(mesh)
-    split = whole if has_texts_per_image(method, clip) else parallel.over_data(mesh, 0)
-    encode_classes, logits, sums = _compiled(method_graph, clip_graph, whole, split)
-    return (state, frozen, encode_classes(state, frozen)), logits, sums, split
+class Scorer:
+    """A method on the devices, with all that does not depend on images computed once."""
+
+    def __init__(self, method: Method, clip: CLIP, mesh: Mesh):
+        method_graph, state = nnx.split(method)
+        clip_graph, frozen = nnx.split(clip)
+        whole = parallel.replicated(mesh)
+        per_image = has_texts_per_image(method, clip)
+        self.mesh, self._split = mesh, whole if per_image else parallel.over_data(mesh, 0)
+        classes, self._logits, self._sums = compile_evaluation(
+            method_graph, clip_graph, whole, self._split
+        )
+        state, frozen = parallel.place(state, mesh), parallel.put(frozen, whole)
+        self._fixed = state, frozen, classes(state, frozen)
+
+    def logits(
+        self, features: Float[np.ndarray, "images embedding"]
+    ) -> Float[np.ndarray, "images classes"]:
+        """Float32 logits of image features."""
+        padding = ((0, parallel.padding(len(features), self.mesh)), (0, 0))
+        padded = parallel.put(np.pad(features, padding, mode="edge"), self._split)
+        return np.asarray(self._logits(*self._fixed, padded))[: len(features)]
+
+    def sums(
+        self,
+        features: Float[np.ndarray, "images embedding"],
+        labels: Int[np.ndarray, " images"],
+        weights: Float[np.ndarray, " images"],
+    ) -> dict[str, Float[np.ndarray, " classes"]]:
+        """What of a batch that the devices can split evenly is correct, labelled and predicted."""
+        data = parallel.put((features, labels, weights), self._split)
+        sums = self._sums(*self._fixed, *data)
+        return {name: np.asarray(value, np.float64) for name, value in sums.items()}
 
 
 def logits(
     method: Method, clip: CLIP, features: Float[np.ndarray, "images embedding"], mesh: Mesh
 ) -> Float[np.ndarray, "images classes"]:
     """The method's float32 logits of these image features."""
-    fixed, logits, _, split = _prepare(method, clip, mesh)
-    padded = np.pad(features, ((0, parallel.padding(len(features), mesh)), (0, 0)), mode="edge")
-    return np.asarray(logits(*fixed, parallel.put(padded, split)))[: len(features)]
+    return Scorer(method, clip, mesh).logits(features)
 
 
 def evaluate(
@@ -89,7 +120,7 @@ def evaluate(
     Batches are padded with weight zero, so that the batch size (at most `batch_size`) changes
     nothing.
     """
-    fixed, _, sums, split = _prepare(method, clip, mesh)
+    scorer = Scorer(method, clip, mesh)
     batches = max(-(-len(labels) // batch_size), 1)
     batch_size = -(-len(labels) // batches)
     batch_size += parallel.padding(batch_size, mesh)
@@ -98,13 +129,11 @@ def evaluate(
         part = slice(start, start + batch_size)
         count = len(labels[part])
         pad = (0, batch_size - count)
-        data = (
+        batch = scorer.sums(
             np.pad(features[part], (pad, (0, 0)), mode="edge"),
             np.pad(labels[part], pad),
             np.pad(np.ones(count, np.float32), pad),
         )
-        batch = sums(*fixed, *parallel.put(data, split))
-        batch = {name: np.asarray(value, np.float64) for name, value in batch.items()}
         totals = batch if totals is None else {k: totals[k] + batch[k] for k in totals}
     assert totals is not None, "an empty split is refused where it is loaded"
     present = totals["labelled"] > 0

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import evaluate, features, methods, parallel, results
-from coop_jax.clip import preprocess, source
+from coop_jax import encoding, evaluate, features, methods, parallel, results
+from coop_jax.clip import source
 from coop_jax.data import catalog, pipeline, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
@@ -33,6 +33,8 @@ NOT_SETTINGS = (
     "seeds",
     "encode_batch_size",
     "feature_cache",
+    "runs_at_once",
+    "loggers",
 )
 """What may differ between two runs that are points of the same curve or rows of one table."""
 
@@ -173,30 +175,23 @@ class Experiment:
 
         `described` tells the transform from others, for the cache of features.
         """
-
-        def pixels_of(numbers: Int[np.ndarray, " images"], size: int) -> Iterator[np.ndarray]:
-            return pipeline.pixels(
-                examples, transform, requests[numbers], seed=seed, batch_size=size
-            )
-
-        def make() -> Float[np.ndarray, "images embedding"]:
-            size = self.config["encode_batch_size"]
-            return features.encode(self.clip, pixels_of, len(requests), self.mesh, batch_size=size)
-
-        if not self.config["feature_cache"]:
-            return make()
-        clip = self._weights_hash, self.config["clip"]["dtype"], *self._pixel_settings
-        wanted = described, seed, requests.tolist()
-        key = digest([examples.content, examples.indices.tolist(), *clip, *wanted])
-        return features.Cache(self.config["feature_cache"]).get(key, make)
+        folder = self.config["feature_cache"]
+        return encoding.encode(
+            self.clip,
+            examples,
+            transform,
+            requests,
+            self.mesh,
+            seed=seed,
+            batch_size=self.config["encode_batch_size"],
+            cache=features.Cache(folder) if folder else None,
+            weights=(self._weights_hash, self.config["clip"]["dtype"]) if folder else (),
+            described=described,
+        )
 
     def plain_features(self, examples: Examples) -> Float[np.ndarray, "images embedding"]:
         """Unnormalised features under the test transform."""
-        requests = np.stack([np.zeros(len(examples), int), np.arange(len(examples))], axis=1)
-
-        def transform(image: Any, _: np.random.Generator) -> np.ndarray:
-            return preprocess.resize_and_center_crop(image, self.image_size)
-
+        transform, requests = encoding.test_transform(self.clip), encoding.once(len(examples))
         return self.encode(examples, transform, requests, seed=0, described="test")
 
     def test_features(self, target: Target) -> Float[np.ndarray, "images embedding"]:
@@ -216,7 +211,7 @@ class Experiment:
             data=digest([self._data_hash, *tested]),
             split=digest([*trained_on, *tested]),
             class_names=digest(target.dataset.class_names),
-            transform=digest([config["augmentation"], *self._pixel_settings]),
+            transform=digest([config["augmentation"], *encoding.pixel_settings(self.clip)]),
             weights=self._weights_hash,
             config=digest(settings),
         )
@@ -289,12 +284,6 @@ class Experiment:
         if parallel.is_first():
             results.append(self.results_path, row)
         return row
-
-    @property
-    def _pixel_settings(self) -> tuple[Any, ...]:
-        """What pixels depend on besides the images and the transform."""
-        statistics = self.clip.config.mean, self.clip.config.std
-        return self.image_size, *statistics, preprocess.PILLOW
 
     @functools.cached_property
     def _weights_hash(self) -> str:

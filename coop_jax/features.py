@@ -28,7 +28,9 @@ AHEAD = 2
 
 
 @functools.lru_cache(maxsize=8)
-def _encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh):
+def compile_encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh) -> Callable[..., Array]:
+    """A jitted `encode(state, pixels)`: uint8 pixels, split over the mesh, to float32 features."""
+
     def encode(state: nnx.State, pixels: Array) -> Array:
         clip = nnx.merge(graphdef, state)
         images = normalize(pixels, clip.config.mean, clip.config.std)
@@ -63,7 +65,7 @@ def encode(
         batch_size: images at once, over all devices.
     """
     graphdef, state = nnx.split(clip)
-    encoder = _encoder(graphdef, mesh)
+    encoder = compile_encoder(graphdef, mesh)
     state = parallel.put(state, parallel.replicated(mesh))
     rows = batch_size + parallel.padding(batch_size, mesh)
     own = [
@@ -73,6 +75,7 @@ def encode(
     size = rows // jax.process_count()
     batches = iter(pixels_of(np.concatenate([np.zeros(0, int), *own]), size))
     image_size = clip.config.vision.image_size
+    nothing = np.zeros((0, image_size, image_size, 3), np.uint8)
     found: list[np.ndarray] = []
     pending: collections.deque[Array] = collections.deque()
 
@@ -81,9 +84,9 @@ def encode(
             found.append(np.asarray(pending.popleft()))
 
     for numbers in own:
-        pixels = np.zeros((size, image_size, image_size, 3), np.uint8)
-        if len(numbers):
-            pixels[: len(numbers)] = next(batches)
+        pixels = next(batches) if len(numbers) else nothing
+        if len(pixels) < size:
+            pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
         pending.append(encoder(state, parallel.put_rows(pixels, mesh)))
         collect(leave=AHEAD)
     collect(leave=0)

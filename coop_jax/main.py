@@ -57,6 +57,7 @@ def run(config: dict[str, Any], workdir: Path) -> None:
         )
         console.print(interpret.table(words, title))
     console.print(f"results: {experiment.results_path}")
+    console.print(f"learned prompts: {workdir / 'prompts'}")
     for picture in pictures:
         console.print(f"picture: {picture}")
 

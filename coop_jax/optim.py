@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -55,44 +55,55 @@ def epoch_learning_rates(config: OptimizerConfig, epochs: int) -> Float[np.ndarr
     return np.asarray(rates)
 
 
-@functools.cache
-def schedule(config: OptimizerConfig, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate as a function of the step; it changes between epochs only."""
-    rates = jnp.asarray(epoch_learning_rates(config, epochs), jnp.float32)
-
-    def rate(step: ArrayLike) -> Array:
-        return rates[jnp.minimum(jnp.asarray(step) // steps_per_epoch, epochs - 1)]
-
-    return rate
-
-
-@functools.cache
-def create(
-    config: OptimizerConfig, epochs: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
+def create(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """The optimizer over the whole parameter tree {"learned": ..., "frozen": ...}.
 
-    Frozen leaves are mapped to `set_to_zero` and get no optimizer memory; instead of their
-    gradients None will do, so that none are ever computed. Learned leaves are of `dtype_of` it.
+    Its `update` takes each step's `learning_rate`, so that runs of other rates or lengths are the
+    same program. Frozen leaves are mapped to `set_to_zero` and get no optimizer memory; instead of
+    their gradients None will do, so that none are ever computed. Learned leaves are of `dtype_of`
+    it.
     """
-    rate = schedule(config, epochs, steps_per_epoch)
-    half = config.dtype == "float16"
+    return _create(config.momentum, config.weight_decay, config.dtype)
+
+
+@functools.cache
+def _create(
+    momentum: float, weight_decay: float, dtype: str
+) -> optax.GradientTransformationExtraArgs:
+    half = dtype == "float16"
     learned = (
-        (_accumulate_in_half(config), optax.scale_by_learning_rate(rate))
+        (_accumulate_in_half(momentum, weight_decay),)
         if half
-        else (
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(rate, momentum=config.momentum),
-        )
+        else (optax.add_decayed_weights(weight_decay), optax.trace(momentum))
     )
     partition = optax.partition(
-        {"learned": optax.chain(*learned), "frozen": optax.set_to_zero()},
+        {"learned": optax.chain(*learned, _descend()), "frozen": optax.set_to_zero()},
         {"learned": "learned", "frozen": "frozen"},
     )
     return HalfOptimizer(*partition) if half else partition
 
 
-def _accumulate_in_half(config: OptimizerConfig) -> optax.GradientTransformation:
+def _descend() -> optax.GradientTransformationExtraArgs:
+    """Go down by the `learning_rate` that the update is given."""
+
+    def init(params: optax.Params) -> optax.OptState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        rate = extra_args["learning_rate"]
+        return jax.tree.map(lambda update: -rate * update, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _accumulate_in_half(momentum: float, weight_decay: float) -> optax.GradientTransformation:
     """Weight decay, then momentum, in float16 and rounded where PyTorch's CUDA kernels round.
 
     Every kernel computes in float32 and rounds what it stores: the decayed gradient, the product
@@ -105,8 +116,8 @@ def _accumulate_in_half(config: OptimizerConfig) -> optax.GradientTransformation
 
     def accumulate(gradient: Array, buffer: Array, value: Array) -> Array:
         gradient, buffer, value = (jnp.asarray(x, jnp.float32) for x in (gradient, buffer, value))
-        decayed = _round_to_half(_round_to_half(gradient) + config.weight_decay * value)
-        return _round_to_half(_round_to_half(config.momentum * buffer) + decayed)
+        decayed = _round_to_half(_round_to_half(gradient) + weight_decay * value)
+        return _round_to_half(_round_to_half(momentum * buffer) + decayed)
 
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None

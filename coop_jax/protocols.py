@@ -10,7 +10,7 @@ from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import track
 from coop_jax.results import Result
-from coop_jax.task import Task
+from coop_jax.task import Task, run_together
 
 
 class Plan(NamedTuple):
@@ -102,9 +102,10 @@ def execute(experiment: Experiment, plan: Plan) -> list[Result]:
             row = experiment.record(method, target, name="zero_shot", prompt=prompt, start=start)
             tracker.say(f"zero-shot CLIP, {_place(plan, row)}{prompt!r}: {row.accuracy:.1f} %")
         tracker.start()
+        at_once = config["runs_at_once"]
         while tasks:
-            task, left = tasks.pop(0)
-            for row in task.run(tracker, left):
+            together, tasks = tasks[:at_once], tasks[at_once:]
+            for task, row in run_together(together, tracker):
                 tracker.say(f"{task.label}: {_place(plan, row)}{row.accuracy:.1f} %")
     parallel.wait("recorded every result")
     return results.read(path)

@@ -1,12 +1,10 @@
 """One training run of an experiment: train on a few shots, evaluate, record."""
 
-import dataclasses
+import contextlib
 import functools
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,11 +13,9 @@ import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
-from coop_jax import methods, optim, parallel, results, train
+from coop_jax import chunks, encoding, methods, metrics, optim, parallel, prompt, results, train
 from coop_jax.checkpoint import Checkpoints
-from coop_jax.clip import preprocess
-from coop_jax.data import sampling
-from coop_jax.data.examples import Dataset
+from coop_jax.data import few_shot, sampling
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import Tracker
@@ -38,16 +34,7 @@ class Task:
     def __init__(self, experiment: Experiment, shots: int, seed: int, part: str = "all"):
         config, dataset = experiment.config, experiment.dataset
         self.experiment, self.shots, self.seed = experiment, shots, seed
-        if not len(dataset.train):
-            raise InputError(
-                f"expected a dataset with training images, got {dataset.name}, which has test"
-                " images alone; train on another and name it in config.targets"
-            )
-        choose = sampling.RULES[config["sampling"]]
-        chosen_train, chosen_val = choose(dataset.train.labels, dataset.val.labels, shots, seed)
-        self.dataset: Dataset = dataclasses.replace(
-            dataset, train=dataset.train.subset(chosen_train), val=dataset.val.subset(chosen_val)
-        ).half(part)
+        self.dataset = few_shot.draw(dataset, config["sampling"], shots, seed, part)
         self.examples = self.dataset.train
         if experiment.is_closed_form and not len(self.dataset.val):
             raise InputError(
@@ -58,7 +45,8 @@ class Task:
         order, epoch = sampling.batch_order(
             len(self.examples), config["batch_size"], self.epochs, seed
         )
-        self.batches = train.Batches(order, epoch, self.examples.labels)
+        rate = optim.epoch_learning_rates(self._optimizer_config, self.epochs)[epoch]
+        self.batches = chunks.Batches(order, epoch, rate, self.examples.labels)
 
     @functools.cached_property
     def method(self) -> Any:
@@ -70,8 +58,10 @@ class Task:
         """How many training steps the task takes."""
         return 1 if self.experiment.is_closed_form else len(self.batches.order)
 
-    def _optimizer(self) -> optax.GradientTransformationExtraArgs:
-        return optim.create(self._optimizer_config, self.epochs, self.steps // self.epochs)
+    @property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """What the method is trained with."""
+        return optim.create(self._optimizer_config)
 
     @property
     def _optimizer_config(self) -> optim.OptimizerConfig:
@@ -80,59 +70,72 @@ class Task:
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.experiment.workdir / "checkpoints" / self._name)
 
-    @property
-    def _metrics_path(self) -> Path:
-        return self.experiment.workdir / "metrics" / f"{self._name}.jsonl"
+    @functools.cached_property
+    def _metrics(self) -> metrics.Writer:
+        config = {**self.experiment.config, "shots": self.shots, "seed": self.seed}
+        return metrics.Writer(self.experiment.workdir, self._name, config["loggers"], config)
 
     @property
     def _name(self) -> str:
         return f"{self.shots}_shots_seed_{self.seed}"
 
     def _features(self, requests: Int[np.ndarray, "images 2"]) -> Float[np.ndarray, "images e"]:
-        size = self.experiment.image_size
         augmentation = dict(self.experiment.config["augmentation"])
-
-        def transform(image: Any, rng: np.random.Generator) -> np.ndarray:
-            return preprocess.augment(image, size, rng, **augmentation)
-
+        transform = encoding.training_transform(self.experiment.clip, augmentation)
         return self.experiment.encode(
             self.examples, transform, requests, self.seed, described=augmentation
         )
 
-    def _warn_about_short_classes(self) -> None:
-        """Say which classes have fewer images than wanted; few-shot sampling takes them whole."""
-        wanted = [("training", self.dataset.train, self.shots)]
-        if self.experiment.is_closed_form:
-            wanted.append(("validation", self.dataset.val, min(self.shots, 4)))
-        names = self.dataset.class_names
-        for kind, examples, count in wanted:
-            for label, n in sampling.short_classes(examples.labels, count, len(names)).items():
-                logger.warning(
-                    "class %r has %d %s images, fewer than %d%s: all of them are used",
-                    *(names[label], n, kind, count, " shots" * (kind == "training")),
-                )
+    def save_prompt(self) -> None:
+        """Keep what was learned in `prompts/<task>`, unless that is there already."""
+        folder = self.experiment.workdir / "prompts" / self._name
+        if folder.exists() or not parallel.is_first():
+            return
+        experiment, dataset = self.experiment, self.dataset
+        learned = prompt.of(
+            self.method,
+            name=experiment.method_name,
+            settings=experiment.config["method"],
+            clip=experiment.clip,
+            backbone=experiment.backbone,
+            class_names=dataset.class_names,
+            class_ids=dataset.ids,
+            training=prompt.training_record(
+                experiment.config,
+                dataset=dataset.full_name,
+                images=len(self.examples),
+                shots=self.shots,
+                seed=self.seed,
+                epochs=None if experiment.is_closed_form else self.epochs,
+            ),
+        )
+        prompt.save(learned, folder)
 
-    def run(self, tracker: Tracker, targets: Sequence[Target]) -> Iterator[results.Result]:
-        """Train, then evaluate on each target and record; yields the results as they come."""
-        start: float | None = time.monotonic()
-        self._warn_about_short_classes()
+    def record(self, targets: Sequence[Target], start: float | None) -> Iterator[results.Result]:
+        """Evaluate on each target and record; yields the results as they come.
+
+        `start` is what `time.monotonic()` gave when the work began; None if that was in an earlier
+        process.
+        """
         is_closed = self.experiment.is_closed_form
-        resumed = self._fit_at_once(tracker) if is_closed else self._train(tracker)
         searched = self.dataset.val.file_names.tolist() if is_closed else []
-        trained_on = [*self.examples.file_names.tolist(), *searched]
         for target in targets:
-            yield self.experiment.record(
+            result = self.experiment.record(
                 self.experiment.move(self.method, self.dataset, target.dataset),
                 target,
                 name=self.experiment.method_name,
-                start=None if resumed else start,
-                trained_on=trained_on,
+                start=start,
+                trained_on=[*self.examples.file_names.tolist(), *searched],
                 shots=self.shots,
                 seed=self.seed,
                 epochs=None if is_closed else self.epochs,
             )
+            where = f"{result.dataset}/{result.split}"
+            self._metrics.evaluated(self.steps, where, result.accuracy)
+            yield result
+        self._metrics.close()
 
-    def _fit_at_once(self, tracker: Tracker) -> bool:
+    def fit_at_once(self, tracker: Tracker) -> bool:
         """Fit a method in closed form, unless an earlier process has; whether one has."""
         checkpoints = self._checkpoints()
         resumed = checkpoints.latest_step() is not None
@@ -156,52 +159,37 @@ class Task:
         """What checkpoints hold, before the first step."""
         if self.experiment.is_closed_form:
             return {"learned": nnx.state(self.method, methods.Learned), "step": jnp.int32(0)}
-        return train.initial_state(self.method, self.experiment.clip, self._optimizer())
+        return train.initial_state(self.method, self.experiment.clip, self.optimizer)
 
-    def _train(self, tracker: Tracker) -> bool:
-        """Train from the task's latest checkpoint on; whether there was one."""
+    @contextlib.contextmanager
+    def training(self, tracker: Tracker) -> Iterator[tuple[train.Run, bool]]:
+        """What `train.fit` is given, and whether it goes on where an earlier process stopped."""
         checkpoints = self._checkpoints()
-        resumed = finished = checkpoints.latest_step() or 0
-        self._forget_losses(finished)
+        finished = checkpoints.latest_step() or 0
+        self._metrics.resume(finished)
         tracker.skip(finished)
-        for done, losses in train.fit(
-            self.method,
-            self.experiment.clip,
-            self._optimizer(),
-            self.batches,
-            self._features,
-            self.experiment.mesh,
-            checkpoints=checkpoints,
-        ):
-            tracker.advance(done - finished, f"{self.label}, loss {losses[-1]:.3f}")
-            self._write_losses(finished, losses)
-            finished = done
-        checkpoints.close()
-        return bool(resumed)
+        run = train.Run(self.method, self.batches, self._features, checkpoints)
+        try:
+            yield run, finished > 0
+        finally:
+            checkpoints.close()
+
+    def note(self, progress: train.Progress, tracker: Tracker) -> None:
+        """Say how far the training is, and write epoch, learning rate and loss of every step."""
+        losses = progress.losses.tolist()
+        tracker.advance(len(losses), f"{self.label}, loss {losses[-1]:.3f}")
+        first, epoch, rate = progress.done - len(losses), self.batches.epoch, self.batches.rate
+        values = [
+            {"epoch": int(epoch[step]), "learning_rate": float(rate[step]), "loss": loss}
+            for step, loss in enumerate(losses, start=first)
+        ]
+        self._metrics.write(first, values)
 
     @property
     def label(self) -> str:
         """What to call the task."""
         name = self.experiment.method_name
         return f"{name}, {self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"
-
-    def _forget_losses(self, first: int) -> None:
-        """Drop the lines of steps that are to be taken again."""
-        if parallel.is_first() and self._metrics_path.exists():
-            lines = self._metrics_path.read_text().splitlines(keepends=True)
-            self._metrics_path.write_text("".join(lines[:first]))
-
-    def _write_losses(self, first: int, losses: Float[np.ndarray, " steps"]) -> None:
-        """Add a line per step to `metrics/<task>.jsonl`: step, epoch, learning rate and loss."""
-        if not parallel.is_first():
-            return
-        rates = optim.epoch_learning_rates(self._optimizer_config, self.epochs)
-        self._metrics_path.parent.mkdir(exist_ok=True)
-        with self._metrics_path.open("a") as file:
-            for step, loss in enumerate(losses.tolist(), start=first):
-                epoch = int(self.batches.epoch[step])
-                line = {"step": step, "epoch": epoch, "learning_rate": rates[epoch], "loss": loss}
-                file.write(json.dumps(line) + "\n")
 
     def restore(self) -> Any:
         """The trained method.
@@ -219,3 +207,35 @@ class Task:
         checkpoints.close()
         nnx.update(self.method, parallel.fetch(state["learned"]))
         return self.method
+
+
+def run_together(
+    work: Sequence[tuple[Task, Sequence[Target]]], tracker: Tracker
+) -> Iterator[tuple[Task, results.Result]]:
+    """Train tasks side by side, then evaluate each on its targets; yields the results as they come.
+
+    Tasks of a method in closed form are fitted one after the other.
+    """
+    start = time.monotonic()
+    tasks = [task for task, _ in work]
+    is_closed = tasks[0].experiment.is_closed_form
+    for task in tasks:
+        few_shot.warn_about_short_classes(task.dataset, task.shots, validation=is_closed)
+    fitted = (task.fit_at_once(tracker) for task in tasks)
+    resumed = fitted if is_closed else _train(tasks, tracker)
+    for (task, targets), was_begun in zip(work, resumed, strict=True):
+        task.save_prompt()
+        for result in task.record(targets, None if was_begun else start):
+            yield task, result
+
+
+def _train(tasks: Sequence[Task], tracker: Tracker) -> list[bool]:
+    """Train tasks side by side; whether each had been begun by an earlier process."""
+    first, experiment = tasks[0], tasks[0].experiment
+    with contextlib.ExitStack() as stack:
+        entered = [stack.enter_context(task.training(tracker)) for task in tasks]
+        runs, begun = zip(*entered, strict=True)
+        for chunk in train.fit(runs, experiment.clip, first.optimizer, experiment.mesh):
+            for progress in chunk:
+                tasks[progress.run].note(progress, tracker)
+    return list(begun)

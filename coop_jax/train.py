@@ -1,11 +1,9 @@
-"""Training: the compiled, sharded step and the loop around it."""
+"""Training: the compiled, sharded step and the loop around it, for one run or several at once."""
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from jaxtyping import Float, Int
 
 from coop_jax import optim, parallel
 from coop_jax.checkpoint import Checkpoints
+from coop_jax.chunks import Batches, Piece, ahead, plan
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
 from coop_jax.methods.base import Learned, cross_entropy, has_texts_per_image
@@ -29,22 +28,30 @@ State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
-    """Which examples every step sees.
+class Run:
+    """One of the runs that are trained together.
 
-    `order[s]` holds the example indices of step s, `epoch[s]` its epoch; `labels` is indexed by
-    example.
+    Attributes:
+        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values, of
+            the optimizer's dtype.
+        batches: which examples each step sees.
+        features_of: from (epoch, example) pairs to unnormalised image features.
+        checkpoints: where to save after each chunk (once the caller asks for the next) and resume
+            from.
     """
 
-    order: Int[np.ndarray, "steps batch"]
-    epoch: Int[np.ndarray, " steps"]
-    labels: Int[np.ndarray, " examples"]
+    method: Any
+    batches: Batches
+    features_of: Callable[[Int[np.ndarray, "images 2"]], Float[np.ndarray, "images embedding"]]
+    checkpoints: Checkpoints | None = None
 
-    def requests(self, start: int, stop: int) -> Int[np.ndarray, "images 2"]:
-        """The (epoch, example) pairs of steps `start` to `stop`, in order."""
-        order = self.order[start:stop]
-        epochs = np.broadcast_to(self.epoch[start:stop, None], order.shape)
-        return np.stack([epochs.ravel(), order.ravel()], axis=1)
+
+class Progress(NamedTuple):
+    """The number of steps that a run has done, and the losses of those of the last chunk."""
+
+    run: int
+    done: int
+    losses: Float[np.ndarray, " steps"]
 
 
 def initial_state(method: nnx.Module, clip: CLIP, optimizer: optax.GradientTransformation) -> State:
@@ -62,151 +69,159 @@ def compile_steps(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     has_texts_per_image: bool,
-) -> Callable[..., tuple[State, Float[jax.Array, " steps"]]]:
-    """A jitted `steps(state, derived, frozen, features, labels, weights) -> (state, losses)`.
+) -> Callable[..., tuple[list[State], Float[jax.Array, "runs steps"]]]:
+    """A jitted `steps(states, derived, frozen, data) -> (states, losses)`.
 
-    It scans over the leading axis of `features [steps, batch, embedding]`, `labels` and `weights`
-    `[steps, batch]`, whose batches are split over the mesh. So are the classes, where `derived`
-    says so, and what is computed for them is gathered once a step. The state is donated. The frozen
-    CLIP is an argument: it gets no gradient and comes back from no step.
+    It takes a state for each of several runs of the same method on the same classes, and trains
+    them side by side. The arrays of data are features `[runs, steps, batch, embedding]`, labels
+    and weights `[runs, steps, batch]`, and learning rates `[runs, steps]`: it scans over steps,
+    whose batches are split over the mesh. So are the classes, where `derived` says so, and what is
+    computed for them is gathered once a step. The states are donated. The frozen CLIP is an
+    argument: it gets no gradient and comes back from no step.
     """
     whole = parallel.replicated(mesh)
-    split = whole if has_texts_per_image else parallel.over_data(mesh, 1)
+    split = whole if has_texts_per_image else parallel.over_data(mesh, 2)
 
-    def steps(state, derived, frozen, features, labels, weights):
+    def steps(states, derived, frozen, data):
         clip = nnx.merge(clip_graph, frozen)
 
-        def loss_of(learned, batch):
-            features, labels, weights = batch
+        def loss_of(learned, features, labels, weights):
             method = nnx.merge(method_graph, learned, derived)
             classes = jax.lax.with_sharding_constraint(method.encode_classes(clip), whole)
             logits = method.logits(clip, classes, features)
             return cross_entropy(logits, labels, weights)
 
         def step(state, batch):
-            loss, gradient = jax.value_and_grad(loss_of)(state["learned"], batch)
+            *examples, rate = batch
+            loss, gradient = jax.value_and_grad(loss_of)(state["learned"], *examples)
             gradients: Any = {"learned": gradient, "frozen": None}
             parameters: Any = {"learned": state["learned"], "frozen": frozen}
             updates: Any
-            updates, optimizer_state = optimizer.update(gradients, state["optimizer"], parameters)
+            updates, optimizer_state = optimizer.update(
+                gradients, state["optimizer"], parameters, learning_rate=rate
+            )
             learned = optax.apply_updates(state["learned"], updates["learned"])
-            state = {
-                "learned": learned,
-                "optimizer": optimizer_state,
-                "step": state["step"] + 1,
-            }
-            return state, loss
+            new = {"learned": learned, "optimizer": optimizer_state, "step": state["step"] + 1}
+            return parallel.constrain(new, mesh), loss
 
-        return jax.lax.scan(step, state, (features, labels, weights))
+        def run(state, data):
+            return jax.lax.scan(step, state, data)
+
+        if len(states) == 1:
+            state, losses = run(states[0], jax.tree.map(lambda array: array[0], data))
+            return [state], losses[None]
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        together, losses = jax.vmap(run)(together, data)
+        apart = [jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(len(states))]
+        return [parallel.constrain(state, mesh) for state in apart], losses
 
     return jax.jit(
         steps,
-        in_shardings=(whole, None, whole, split, split, split),
-        out_shardings=(whole, whole),
+        in_shardings=(None, None, whole, (split, split, split, whole)),
+        out_shardings=(None, whole),
         donate_argnums=0,
     )
 
 
-def chunks(
-    epoch: Int[np.ndarray, " steps"], start: int, images_per_step: int, images: int
-) -> list[tuple[int, int]]:
-    """Cut the steps from `start` on into equal ranges of whole epochs, about `images` each."""
-    per_epoch = int(np.sum(epoch == epoch[0]))
-    left = -(-(len(epoch) - start) // per_epoch)
-    count = max(round(left * per_epoch * images_per_step / images), 1)
-    size = per_epoch * max(-(-left // count), 1)
-    return [(first, min(first + size, len(epoch))) for first in range(start, len(epoch), size)]
-
-
-def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
-    """What `make` makes of each input, the next one in the background while one is used.
-
-    Not so with several processes, which must start the same programs in the same order.
-    """
-    if jax.process_count() > 1:
-        yield from map(make, inputs)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            waiting: collections.deque[Future] = collections.deque()
-            for given in inputs:
-                waiting.append(pool.submit(make, given))
-                if len(waiting) > 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def fit(
-    method: Any,
+    runs: Sequence[Run],
     clip: CLIP,
     optimizer: optax.GradientTransformationExtraArgs,
-    batches: Batches,
-    features_of: Callable[[Int[np.ndarray, "images 2"]], Float[np.ndarray, "images embedding"]],
     mesh: Mesh,
     *,
-    checkpoints: Checkpoints | None = None,
     images_per_chunk: int = IMAGES_PER_CHUNK,
-) -> Iterator[tuple[int, Float[np.ndarray, " steps"]]]:
-    """Train the method's Learned variables in place, resuming where the checkpoints end.
+) -> Iterator[list[Progress]]:
+    """Train the methods' Learned variables in place, resuming where the checkpoints end.
 
     Image features are made a chunk of epochs ahead, while the steps of the chunk before run in
-    one compiled scan.
+    one compiled scan. Several runs are one program, in which each of them computes what it would
+    alone; one that ends before the others drops out.
 
     Args:
-        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values, of
-            the optimizer's dtype.
+        runs: of one method with the same settings on the same classes; images, their order,
+            learning rates and number of steps may differ.
         clip: the frozen CLIP.
         optimizer: from `optim.create`.
-        batches: which examples each step sees.
-        features_of: from (epoch, example) pairs to unnormalised image features.
         mesh: the devices; a batch they cannot split evenly is padded with weight zero.
-        checkpoints: where to save after each chunk (once the caller asks for the next) and resume
-            from.
-        images_per_chunk: about how many image features to make at a time.
+        images_per_chunk: about how many image features to make at a time, for all runs together.
 
     Yields:
-        The number of steps done, and the losses of those steps that this chunk took.
+        After every chunk, what its runs have done.
 
     Raises:
-        InputError: the loss is not finite.
+        InputError: a loss is not finite.
     """
-    method_graph, learned, derived = nnx.split(method, Learned, ...)
+    method_graph, _, derived = nnx.split(runs[0].method, Learned, ...)
     clip_graph, frozen = nnx.split(clip)
-    del learned
-    per_image = has_texts_per_image(method, clip)
+    per_image = has_texts_per_image(runs[0].method, clip)
     steps = compile_steps(method_graph, clip_graph, optimizer, mesh, per_image)
-    whole = parallel.replicated(mesh)
-    derived, frozen = parallel.place(derived, mesh), parallel.put(frozen, whole)
-    # The steps donate the state, so it must not share memory with the method.
-    state = parallel.put(jax.tree.map(np.array, initial_state(method, clip, optimizer)), whole)
-    if checkpoints is not None:
-        state = checkpoints.restore(state)
-        nnx.update(method, parallel.fetch(state["learned"]))
-    total, batch = batches.order.shape
-    pad = ((0, 0), (0, 0 if per_image else parallel.padding(batch, mesh)))
-    split = whole if per_image else parallel.over_data(mesh, 1)
-    ranges = chunks(batches.epoch, int(state["step"]), batch, images_per_chunk)
-    requests = (batches.requests(start, stop) for start, stop in ranges)
-    made = ahead(features_of, requests)
-    for (start, stop), features in zip(ranges, made, strict=True):
-        order = batches.order[start:stop]
-        data = (
-            np.pad(features.reshape(*order.shape, -1), (*pad, (0, 0)), mode="edge"),
-            np.pad(batches.labels[order], pad, mode="edge"),
-            np.pad(np.ones(order.shape, np.float32), pad),
-        )
-        state, losses = steps(state, derived, frozen, *parallel.put(data, split))
+    derived, frozen = (
+        parallel.place(derived, mesh),
+        parallel.put(frozen, parallel.replicated(mesh)),
+    )
+    states = [_first_state(run, clip, optimizer, mesh) for run in runs]
+    batch = max(run.batches.order.shape[1] for run in runs)
+    batch += 0 if per_image else parallel.padding(batch, mesh)
+    split = parallel.replicated(mesh) if per_image else parallel.over_data(mesh, 2)
+    chunks = plan(
+        [run.batches for run in runs], [int(state["step"]) for state in states], images_per_chunk
+    )
+
+    def load(chunk: list[Piece]) -> list[tuple[np.ndarray, ...]]:
+        return [_data(runs[piece.run], piece, batch) for piece in chunk]
+
+    for chunk, loaded in zip(chunks, ahead(load, chunks), strict=True):
+        *examples, rates = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
+        data = *parallel.put(examples, split), parallel.put(rates, parallel.replicated(mesh))
+        active = [states[piece.run] for piece in chunk]
+        active, losses = steps(active, derived, frozen, data)
         losses = np.asarray(losses)
-        if not np.isfinite(losses).all():
-            step = start + int(np.argmin(np.isfinite(losses)))
+        _check_finite(chunk, losses)
+        for piece, state in zip(chunk, active, strict=True):
+            states[piece.run] = state
+            nnx.update(runs[piece.run].method, parallel.fetch(state["learned"]))
+        yield [
+            Progress(piece.run, piece.stop, row) for piece, row in zip(chunk, losses, strict=True)
+        ]
+        for index, _, stop in chunk:
+            run = runs[index]
+            if run.checkpoints is not None:
+                run.checkpoints.save(states[index], last=stop == run.batches.steps)
+
+
+def _first_state(
+    run: Run, clip: CLIP, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
+) -> State:
+    """The state that a run begins or goes on with, placed on the devices."""
+    # The steps donate the state, so it must not share memory with the method.
+    state = jax.tree.map(np.array, initial_state(run.method, clip, optimizer))
+    state = parallel.place(state, mesh)
+    if run.checkpoints is not None:
+        state = run.checkpoints.restore(state)
+        nnx.update(run.method, parallel.fetch(state["learned"]))
+    return state
+
+
+def _data(run: Run, piece: Piece, batch: int) -> tuple[np.ndarray, ...]:
+    """Features, labels, weights and learning rates of some steps, in batches of `batch`."""
+    batches, chosen = run.batches, slice(piece.start, piece.stop)
+    order = batches.order[chosen]
+    features = run.features_of(batches.requests(piece.start, piece.stop))
+    pad = ((0, 0), (0, batch - order.shape[1]))
+    return (
+        np.pad(features.reshape(*order.shape, -1), (*pad, (0, 0)), mode="edge"),
+        np.pad(batches.labels[order], pad, mode="edge"),
+        np.pad(np.ones(order.shape, np.float32), pad),
+        batches.rate[chosen].astype(np.float32),
+    )
+
+
+def _check_finite(chunk: list[Piece], losses: Float[np.ndarray, "runs steps"]) -> None:
+    for piece, row in zip(chunk, losses, strict=True):
+        if not np.isfinite(row).all():
+            first = int(np.argmin(np.isfinite(row)))
+            which = f" of run {piece.run + 1}" if len(chunk) > 1 else ""
             raise InputError(
-                f"the loss of step {step} is {losses[step - start]}: expected a finite number;"
-                " lower the learning rate or use float32"
+                f"the loss of step {piece.start + first}{which} is {row[first]}: expected a finite"
+                " number; lower the learning rate or use float32"
             )
-        nnx.update(method, parallel.fetch(state["learned"]))
-        yield stop, losses
-        if checkpoints is not None:
-            checkpoints.save(state, last=stop == total)

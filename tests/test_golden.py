@@ -11,6 +11,7 @@ import pytest
 
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods, optim, train
+from coop_jax.chunks import Batches
 
 GOLDEN = (
     Path(os.environ.get("COOP_JAX_REFERENCE", Path(__file__).resolve().parents[2] / "shared"))
@@ -117,9 +118,7 @@ def test_trajectory(case, openai_tokenizer, one_device):
     order = arrays["order"]
     steps_per_epoch = len(order) // meta["epochs"]
     config = optim.OptimizerConfig()
-    optimizer = optim.create(config, meta["epochs"], steps_per_epoch)
-    schedule = optim.schedule(config, meta["epochs"], steps_per_epoch)
-    rates = np.asarray(schedule(jnp.arange(len(order))), np.float64)
+    rates = np.repeat(optim.epoch_learning_rates(config, meta["epochs"]), steps_per_epoch)
     np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
 
     method = create_method(meta, clip, tokenizer)
@@ -130,19 +129,13 @@ def test_trajectory(case, openai_tokenizer, one_device):
         assert variable.shape == start.shape
         variable[...] = jnp.asarray(start)
     # A chunk is at least an epoch: to see the parameters after every step, number the steps.
-    batches = train.Batches(order, np.arange(len(order)), arrays["labels"])
+    batches = Batches(order, np.arange(len(order)), rates, arrays["labels"])
     recorded = {1: "step1", len(order) // 2 + 1: "mid", len(order): "final"}
     losses = []
-    for done, part in train.fit(
-        method,
-        clip,
-        optimizer,
-        batches,
-        lambda wanted: features[wanted[:, 1]],
-        one_device,
-        images_per_chunk=1,
-    ):
-        losses.extend(part)
+    run = train.Run(method, batches, lambda wanted: features[wanted[:, 1]])
+    for [progress] in train.fit([run], clip, optim.create(config), one_device, images_per_chunk=1):
+        losses.extend(progress.losses)
+        done = progress.done
         if done not in recorded:
             continue
         for name, (variable, transposed) in learned(method).items():

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from coop_jax import evaluate, methods, optim, parallel, train
 from coop_jax.checkpoint import Checkpoints
+from coop_jax.chunks import Batches
 from coop_jax.clip import Tokenizer
 from coop_jax.errors import InputError
 from coop_jax.methods import Learned, linear_probe
@@ -65,19 +66,12 @@ def test_checkpoints_restore_what_was_learned(
     name, tiny_clip, tiny_tokenizer, tmp_path, one_device
 ):
     method = create(name, tiny_clip, tiny_tokenizer, seed=1)
-    optimizer = optim.create(optim.OptimizerConfig(), 2, 2)
+    optimizer = optim.create(optim.OptimizerConfig())
     order = np.asarray([[0, 1], [2, 3], [4, 5], [1, 0]])
-    batches = train.Batches(order, np.asarray([0, 0, 1, 1]), LABELS)
+    batches = Batches(order, np.asarray([0, 0, 1, 1]), np.full(4, 0.002), LABELS)
     checkpoints = Checkpoints(tmp_path)
-    for _ in train.fit(
-        method,
-        tiny_clip,
-        optimizer,
-        batches,
-        lambda wanted: FEATURES[wanted[:, 1]],
-        one_device,
-        checkpoints=checkpoints,
-    ):
+    run = train.Run(method, batches, lambda wanted: FEATURES[wanted[:, 1]], checkpoints)
+    for _ in train.fit([run], tiny_clip, optimizer, one_device):
         pass
     other = create(name, tiny_clip, tiny_tokenizer, seed=2)
     state = checkpoints.restore(train.initial_state(other, tiny_clip, optimizer))
@@ -106,7 +100,7 @@ def test_what_is_learned_moves_to_other_classes_or_is_refused(
         np.testing.assert_allclose(got[:, 1:], expected[:, 1:3], rtol=1e-4, atol=1e-4)
         assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
     else:
-        optimizer = optim.create(optim.OptimizerConfig(), 2, 2)
+        optimizer = optim.create(optim.OptimizerConfig())
         checkpoints = Checkpoints(tmp_path)
         checkpoints.save(train.initial_state(method, tiny_clip, optimizer), last=True)
         with pytest.raises(InputError, match=r"\(3, .* got .*\(5, .*\(if class-specific\) classes"):

@@ -32,25 +32,16 @@ def test_runs_no_longer_than_the_warm_up(epochs):
     np.testing.assert_array_equal(optim.epoch_learning_rates(config, epochs), [1e-5] * epochs)
 
 
-def test_the_rate_changes_between_epochs_only():
-    schedule = optim.schedule(optim.OptimizerConfig(), 5, 3)
-    rates = np.asarray(schedule(jnp.arange(15))).reshape(5, 3)
-    assert (rates == rates[:, :1]).all()
-    np.testing.assert_allclose(
-        rates[:, 0], optim.epoch_learning_rates(optim.OptimizerConfig(), 5), rtol=1e-7
-    )
-
-
 def test_updates_are_pytorchs_sgd():
     config = optim.OptimizerConfig(learning_rate=0.1, momentum=0.9, weight_decay=0.01)
-    optimizer = optim.create(config, 3, 2)
+    optimizer = optim.create(config)
     rates = np.repeat(optim.epoch_learning_rates(config, 3), 2)
     rng = np.random.default_rng(0)
     parameter = rng.normal(size=4)
     value = jnp.asarray(parameter, jnp.float32)
     frozen = {"weights": jnp.ones((100, 100)), "bias": jnp.ones(7)}
     state = optimizer.init({"learned": value, "frozen": frozen})
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(4,), ()]  # momentum, step count
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(4,)]  # momentum
     buffer = np.zeros(4)
     for rate in rates:
         gradient = rng.normal(size=4)
@@ -61,6 +52,7 @@ def test_updates_are_pytorchs_sgd():
             {"learned": jnp.asarray(gradient, jnp.float32), "frozen": None},
             state,
             {"learned": value, "frozen": frozen},
+            learning_rate=rate,
         )
         assert updates["frozen"] is None
         value = optax.apply_updates(value, updates["learned"])
@@ -68,10 +60,10 @@ def test_updates_are_pytorchs_sgd():
 
 
 def test_frozen_leaves_with_gradients_do_not_move():
-    optimizer = optim.create(optim.OptimizerConfig(learning_rate=1.0), 3, 1)
+    optimizer = optim.create(optim.OptimizerConfig())
     parameters = {"learned": jnp.ones(2), "frozen": jnp.ones(3)}
     state = optimizer.init(parameters)
-    updates, _ = optimizer.update(parameters, state, parameters)
+    updates, _ = optimizer.update(parameters, state, parameters, learning_rate=1.0)
     assert (updates["learned"] != 0).all() and (updates["frozen"] == 0).all()
 
 
@@ -85,22 +77,23 @@ def half_problem(count):
 
 def half_trajectory(config, value, gradients):
     """The values and momentum after every step, compiled as in training: epochs of three steps."""
-    optimizer = optim.create(config, len(gradients) // 3, 3)
+    optimizer = optim.create(config)
+    rates = np.repeat(optim.epoch_learning_rates(config, len(gradients) // 3), 3)
     assert optim.dtype_of(optimizer) == jnp.float16
 
     @jax.jit
     def run(value, gradients):
-        def step(carry, gradient):
-            value, state = carry
-            updates, state = optimizer.update(
-                {"learned": gradient, "frozen": None}, state, {"learned": value, "frozen": value}
-            )
+        def step(carry, inputs):
+            (value, state), (gradient, rate) = carry, inputs
+            gradients = {"learned": gradient, "frozen": None}
+            parameters = {"learned": value, "frozen": value}
+            updates, state = optimizer.update(gradients, state, parameters, learning_rate=rate)
             value = optax.apply_updates(value, updates["learned"])
             buffer = state.inner_states["learned"].inner_state[0].trace["learned"]
             return (value, state), (value, buffer)
 
         state = optimizer.init({"learned": value, "frozen": value})
-        return jax.lax.scan(step, (value, state), gradients)[1]
+        return jax.lax.scan(step, (value, state), (gradients, jnp.asarray(rates, jnp.float32)))[1]
 
     values, buffers = run(jnp.asarray(value), jnp.asarray(gradients))
     assert values.dtype == buffers.dtype == jnp.float16
@@ -182,4 +175,4 @@ def test_the_last_epochs_round_to_nothing_in_float16():
 
 
 def test_float32_variables_are_the_default():
-    assert optim.dtype_of(optim.create(optim.OptimizerConfig(), 3, 1)) == jnp.float32
+    assert optim.dtype_of(optim.create(optim.OptimizerConfig())) == jnp.float32

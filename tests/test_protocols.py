@@ -12,7 +12,7 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import protocols, results
+from coop_jax import prompt, protocols, results
 from coop_jax.clip import source
 from coop_jax.data import catalog, sampling
 from coop_jax.errors import InputError
@@ -52,6 +52,32 @@ def test_base_to_new_trains_on_the_base_half_of_the_whole_selection(data, tmp_pa
     base = [index for index in chosen if whole.train.labels[index] < 2]
     assert task.examples.file_names.tolist() == whole.train.file_names[base].tolist()
     assert task.dataset.class_names == whole.class_names[:2]
+
+
+@pytest.mark.heavy
+def test_runs_side_by_side_are_the_runs_one_by_one(data, tmp_path):
+    """Seeds and shots; all that a run leaves is the same, whichever ran beside it."""
+    runs = {"shots": (1, 2), "seeds": (1, 2)}
+    folders = {count: tmp_path / str(count) for count in (1, 3)}
+    rows = {
+        count: run("coop_few_shot:dtd", data, folder, runs_at_once=count, **runs)
+        for count, folder in folders.items()
+    }
+    for alone, beside in zip(rows[1], rows[3], strict=True):
+        assert (alone.method, alone.shots, alone.seed) == (beside.method, beside.shots, beside.seed)
+        assert alone.hashes == beside.hashes and alone.accuracy == beside.accuracy
+    for shots in runs["shots"]:
+        for seed in runs["seeds"]:
+            name = f"{shots}_shots_seed_{seed}"
+            losses = [
+                [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+                for path in (folder / "metrics" / f"{name}.jsonl" for folder in folders.values())
+            ]
+            np.testing.assert_allclose(*losses, rtol=1e-5)
+            first, second = (prompt.load(folder / "prompts" / name) for folder in folders.values())
+            context, other = first.learned["context"], second.learned["context"]
+            np.testing.assert_allclose(other, context, rtol=0, atol=1e-5 * np.abs(context).max())
+            assert first.training["shots"] == shots and first.class_names == second.class_names
 
 
 @pytest.mark.heavy

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from conftest import CLASS_NAMES, make_clip
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import products
 
 from coop_jax import methods, optim, parallel, train
 from coop_jax.checkpoint import Checkpoints
+from coop_jax.chunks import Batches, plan
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
 from coop_jax.methods import Learned
@@ -18,28 +21,57 @@ EPOCHS, COUNT = 4, 12
 
 
 def problem(
-    clip, tokenizer, batch_size=5, epochs=EPOCHS, name="coop", dtype="float32", shards=1, **config
+    clip,
+    tokenizer,
+    batch_size=5,
+    epochs=EPOCHS,
+    name="coop",
+    dtype="float32",
+    shards=1,
+    seed=1,
+    learning_rate=0.002,
+    names=CLASS_NAMES,
+    **config,
 ):
     """A method, its optimizer, its batches, and random image features that depend on the epoch."""
-    method = methods.create(name, clip, tokenizer, CLASS_NAMES, config, seed=1, shards=shards)
-    order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=1)
-    labels = np.arange(COUNT, dtype=np.int32) % len(CLASS_NAMES)
-    optimizer = optim.create(optim.OptimizerConfig(dtype=dtype), epochs, len(order) // epochs)
+    method = methods.create(name, clip, tokenizer, names, config, seed=seed, shards=shards)
+    order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=seed)
+    labels = np.arange(COUNT, dtype=np.int32) % len(names)
+    config = optim.OptimizerConfig(learning_rate=learning_rate, dtype=dtype)
+    rate = optim.epoch_learning_rates(config, epochs)[epoch]
     table = np.random.default_rng(0).normal(size=(epochs, COUNT, 24)).astype(np.float32)
 
     def features_of(requests):
         return table[requests[:, 0], requests[:, 1]]
 
-    return method, optimizer, train.Batches(order, epoch, labels), features_of
+    return method, optim.create(config), Batches(order, epoch, rate, labels), features_of
 
 
-def run(clip, parts, mesh, **options):
-    method, optimizer, batches, features_of = parts
-    losses = [
-        part
-        for _, part in train.fit(method, clip, optimizer, batches, features_of, mesh, **options)
+def first_steps(batches, steps):
+    """The batches of a run that was stopped."""
+    return Batches(
+        batches.order[:steps], batches.epoch[:steps], batches.rate[:steps], batches.labels
+    )
+
+
+def run(clip, parts, mesh, *, checkpoints=None, **options):
+    return run_together(clip, [parts], mesh, checkpoints=[checkpoints], **options)[0]
+
+
+def run_together(clip, problems, mesh, *, checkpoints=None, **options):
+    """The losses of each run."""
+    optimizer, losses = problems[0][1], [[] for _ in problems]
+    runs = [
+        train.Run(method, batches, features_of, saved)
+        for (method, _, batches, features_of), saved in zip(
+            problems, checkpoints or [None] * len(problems), strict=True
+        )
     ]
-    return np.concatenate(losses) if losses else np.zeros(0)
+    for chunk in train.fit(runs, clip, optimizer, mesh, **options):
+        for progress in chunk:
+            losses[progress.run].extend(progress.losses)
+            assert progress.done <= runs[progress.run].batches.steps
+    return [np.asarray(found) for found in losses]
 
 
 def test_training_lowers_the_loss_and_changes_nothing_frozen(tiny_clip, tiny_tokenizer, one_device):
@@ -63,27 +95,26 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
     state = train.initial_state(method, tiny_clip, optimizer)
     learned = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(method, Learned)))
     optimizer_sizes = [leaf.size for leaf in jax.tree.leaves(state["optimizer"])]
-    assert sum(optimizer_sizes) == learned + 1  # momentum, and the schedule's step count
+    assert sum(optimizer_sizes) == learned  # momentum
 
     graph, learned_state, derived = nnx.split(method, Learned, ...)
     clip_graph, frozen = nnx.split(tiny_clip)
     steps = train.compile_steps(graph, clip_graph, optimizer, one_device, False)
-    arguments = (
-        state,
-        derived,
-        frozen,
-        np.zeros((2, 5, 24), np.float32),
-        np.zeros((2, 5), np.int32),
-        np.ones((2, 5), np.float32),
+    data = (
+        np.zeros((1, 2, 5, 24), np.float32),
+        np.zeros((1, 2, 5), np.int32),
+        np.ones((1, 2, 5), np.float32),
+        np.ones((1, 2), np.float32),
     )
-    new_state, losses = jax.eval_shape(steps, *arguments)
+    arguments = [state], derived, frozen, data
+    [new_state], losses = jax.eval_shape(steps, *arguments)
     program = jax.make_jaxpr(steps)(*arguments)
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(frozen) if leaf.ndim == 3}
     made = {
         variable.aval.shape for equation in products(program.jaxpr) for variable in equation.outvars
     }
     assert len(made) > 5 and not made & kernels
-    assert losses.shape == (2,)
+    assert losses.shape == (1, 2)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert learned_state.keys() == new_state["learned"].keys() == {"context"}
 
@@ -122,6 +153,69 @@ def test_how_the_steps_are_cut_into_chunks_changes_nothing(tiny_clip, tiny_token
     np.testing.assert_array_equal(cut[0].context[...], whole[0].context[...])
 
 
+SEVERAL = [
+    {"seed": 1},
+    {"seed": 2, "learning_rate": 0.02},
+    {"seed": 3, "epochs": 2, "batch_size": 3},
+]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "config", "devices"),
+    [
+        ("coop", {}, 1),
+        ("coop", {"class_specific": True, "n_ctx": 3}, 2),
+        ("cocoop", {"n_ctx": 4}, 2),
+    ],
+)
+def test_runs_side_by_side_are_each_what_they_are_alone(
+    tiny_clip, tiny_tokenizer, tmp_path, name, config, devices
+):
+    """Seeds, learning rates, lengths and batch sizes differ; one goes on from its checkpoint."""
+    mesh = parallel.create_mesh(jax.devices()[:devices])
+
+    def create(own):
+        return problem(
+            tiny_clip,
+            tiny_tokenizer,
+            name=name,
+            shards=devices,
+            names=("circle", "hen-of-the-woods", "a", "seven"),
+            **config,
+            **own,
+        )
+
+    alone = [create(own) for own in SEVERAL]
+    expected = [run(tiny_clip, parts, mesh) for parts in alone]
+
+    saved = Checkpoints(tmp_path)
+    method, optimizer, batches, features_of = create(SEVERAL[0])
+    begun = (method, optimizer, first_steps(batches, 2), features_of)
+    first = run(tiny_clip, begun, mesh, checkpoints=saved)
+    together = [create(own) for own in SEVERAL]
+    losses = run_together(tiny_clip, together, mesh, checkpoints=[saved, None, None])
+    saved.close()
+    losses[0] = np.concatenate([first, losses[0]])
+    for got, other, parts, own in zip(losses, expected, together, alone, strict=True):
+        np.testing.assert_allclose(got, other, rtol=1e-5)
+        context = np.asarray(own[0].context[...])
+        np.testing.assert_allclose(
+            parts[0].context[...], context, rtol=0, atol=1e-5 * np.abs(context).max()
+        )
+
+
+def test_a_class_specific_context_is_split_over_devices_with_its_classes(tiny_clip, tiny_tokenizer):
+    mesh = parallel.create_mesh(jax.devices()[:2])
+    names = ("circle", "hen-of-the-woods", "a", "seven")
+    parts = problem(tiny_clip, tiny_tokenizer, shards=2, names=names, class_specific=True, n_ctx=3)
+    method, optimizer, _, _ = parts
+    state = parallel.place(train.initial_state(method, tiny_clip, optimizer), mesh)
+    large = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 3]
+    assert len(large) == 2  # the context and its momentum
+    assert {leaf.addressable_shards[0].data.shape for leaf in large} == {(2, 3, 32)}
+
+
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 1), (8, 1), (1, 8)])
 def test_resuming_on_other_devices_continues_the_run(
     tiny_clip, tiny_tokenizer, tmp_path, saved_on, restored_on
@@ -133,7 +227,7 @@ def test_resuming_on_other_devices_continues_the_run(
     expected = run(tiny_clip, whole, mesh(1))
 
     method, optimizer, batches, features_of = problem(tiny_clip, tiny_tokenizer)
-    half = train.Batches(batches.order[:4], batches.epoch[:4], batches.labels)
+    half = first_steps(batches, 4)
     checkpoints = Checkpoints(tmp_path)
     first = run(
         tiny_clip, (method, optimizer, half, features_of), mesh(saved_on), checkpoints=checkpoints
@@ -195,7 +289,7 @@ def test_training_in_pure_float16(tiny_clip, tiny_tokenizer, tmp_path, one_devic
     parts = problem(half, tiny_tokenizer, name=name, dtype="float16", n_ctx=4)
     method, optimizer, batches, features_of = parts
     start = np.array(method.context[...])
-    first = train.Batches(batches.order[:4], batches.epoch[:4], batches.labels)
+    first = first_steps(batches, 4)
     checkpoints = Checkpoints(tmp_path)
     losses = run(half, (method, optimizer, first, features_of), one_device, checkpoints=checkpoints)
     assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(nnx.state(method, Learned)))
@@ -214,13 +308,30 @@ def test_training_in_pure_float16(tiny_clip, tiny_tokenizer, tmp_path, one_devic
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-def test_chunks_cover_every_step_once():
-    epoch = np.repeat(np.arange(7), 3)
-    for start in range(len(epoch) + 1):
-        for images in (1, 9, 20, 1000):
-            found = train.chunks(epoch, start, 2, images)
-            steps = [step for first, stop in found for step in range(first, stop)]
-            assert steps == list(range(start, len(epoch)))
+@settings(max_examples=30)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=4),
+    images=st.sampled_from([1, 9, 20, 1000]),
+    data=st.data(),
+)
+def test_chunks_cover_every_step_of_every_run_once(lengths, images, data):
+    runs = [
+        Batches(
+            np.zeros((epochs * steps, 2), int),
+            np.repeat(np.arange(epochs), steps),
+            np.zeros(epochs * steps),
+            np.zeros(1, int),
+        )
+        for epochs, steps in lengths
+    ]
+    starts = [data.draw(st.integers(0, run.steps)) for run in runs]
+    chunks = plan(runs, starts, images)
+    for index, (run, start) in enumerate(zip(runs, starts, strict=True)):
+        pieces = [piece for chunk in chunks for piece in chunk if piece.run == index]
+        steps = [step for piece in pieces for step in range(piece.start, piece.stop)]
+        assert steps == list(range(start, run.steps))
+    for chunk in chunks:
+        assert len({piece.stop - piece.start for piece in chunk}) == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_clip, tiny_tokenizer, one_device):

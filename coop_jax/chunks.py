@@ -1,0 +1,92 @@
+"""Which examples every step sees, and how the steps of several runs are cut into chunks."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The examples and the learning rate of every step.
+
+    `order[s]` holds the example indices of step s, `epoch[s]` its epoch and `rate[s]` its learning
+    rate; `labels` is indexed by example.
+    """
+
+    order: Int[np.ndarray, "steps batch"]
+    epoch: Int[np.ndarray, " steps"]
+    rate: Float[np.ndarray, " steps"]
+    labels: Int[np.ndarray, " examples"]
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return len(self.order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the first epoch, as of every other."""
+        return int(np.sum(self.epoch == self.epoch[0]))
+
+    def requests(self, start: int, stop: int) -> Int[np.ndarray, "images 2"]:
+        """The (epoch, example) pairs of steps `start` to `stop`, in order."""
+        order = self.order[start:stop]
+        epochs = np.broadcast_to(self.epoch[start:stop, None], order.shape)
+        return np.stack([epochs.ravel(), order.ravel()], axis=1)
+
+
+class Piece(NamedTuple):
+    """The steps from `start` to `stop` of a run."""
+
+    run: int
+    start: int
+    stop: int
+
+
+def plan(runs: Sequence[Batches], starts: Sequence[int], images: int) -> list[list[Piece]]:
+    """Cut what is left of several runs into chunks: equally many steps of every unfinished run.
+
+    Chunks are of about so many images, in whole epochs of the run with the longest ones, and as
+    many as possible are equally long.
+    """
+    chunks, done = [], list(starts)
+    while active := [i for i, run in enumerate(runs) if done[i] < run.steps]:
+        left = min(runs[i].steps - done[i] for i in active)
+        epoch = max(runs[i].steps_per_epoch for i in active)
+        epochs = -(-left // epoch)
+        per_epoch = epoch * sum(runs[i].order.shape[1] for i in active)
+        count = max(round(epochs * per_epoch / images), 1)
+        size = epoch * -(-epochs // count)
+        for first in range(0, left, size):
+            stop = min(first + size, left)
+            chunks.append([Piece(i, done[i] + first, done[i] + stop) for i in active])
+        for i in active:
+            done[i] += left
+    return chunks
+
+
+def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """What `make` makes of each input, the next one in the background while one is used.
+
+    Not so with several processes, which must start the same programs in the same order.
+    """
+    if jax.process_count() > 1:
+        yield from map(make, inputs)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            waiting = collections.deque()
+            for given in inputs:
+                waiting.append(pool.submit(make, given))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

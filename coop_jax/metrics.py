@@ -1,0 +1,216 @@
+"""Metrics of a training run, step by step: JSONL, TensorBoard's event files, Weights & Biases."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from coop_jax import parallel
+from coop_jax.errors import InputError
+
+LOGGERS = ("tensorboard", "wandb")
+"""What metrics can be written for besides the JSONL file; each is also the name of its library."""
+
+Values = Mapping[str, float]
+
+
+def require(loggers: Iterable[str]) -> None:
+    """Make sure that the libraries of these loggers are installed.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in loggers:
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(
+                f"config.loggers: expected the library {name}, got an installation without; pip"
+                f" install {name}, or leave {name!r} out"
+            ) from error
+
+
+class _Logger(Protocol):
+    def log(self, steps: Sequence[tuple[int, Values]]) -> None:
+        """Add the metrics of numbered steps."""
+
+    def restart(self, first: int) -> None:
+        """Steps from `first` on, which have been logged, will be taken again."""
+
+    def conclude(self, steps: int, values: Values) -> None:
+        """Add what was found after so many steps."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class Writer:
+    """The metrics of one run of a workdir; only the first of several processes writes.
+
+    The metrics of every step go to `metrics/<run>.jsonl`, a line each. Loggers are given the same,
+    and the test accuracies at the end: "tensorboard" writes event files into `tensorboard/<run>/`,
+    "wandb" sends them to Weights & Biases, or keeps them in `wandb/` with WANDB_MODE=offline.
+
+    Args:
+        workdir: exists when the first metrics are written.
+        run: its name in the workdir.
+        loggers: some of `LOGGERS`.
+        described: what Weights & Biases is to show as the run's config.
+    """
+
+    def __init__(
+        self, workdir: Path, run: str, loggers: Iterable[str], described: Mapping[str, Any]
+    ):
+        self.path = workdir / "metrics" / f"{run}.jsonl"
+        self._loggers: list[_Logger] = []
+        if parallel.is_first() and "tensorboard" in loggers:
+            self._loggers.append(_EventFiles(workdir / "tensorboard" / run))
+        if parallel.is_first() and "wandb" in loggers:
+            self._loggers.append(_WeightsAndBiases(workdir, run, described))
+
+    def resume(self, first: int) -> None:
+        """Go on with step `first`: drop what an earlier process wrote of the steps from there on.
+
+        Event files only grow: a mark says that those steps are void, and TensorBoard hides them. Of
+        Weights & Biases the metrics that came first stay.
+        """
+        if not (parallel.is_first() and self.path.exists()):
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if len(lines) > first:
+            for logger in self._loggers:
+                logger.restart(first)
+            os.truncate(self.path, sum(map(len, lines[:first])))
+
+    def write(self, first: int, steps: Sequence[Values]) -> None:
+        """Add the metrics of some steps in a row, the first of which has this number."""
+        if not parallel.is_first():
+            return
+        numbered = list(enumerate(steps, start=first))
+        self.path.parent.mkdir(exist_ok=True)
+        # The loggers come last: then what they have is in the file, whenever the process ends.
+        with self.path.open("a") as file:
+            file.writelines(
+                json.dumps({"step": step, **values}) + "\n" for step, values in numbered
+            )
+        for logger in self._loggers:
+            logger.log(numbered)
+
+    def evaluated(self, steps: int, target: str, accuracy: float) -> None:
+        """Log a test accuracy (%) after so many steps; `results.jsonl` has it anyway."""
+        for logger in self._loggers:
+            logger.conclude(steps, {f"accuracy/{target}": accuracy})
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        for logger in self._loggers:
+            logger.close()
+
+
+class _EventFiles:
+    """TensorBoard's event files in a folder: one of this process, beside those of earlier ones.
+
+    They are written with the parts of tensorboard that do not look for TensorFlow.
+    """
+
+    def __init__(self, folder: Path):
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / name
+
+    def log(self, steps: Sequence[tuple[int, Values]]) -> None:
+        self._append(
+            {
+                "step": step,
+                "summary": {
+                    "value": [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+                },
+            }
+            for step, values in steps
+        )
+
+    def restart(self, first: int) -> None:
+        self._append([{"step": first, "session_log": {"status": "START"}}])
+
+    def conclude(self, steps: int, values: Values) -> None:
+        self.log([(steps, values)])
+
+    def close(self) -> None:
+        """Nothing: the file is open only while it is written."""
+
+    def _append(self, events: Iterable[Mapping[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue] - made at import
+        )
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            writer = RecordWriter(file)
+            if not file.tell():
+                version = Event(wall_time=time.time(), file_version="brain.Event:2")
+                writer.write(version.SerializeToString())
+            for event in events:
+                writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases, the same one in every process that takes part.
+
+    Its id and how many steps it has been given are kept in `metrics/<run>.wandb.json`, so that it
+    is given none twice.
+    """
+
+    def __init__(self, workdir: Path, name: str, described: Mapping[str, Any]):
+        self._workdir, self._name, self._described = workdir, name, described
+        self._path = workdir / "metrics" / f"{name}.wandb.json"
+
+    def log(self, steps: Sequence[tuple[int, Values]]) -> None:
+        run, known = self._run, json.loads(self._path.read_text())
+        for step, values in steps:
+            if step >= known["steps"]:
+                run.log(dict(values), step=step)
+        known["steps"] = max(known["steps"], *(step + 1 for step, _ in steps))
+        self._path.write_text(json.dumps(known))
+
+    def restart(self, first: int) -> None:
+        """Nothing: the metrics that came first stay."""
+
+    def conclude(self, steps: int, values: Values) -> None:
+        del steps
+        self._run.summary.update(dict(values))
+
+    def close(self) -> None:
+        if "_run" in vars(self):
+            self._run.finish()
+
+    @functools.cached_property
+    def _run(self) -> Any:
+        import wandb  # pyright: ignore[reportMissingImports] - an extra
+
+        if not self._path.exists():
+            self._path.parent.mkdir(exist_ok=True)
+            self._path.write_text(json.dumps({"id": uuid.uuid4().hex[:8], "steps": 0}))
+        try:
+            return wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "coop_jax"),
+                group=os.environ.get("WANDB_RUN_GROUP", self._workdir.name),
+                name=self._name,
+                id=json.loads(self._path.read_text())["id"],
+                resume="allow",
+                reinit="create_new",
+                dir=self._workdir,
+                config=dict(self._described),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"expected to reach Weights & Biases, got {reason}; log in with wandb login, set"
+                " WANDB_MODE=offline, or leave 'wandb' out of config.loggers in another --workdir"
+            ) from error
