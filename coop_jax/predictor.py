@@ -1,0 +1,147 @@
+"""From images to a method's logits and probabilities, whatever the images are and however many."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int
+from PIL import Image
+
+from coop_jax import encoding, evaluate, parallel
+from coop_jax.clip import CLIP
+from coop_jax.data import memory, pipeline
+from coop_jax.data.examples import Examples, ImageCache
+from coop_jax.data.memory import Images
+from coop_jax.errors import InputError
+from coop_jax.terminal import count_images
+
+IMAGES_AT_ONCE = 1024
+"""Image features that are classified at once."""
+
+
+class Predictions(NamedTuple):
+    """What a predictor finds about images, some of which may be unreadable.
+
+    Attributes:
+        kept: the places of the readable images in what was given, ascending.
+        probabilities: of each of them, over the classes.
+        failures: what is wrong with each of the others, a line by place.
+    """
+
+    kept: Int[np.ndarray, " kept"]
+    probabilities: Float32[np.ndarray, "kept classes"]
+    failures: dict[int, str]
+
+
+class Predictor:
+    """A method that has learned, on all devices, with the CLIP that it has learned with."""
+
+    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int):
+        """`encode_batch_size`: images that the frozen tower takes at once, over all devices."""
+        self._method, self._clip = method, clip
+        self._batch_size = encode_batch_size
+
+    @functools.cached_property
+    def _scorer(self) -> evaluate.Scorer:
+        return evaluate.Scorer(self._method, self._clip, parallel.create_mesh())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
+
+    def predict(self, images: Images) -> Predictions:
+        """The probabilities of the images that can be read, and what is wrong with the others.
+
+        Raises:
+            InputError: what is given are no images.
+        """
+        examples, failures, found = self._examine(images)
+        kept = np.setdiff1d(np.arange(len(examples)), sorted(failures))
+        return Predictions(kept, softmax(found), failures)
+
+    def logits(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+        """The logits of all images under the test transform.
+
+        Raises:
+            InputError: what is given are no images, or some cannot be read: names all of them.
+        """
+        examples, failures, found = self._examine(images)
+        if len(failures) == 1:
+            raise InputError(*failures.values())
+        if failures:
+            names = examples.file_names[list(failures)].tolist()
+            raise InputError(
+                f"expected {len(examples)} readable images, got {len(names)} that are not"
+                f" ({', '.join(names)}); replace or remove them, or use predict_many"
+            )
+        return found
+
+    def encode(self, examples: Examples) -> Float32[np.ndarray, "images embedding"]:
+        """Unnormalised features under the test transform.
+
+        Raises:
+            InputError: an image cannot be read.
+        """
+        return self._encode(replace(examples, cache=ImageCache(0)))
+
+    def classify(
+        self, encoded: Float32[np.ndarray, "images embedding"]
+    ) -> Float32[np.ndarray, "images classes"]:
+        """Logits of image features, in batches of few sizes, each of which is compiled once."""
+        found = []
+        for start in range(0, max(len(encoded), 1), IMAGES_AT_ONCE):
+            part = encoded[start : start + IMAGES_AT_ONCE]
+            padded = np.zeros((batch_rows(len(part), IMAGES_AT_ONCE), *encoded.shape[1:]), "f4")
+            padded[: len(part)] = part
+            found.append(self._scorer.logits(padded)[: len(part)])
+        return np.concatenate(found)
+
+    def _examine(self, images: Images) -> tuple[Examples, dict[int, str], np.ndarray]:
+        """The images, what is wrong with those that cannot be read, and the others' logits."""
+        examples = replace(memory.examples(images, split="test"), cache=ImageCache(0))
+        forgiving = memory.Forgiving(examples)
+        encoded = self._encode(forgiving)
+        failures = dict(sorted(forgiving.failures.items()))
+        return examples, failures, self.classify(np.delete(encoded, list(failures), axis=0))
+
+    def _encode(self, examples: Any) -> Float32[np.ndarray, "images embedding"]:
+        count = len(examples)
+        is_short = count <= self._batch_size
+        with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
+            return encoding.encode(
+                self._clip,
+                examples,
+                counted(encoding.test_transform(self._clip), tell),
+                encoding.once(count),
+                parallel.create_mesh(),
+                seed=0,
+                batch_size=batch_rows(count, self._batch_size),
+            )
+
+
+def _no_bar(images: int) -> None:
+    del images
+
+
+def batch_rows(count: int, most: int) -> int:
+    """A batch for `count` images, `most` at once: one of few sizes, so that few are compiled."""
+    return min(1 << max(count - 1, 0).bit_length(), most)
+
+
+def counted(transform: pipeline.Transform, tell: Callable[[int], None]) -> pipeline.Transform:
+    """A transform that tells of every image it has made."""
+
+    def count(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        pixels = transform(image, rng)
+        tell(1)
+        return pixels
+
+    return count
+
+
+def softmax(logits: Float32[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:
+    """Probabilities of the classes."""
+    return np.asarray(jax.nn.softmax(logits, axis=1))

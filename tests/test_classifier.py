@@ -1,0 +1,337 @@
+"""The classifier: fit, predict, score, save and load, as scikit-learn's users expect them."""
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from makers import coop_data, openai_tensors, refusal, write_image
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from test_imports import assert_clean, run_python
+
+from coop_jax import Classifier, evaluate, fitting, methods, optim, parallel, protocols
+from coop_jax import clip as clip_package
+from coop_jax import config as config_module
+from coop_jax.classifier import DEFAULT
+from coop_jax.data import catalog, memory
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+FEW = {"shots": 2, "learning_rate": 0.02, "settings": {"n_ctx": 4}}  # one program for all
+
+
+def labels_of(paths):
+    return [path.parts[-2] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of three colours, as {train,val,test}/<class>/*.png."""
+    root, rng = tmp_path_factory.mktemp("data") / "colours", np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                write_image(root / split / name / f"{number}.png", rng, colour)
+    return root
+
+
+@pytest.fixture(scope="module")
+def given(folder):
+    """The training images as PIL images, and their class names."""
+    paths = sorted((folder / "train").glob("*/*.png"))
+    return [Image.open(path) for path in paths], labels_of(paths)
+
+
+@pytest.fixture(scope="module")
+def tests(folder):
+    """The paths of the test images."""
+    return sorted((folder / "test").glob("*/*.png"))
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    return Classifier("tiny", **FEW).fit(folder)
+
+
+def test_it_learns_colours(folder, given, tests):
+    """From two images of each, where zero-shot CLIP is no better than chance."""
+    unlearned = Classifier("tiny", method="zero_shot").fit(folder)
+    assert unlearned.score(folder) < 0.5
+    classifier = Classifier("tiny", **FEW)
+    assert classifier.fit(*given) is classifier
+    assert classifier.classes_.tolist() == ["blue", "green", "red"]
+    assert (classifier.training_["images"], classifier.training_["epochs"]) == (6, 100)
+    assert classifier.losses_.shape == (100,)
+    assert classifier.losses_[-9:].mean() < classifier.losses_[:9].mean() / 2
+    assert classifier.score(folder) == 1
+    assert classifier.predict(tests).tolist() == labels_of(tests)
+
+
+def test_a_fit_is_the_training_of_a_run(folder, tmp_path):
+    """The same images, batches, features and context, and the run's folder of features serves."""
+    config = config_module.default()
+    config |= {"dataset": str(folder), "shots": (2,), "seeds": (3,)}
+    config |= {"feature_cache": str(tmp_path / "features")}
+    config["method"]["n_ctx"], config["optimizer"]["learning_rate"] = 4, 0.02
+    experiment, _, rows = protocols.run(config, tmp_path / "run")
+    kept = set((tmp_path / "features").rglob("*.npy"))
+    classifier = Classifier("tiny", **FEW, seed=3, feature_cache=tmp_path / "features")
+    classifier.fit(folder)
+    assert set((tmp_path / "features").rglob("*.npy")) == kept
+    expected = protocols.Task(experiment, 2, 3).restore().context[...]
+    np.testing.assert_array_equal(classifier.method_.context[...], expected)
+    (row,) = (row for row in rows if row.method == "coop")
+    assert 100 * classifier.score(folder) == pytest.approx(row.accuracy)
+
+
+def test_the_defaults_are_those_of_a_run():
+    config = Classifier("tiny")._config()
+    assert config == {**config_module.default(), "shots": (16,)}
+    assert Classifier().learning_rate == optim.OptimizerConfig().learning_rate
+    assert Classifier().batch_size == DEFAULT["batch_size"]
+    assert Classifier().clip == "ViT-B/16"
+
+
+@pytest.mark.parametrize(
+    ("shots", "images", "epochs"), [(1, 9, 50), (4, 9, 100), (16, 9, 200), (None, 1, 50)]
+)
+def test_without_epochs_it_is_the_papers_number(shots, images, epochs):
+    pixels = np.zeros((images, 2, 2, 3), np.uint8)
+    dataset = memory.dataset(pixels, ["red"] * images)
+    assert fitting.epochs_for(config_module.default(), dataset, shots) == epochs
+    assert fitting.epochs_for({"epochs": 7}, dataset, shots) == 7
+
+
+def test_images_are_the_same_from_paths_images_and_arrays(fitted, tests):
+    images = [Image.open(path) for path in tests]
+    expected = fitted.logits(tests)
+    assert expected.shape == (9, 3) and expected.dtype == np.float32
+    np.testing.assert_array_equal(fitted.logits(images), expected)
+    np.testing.assert_array_equal(fitted.logits(np.stack(images)), expected)
+    np.testing.assert_array_equal(fitted.logits(list(map(str, tests))), expected)
+
+
+def test_the_numbers_of_images_change_nothing(fitted, tests, tmp_path):
+    expected = fitted.logits(tests)
+    one_by_one = np.concatenate([fitted.logits([path]) for path in tests])
+    np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-4)
+    fitted.save(tmp_path / "prompt")
+    small = Classifier.load(tmp_path / "prompt", encode_batch_size=2)
+    np.testing.assert_allclose(small.logits(tests), expected, rtol=0, atol=1e-4)
+
+
+def test_probabilities_belong_to_the_predictions(fitted, tests):
+    probabilities = fitted.predict_proba(tests)
+    assert probabilities.dtype == np.float32 and (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    predicted = fitted.predict(tests)
+    assert predicted.tolist() == fitted.classes_[probabilities.argmax(axis=1)].tolist()
+    right = predicted == np.array(labels_of(tests))
+    assert fitted.score(tests, labels_of(tests)) == right.mean()
+    numbers = [fitted.classes_.tolist().index(name) for name in labels_of(tests)]
+    assert fitted.score(tests, numbers) == right.mean()
+    assert fitted.score(tests, numbers, sample_weight=np.eye(9)[4]) == right[4]
+
+
+def test_unreadable_images_are_named_or_left_out(fitted, tests, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    images = [tests[0], tmp_path / "text.jpg", *tests[1:], tmp_path / "absent.jpg"]
+    found = fitted.predict_many(images)
+    assert found.kept.tolist() == [0, *range(2, 10)]
+    np.testing.assert_allclose(found.probabilities, fitted.predict_proba(tests), atol=1e-6)
+    assert list(found.failures) == [1, 10]
+    assert "text.jpg" in found.failures[1] and "absent.jpg" in found.failures[10]
+    message = refusal(fitted.predict, images)
+    assert "11 readable images, got 2" in message
+    assert "text.jpg" in message and "absent.jpg" in message
+    assert "text.jpg of the test split" in refusal(fitted.predict, images[:2])
+    nothing = fitted.predict_many(images[1:2])
+    assert (len(nothing.kept), nothing.probabilities.shape) == (0, (0, 3))
+
+
+def test_saved_and_loaded_it_predicts_the_same(fitted, tests, tmp_path):
+    fitted.save(tmp_path / "prompt")
+    loaded = Classifier.load(tmp_path / "prompt")
+    assert loaded.classes_.tolist() == fitted.classes_.tolist()
+    assert (loaded.training_["dataset"], loaded.training_["shots"]) == ("colours", 2)
+    np.testing.assert_array_equal(loaded.logits(tests), fitted.logits(tests))
+    assert loaded.settings == {**methods.default_config("coop"), "n_ctx": 4}
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(
+        Classifier.load(str(tmp_path / "again"), "tiny").logits(tests), fitted.logits(tests)
+    )
+
+
+def test_a_loaded_prompt_serves_other_classes(fitted, tests, tmp_path):
+    fitted.save(tmp_path / "prompt")
+    names = np.array(["red", "a yellow square", "blue"])
+    loaded = Classifier.load(tmp_path / "prompt", class_names=names)
+    assert loaded.classes_.tolist() == names.tolist()
+    expected = fitted.logits(tests)
+    np.testing.assert_allclose(loaded.logits(tests)[:, [2, 0]], expected[:, [0, 2]], rtol=1e-4)
+    with pytest.raises(ValueError, match="a yellow square"):
+        loaded.score(tests, ["green"] * 9)
+
+
+def test_another_clip_is_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "prompt")
+    other = tmp_path / "other.safetensors"
+    save_file(openai_tensors(), other)
+    tokenizer = clip_package.source.EMBEDDED_FOLDER
+    message = refusal(Classifier.load, tmp_path / "prompt", other, tokenizer=tokenizer)
+    assert "learned with, tiny" in message and f"got {other}" in message
+
+
+def test_what_is_learned_class_by_class_keeps_its_classes(folder, tests, tmp_path):
+    classifier = Classifier("tiny", method="linear_probe", shots=4).fit(folder)
+    assert classifier.score(folder) == 1
+    classifier.save(tmp_path / "prompt")
+    loaded = Classifier.load(tmp_path / "prompt", class_names=["red", "blue"])
+    expected = classifier.logits(tests)[:, [2, 0]]
+    np.testing.assert_allclose(loaded.logits(tests), expected, rtol=1e-5, atol=1e-5)
+    loaded.save(tmp_path / "two")
+    again = Classifier.load(tmp_path / "two")
+    np.testing.assert_array_equal(again.logits(tests), loaded.logits(tests))
+    refusal(Classifier.load, tmp_path / "prompt", class_names=["red", "yellow"])
+
+
+def test_zero_shot_learns_nothing(folder, tests, tmp_path):
+    classifier = Classifier("tiny", method="zero_shot").fit(folder)
+    dataset, (clip, tokenizer) = catalog.load(str(folder)), clip_package.load("tiny")
+    method = methods.create("zero_shot", clip, tokenizer, dataset.class_names)
+    features = classifier._predictor.encode(dataset.test)
+    expected = evaluate.logits(method, clip, features, parallel.create_mesh())
+    np.testing.assert_allclose(classifier.logits(tests), expected, rtol=1e-5)
+    assert classifier.losses_.shape == (0,)
+    assert classifier.training_["epochs"] is None
+    assert "learns" in refusal(classifier.save, tmp_path / "prompt")
+
+
+def test_a_dataset_of_the_catalogue_and_its_template(tmp_path):
+    coop_data(tmp_path, ["dtd"], classes=3)
+    classifier = Classifier("tiny", method="zero_shot", shots=1, data_dir=tmp_path).fit("dtd")
+    dtd, (clip, tokenizer) = catalog.load("dtd", tmp_path), clip_package.load("tiny")
+    templates = {"templates": ("{} texture.",)}
+    method = methods.create("zero_shot", clip, tokenizer, dtd.class_names, templates)
+    encoded = classifier._predictor.encode(dtd.test)
+    found = evaluate.logits(method, clip, np.pad(encoded, ((0, 1), (0, 0))), parallel.create_mesh())
+    assert classifier.score("dtd") == np.mean(found[:15].argmax(axis=1) == dtd.test.labels)
+
+
+def test_a_linear_probe_needs_validation_images(given):
+    classifier = Classifier("tiny", method="linear_probe")
+    assert "validation images" in refusal(classifier.fit, *given)
+
+
+def test_scikit_learns_habits(given):
+    classifier = Classifier("tiny", shots=2, learning_rate=0.01)
+    assert is_classifier(classifier)
+    assert classifier.get_params()["learning_rate"] == 0.01
+    assert repr(classifier) == "Classifier(clip='tiny', learning_rate=0.01, shots=2)"
+    copied = clone(classifier.set_params(seed=7))
+    assert copied is not classifier and copied.get_params() == classifier.get_params()
+    assert pickle.loads(pickle.dumps(classifier)).get_params() == classifier.get_params()
+    fast = Classifier("tiny", **FEW)
+    scores = cross_val_score(fast, *given, cv=2, error_score="raise")
+    assert scores.shape == (2,) and (scores >= 0).all() and (scores <= 1).all()
+    search = GridSearchCV(fast, {"learning_rate": np.array([1e-9, 1e-2])}, cv=2, refit=False)
+    assert np.isfinite(search.fit(*given).cv_results_["mean_test_score"]).all()
+
+
+def test_a_fitted_classifier_can_be_pickled(fitted, tests):
+    copied = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(copied.logits(tests), fitted.logits(tests))
+
+
+def test_a_fit_that_fails_leaves_what_was_learned(fitted, tests, given):
+    classifier = clone(fitted).fit(*given)
+    expected = classifier.logits(tests)
+    images, labels = given
+    refusal(classifier.fit, images, labels[:-1])
+    refusal(classifier.fit, ["absent.jpg"] * 12, labels)
+    np.testing.assert_array_equal(classifier.logits(tests), expected)
+
+
+def test_a_class_with_few_images_is_said(given, caplog):
+    with caplog.at_level(logging.WARNING, "coop_jax"):
+        Classifier("tiny", method="zero_shot", shots=5).fit(*given)
+    assert "class 'blue' has 4 training images, fewer than 5 shots" in caplog.text
+
+
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "logits", "predict_many", "save"])
+def test_before_the_fit_it_says_so(call):
+    assert "was fitted" in refusal(getattr(Classifier("tiny"), call), ["cat.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"method": "cop"}, "cop"),
+        ({"settings": {"nctx": 4}}, "nctx"),
+        ({"shots": 0}, "shots"),
+        ({"shots": 1.5}, "shots as a whole number"),
+        ({"epochs": -1}, "epochs"),
+        ({"seed": "one"}, "seed as a whole number"),
+        ({"seed": -1}, "seed"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"optimizer": {"momentun": 0}}, "momentun"),
+        ({"augmentation": {"flip": 2}}, "flip"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"clip": "huge"}, "huge"),
+    ],
+)
+def test_parameters_that_will_not_do_are_refused(given, parameters, expected):
+    classifier = Classifier(**{"clip": "tiny", **parameters})
+    with pytest.raises(ValueError, match="expected") as caught:
+        classifier.fit(*given)
+    assert type(caught.value).__name__ == "InputError"
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_images_and_labels_that_do_not_fit_are_refused(fitted, folder, given, tests):
+    new, images = Classifier("tiny"), given[0]
+    assert "labels, or the path or name" in refusal(new.fit, images)
+    assert "without labels" in refusal(new.fit, tests[0], ["red"])
+    assert "a dataset's name" in refusal(new.fit, "absent")
+    assert "got a list" in refusal(new.fit, folder, class_names=["red"])
+    assert "put it into a list" in refusal(fitted.predict, tests[0])
+    assert "put it into a list" in refusal(fitted.predict, images[0])
+    assert "put a single image into a list" in refusal(fitted.predict, np.asarray(images[0]))
+    assert "got yellow" in refusal(fitted.score, images[:1], ["yellow"])
+    assert "got 3" in refusal(fitted.score, images[:1], [3])
+    assert "got 2 labels" in refusal(fitted.score, images[:1], ["red", "red"])
+    assert "a label for every image" in refusal(fitted.score, images)
+
+
+def test_a_dataset_of_other_classes_is_refused_and_renamed_ones_are_not(fitted, folder, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("blue sky\ngreen grass\nred rose\n")
+    assert "grass" in refusal(fitted.score, folder, class_names=names)
+    renamed = clone(fitted).fit(folder, class_names=names)
+    assert renamed.classes_.tolist() == ["sky", "grass", "rose"]
+    assert renamed.score(folder, class_names=names) <= 1
+    assert "blue" in refusal(renamed.score, folder)
+
+
+def test_importing_the_package_is_light():
+    assert_clean(
+        run_python(
+            """
+            import sys
+
+            import coop_jax
+
+            heavy = {"jax", "flax", "numpy", "sklearn", "PIL", "grain", "tensorflow_datasets"}
+            assert not heavy & set(sys.modules), heavy & set(sys.modules)
+            assert not hasattr(coop_jax, "Clasifier")
+            from coop_jax import Classifier
+
+            assert Classifier is coop_jax.Classifier
+            assert Classifier("tiny").shots == 16
+            assert not {"torch", "tensorflow"} & set(sys.modules)
+            """
+        )
+    )
