@@ -52,8 +52,11 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
 
-    def predict(self, images: Images) -> Predictions:
+    def predict(self, images: Images | Examples) -> Predictions:
         """The probabilities of the images that can be read, and what is wrong with the others.
+
+        Args:
+            images: a list, as `memory.examples` takes it, or a split of a dataset.
 
         Raises:
             InputError: what is given are no images.
@@ -99,9 +102,11 @@ class Predictor:
             found.append(self._scorer.logits(padded)[: len(part)])
         return np.concatenate(found)
 
-    def _examine(self, images: Images) -> tuple[Examples, dict[int, str], np.ndarray]:
+    def _examine(self, images: Images | Examples) -> tuple[Examples, dict[int, str], np.ndarray]:
         """The images, what is wrong with those that cannot be read, and the others' logits."""
-        examples = replace(memory.examples(images, split="test"), cache=ImageCache(0))
+        if not isinstance(images, Examples):
+            images = memory.examples(images, split="test")
+        examples = replace(images, cache=ImageCache(0))
         forgiving = memory.Forgiving(examples)
         encoded = self._encode(forgiving)
         failures = dict(sorted(forgiving.failures.items()))

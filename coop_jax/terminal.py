@@ -1,19 +1,24 @@
-"""What the commands share: messages, a progress bar, and how they end."""
+"""What the commands share: messages, a progress bar, new files, and how they end."""
 
 import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from coop_jax.errors import InputError
 
@@ -21,9 +26,18 @@ USER_ERROR = 2
 """Exit code when the input was wrong."""
 
 
+class RateColumn(ProgressColumn):
+    """How many are done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Three digits, or nothing as long as it is not known."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.{2 if speed < 10 else 0}f}/s" if speed else "")
+
+
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator[Progress | None]:
-    """A bar on standard error that counts `unit`, with the time left; None if it is no terminal."""
+    """A bar on standard error that counts `unit`, with rate and time left; None if no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -33,6 +47,7 @@ def progress_bar(unit: str) -> Iterator[Progress | None]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
+        RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -53,6 +68,38 @@ def count_images(total: int, doing: str) -> Iterator[Callable[[int], None]]:
             return
         task = bar.add_task(doing, total=total)
         yield lambda images: bar.update(task, advance=images)
+
+
+def check_new(paths: Iterable[Path]) -> None:
+    """See that files can be written and nothing is lost, before any work is done for them.
+
+    Raises:
+        InputError: one is there already, or its folder is not.
+    """
+    for path in paths:
+        if path.exists() or not path.absolute().parent.is_dir():
+            why = "which is there already" if path.exists() else "whose folder is not there"
+            raise InputError(f"expected a new file to write, got {path}, {why}; name another")
+
+
+def write_new(contents: Mapping[Path, str | bytes]) -> None:
+    """Write new files, each of which is there as a whole or not at all; texts in UTF-8.
+
+    Raises:
+        InputError: one is there already, or cannot be written.
+    """
+    check_new(contents)
+    for path, content in contents.items():
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            unfinished.rename(path)
+        except OSError as error:
+            raise InputError(
+                f"expected a new file to write, got {path} ({error.strerror}); name another"
+            ) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from coop_jax import presets
 from coop_jax.data.official import OFFICIAL
 from coop_jax.results import Result
 
@@ -70,6 +69,8 @@ def find(
 
 def _is_comparable(result: Result, source: str | None) -> bool:
     """Whether the result is of the papers' images and classes, and learned as they learn."""
+    from coop_jax import presets  # brings JAX, which --help can do without
+
     row, config = OFFICIAL.get(result.dataset), result.config
     if row is None or result.dataset not in (config.get("dataset"), *config.get("targets", ())):
         return False

@@ -1,0 +1,148 @@
+"""Accuracy of a prompt on a dataset's labelled images.
+
+  coop_jax evaluate my_prompt photographs
+  coop_jax evaluate my_prompt photographs --csv per_image.csv --png confusion.png
+  coop_jax evaluate my_prompt dtd --classes dataset:dtd --data-dir DATA
+
+The last one is for a prompt that was learned on other classes. Elsewhere than on a terminal only
+accuracy, macro F1 (both in percent) and the number of images are printed, with tabs between name
+and value. Exit code 0: all done; 1: some images could not be read, and the numbers are of the
+others; 2: wrong input.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from coop_jax.commands import options
+from coop_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from coop_jax.commands.loading import Ready
+    from coop_jax.confusion import Confusion
+    from coop_jax.data.examples import Dataset
+
+WORST = 5
+"""Classes that a terminal shows."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    options.add_prompt(parser)
+    parser.add_argument("dataset", help="folder, .csv, .json, or name of the catalogue")
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "val", "train", "all"),
+        help="default test; all is the three together",
+    )
+    parser.add_argument(
+        "--class-names", type=options.path, metavar="FILE", help="lines 'label class name'"
+    )
+    parser.add_argument(
+        "--csv", type=options.path, metavar="FILE", help="save label and prediction of every image"
+    )
+    parser.add_argument(
+        "--png", type=options.path, metavar="FILE", help="save the confusion matrix as a picture"
+    )
+    parser.add_argument(
+        "--json", type=options.path, metavar="FILE", help="save the numbers, of each class too"
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Classify the images of the split; show and save how well that went."""
+    from coop_jax import confusion, terminal
+    from coop_jax.commands import loading
+    from coop_jax.data import catalog
+
+    terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
+    dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
+    ready = loading.ready(chosen)
+    rows, failures = _judge(ready, dataset, chosen.split)
+    code = loading.report_unreadable(failures, len(rows) + len(failures))
+    if not rows:
+        raise InputError(
+            f"expected images that can be read in the {chosen.split} split of {dataset.name}, got"
+            " none; choose another --split"
+        )
+    paths, labels, predicted, *_ = zip(*rows, strict=True)
+    names = ready.classes.names
+    found = confusion.of(labels, predicted, names)
+    if chosen.csv:
+        terminal.write_new({chosen.csv: _csv(rows, names)})
+    if chosen.json:
+        record = {"dataset": dataset.full_name, "split": chosen.split, "unreadable": len(failures)}
+        terminal.write_new({chosen.json: json.dumps(record | found.record(), indent=2) + "\n"})
+    title = f"{dataset.name}, {chosen.split}: {found.accuracy:.1f} % of {len(paths)} images"
+    if chosen.png:
+        terminal.write_new({chosen.png: confusion.png(found, title)})
+    _show(found, title)
+    return code
+
+
+Row = tuple[str, int, int, float, float]
+"""Path, label, predicted label, and the probabilities of both."""
+
+
+def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], list[str]]:
+    """A row for every image that can be read, and what is wrong with the others."""
+    import numpy as np
+
+    from coop_jax.data import memory
+
+    rows: list[Row] = []
+    failures: list[str] = []
+    for name in ("train", "val", "test") if split == "all" else (split,):
+        examples = getattr(dataset, name)
+        if not len(examples):
+            continue
+        wanted = np.asarray(dataset.ids)[examples.labels]
+        try:
+            labels = memory.label_numbers(wanted, ready.classes.ids or ready.classes.names)
+        except InputError as error:
+            raise InputError(f"{error}; --classes dataset:NAME takes those of a dataset") from error
+        found = ready.predictor.predict(examples)
+        failures += found.failures.values()
+        for place, probabilities in zip(found.kept, found.probabilities, strict=True):
+            label, predicted = int(labels[place]), int(probabilities.argmax())
+            both = float(probabilities[label]), float(probabilities[predicted])
+            rows.append((str(examples.file_names[place]), label, predicted, *both))
+    return rows, failures
+
+
+def _csv(rows: list[Row], names: tuple[str, ...]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "predicted", "label_probability", "predicted_probability"))
+    for path, label, predicted, *probabilities in rows:
+        writer.writerow((path, names[label], names[predicted], *probabilities))
+    return text.getvalue()
+
+
+def _show(found: "Confusion", title: str) -> None:
+    if not sys.stdout.isatty():
+        print("accuracy", f"{found.accuracy:.4f}", sep="\t")
+        print("macro_f1", f"{found.macro_f1:.4f}", sep="\t")
+        print("images", found.counts.sum(), sep="\t")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("hardest classes", box=box.SIMPLE_HEAD)
+    for column in ("accuracy", "images"):
+        table.add_column(column, justify="right")
+    table.add_column("mostly taken for")
+    for worst in found.hardest(WORST):
+        mostly = worst.mistaken_for or ""
+        shown = f"{worst.accuracy:.1f} %", str(worst.images), escape(mostly)
+        table.add_row(escape(worst.name), *shown)
+    console = Console(highlight=False)
+    console.print(f"{title}; macro F1 {found.macro_f1:.1f} %", markup=False)
+    if table.row_count:
+        console.print(table)

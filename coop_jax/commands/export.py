@@ -1,0 +1,78 @@
+"""Write a prompt for other software; the ending says for which.
+
+  coop_jax export my_prompt weights.safetensors      class weights: PyTorch, NumPy, anything
+  coop_jax export my_prompt classifier.stablehlo     all of the classifier: jax.export
+  coop_jax export my_prompt model.pth.tar-50         the official CoOp or CoCoOp code
+
+.safetensors: the tensor "weight", float32 [classes, embedding], rows of length one; the metadata
+has "classes" (JSON), "logit_scale" and "backbone". The logits are logit_scale times the product
+with image features of length one. CoCoOp has no such weights, since its texts depend on the image.
+
+.stablehlo: a program for CPU, GPU (CUDA) and TPU that holds the CLIP's image tower (350 MB of
+ViT-B/16 in float32): uint8 pixels [batch, size, size, 3] to float32 logits [batch, classes]; a
+.json beside it names classes and pixels.
+"""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from coop_jax.commands import options
+from coop_jax.errors import InputError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    options.add_prompt(parser)
+    parser.add_argument(
+        "file", type=options.path, help="new file: .safetensors, .stablehlo or .pth.tar-EPOCHS"
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Write the file."""
+    from coop_jax import terminal
+
+    path: Path = chosen.file
+    is_official = re.search(r"\.pth\.tar-\d+$", path.name)
+    if not is_official and path.suffix not in (".safetensors", ".stablehlo"):
+        raise InputError(
+            f"expected a file that ends in .safetensors, .stablehlo or .pth.tar-EPOCHS, got {path};"
+            " name it so"
+        )
+    written = [path, path.with_suffix(".json")] if path.suffix == ".stablehlo" else [path]
+    terminal.check_new(written)
+    if is_official:
+        _official(chosen)
+    else:
+        _export(chosen)
+    for one in written:
+        print(f"saved {one}")
+    return 0
+
+
+def _official(chosen: argparse.Namespace) -> None:
+    from coop_jax import official, prompt
+
+    if chosen.classes is not None:
+        raise InputError(
+            "expected no --classes with a file of the official code, which takes them from its"
+            f" dataset, got {chosen.classes}; leave it out"
+        )
+    learned = prompt.load(chosen.prompt)
+    official.write(learned, chosen.file)
+    print("use it with", shlex.join(official.options(learned)))
+
+
+def _export(chosen: argparse.Namespace) -> None:
+    from coop_jax import export
+    from coop_jax.commands import loading
+
+    ready = loading.ready(chosen)
+    said = {"class_names": ready.classes.names, "backbone": ready.prompt.backbone}
+    if chosen.file.suffix == ".safetensors":
+        weights = export.class_weights(ready.method, ready.clip)
+        export.save_class_weights(chosen.file, weights, clip=ready.clip, **said)
+    else:
+        export.save_program(chosen.file, export.program(ready.method, ready.clip), **said)

@@ -1,0 +1,62 @@
+r"""Make a prompt of what the official CoOp or CoCoOp code saved.
+
+  coop_jax import output/.../prompt_learner/model.pth.tar-50 my_prompt --clip RN50 \
+      --classes dataset:dtd --data-dir DATA
+
+The file says neither which CLIP nor which classes it was learned with, so name them.
+PyTorch is not needed.
+"""
+
+import argparse
+
+from coop_jax.commands import options
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("file", type=options.path, help="prompt_learner/model.pth.tar-EPOCHS")
+    parser.add_argument("prompt", type=options.path, help="new folder for the prompt")
+    options.add_clip(parser, "the CLIP it was learned with, e.g. RN50 or ViT-B/16", required=True)
+    parser.add_argument(
+        "--classes",
+        required=True,
+        metavar="CLASSES",
+        help=f"the classes it was learned on, in the order of the labels ({options.CLASSES})",
+    )
+    options.add_data(parser)
+    parser.add_argument(
+        "--class-token-position",
+        default="end",
+        choices=("end", "middle", "front"),
+        help="TRAINER.COOP.CLASS_TOKEN_POSITION of the training; default end",
+    )
+    parser.add_argument(
+        "--context-init",
+        default="",
+        metavar="PHRASE",
+        help="TRAINER.COOP.CTX_INIT or TRAINER.COCOOP.CTX_INIT of the training",
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Read the file and save it as a prompt."""
+    from coop_jax import official, prompt
+    from coop_jax.clip import source
+    from coop_jax.commands import loading
+
+    classes = loading.read_classes(chosen.classes, chosen.data_dir)
+    clip, _ = loading.load_clip(chosen.clip, chosen)
+    kind, _, dataset = chosen.classes.partition(":")
+    learned = official.read(
+        chosen.file,
+        clip=clip,
+        backbone=source.backbone(chosen.clip),
+        class_names=classes.names,
+        class_ids=classes.ids,
+        class_token_position=chosen.class_token_position,
+        context_init=chosen.context_init,
+        dataset=dataset if kind == "dataset" else None,
+    )
+    prompt.save(learned, chosen.prompt)
+    print(f"saved {chosen.prompt}: {learned.method}, {len(classes.names)} classes")
+    return 0

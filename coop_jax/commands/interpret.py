@@ -1,0 +1,84 @@
+"""Words nearest to what a prompt has learned, with their distances.
+
+  coop_jax interpret my_prompt
+  coop_jax interpret my_class_specific_prompt --class cat --top 5
+
+Distances are Euclidean, between a context vector and the embeddings of CLIP's vocabulary, as in
+the CoOp paper's Table 4.
+Elsewhere than on a terminal there is a line per vector and word: vector, word and distance, with
+tabs between them, and the class in front where every class has its own context.
+"""
+
+import argparse
+import sys
+
+from coop_jax.commands import options
+from coop_jax.errors import InputError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    options.add_prompt(parser, classes=False)
+    parser.add_argument(
+        "--top", type=options.positive, default=3, metavar="K", help="words per vector; default 3"
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="only this class, of a context that every class has of its own",
+    )
+    parser.add_argument(
+        "--all-tokens", action="store_true", help="pieces of words, numbers and signs as well"
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Show the nearest words."""
+    import jax.numpy as jnp
+    from rich.console import Console
+
+    from coop_jax import interpret, prompt
+    from coop_jax.commands import loading
+
+    learned = prompt.load(chosen.prompt)
+    if "context" not in learned.learned:
+        raise InputError(
+            f"expected a prompt with context vectors, got one of {learned.method}, which has"
+            f" {', '.join(learned.learned)}; choose another"
+        )
+    contexts = {None: learned.learned["context"]}
+    if "context" in learned.per_class:
+        contexts = dict(zip(learned.class_names, learned.learned["context"], strict=True))
+    if chosen.class_name is not None:
+        contexts = _only(contexts, chosen.class_name)
+    name = chosen.clip or learned.backbone
+    clip, tokenizer = loading.load_clip(name, chosen)
+    learned.check_backbone(clip, name)
+    for class_name, context in contexts.items():
+        words = interpret.nearest_words(
+            clip, tokenizer, jnp.asarray(context), chosen.top, whole_words=not chosen.all_tokens
+        )
+        if sys.stdout.isatty():
+            title = "nearest words" + f", context of {class_name!r}" * (class_name is not None)
+            Console().print(interpret.table(words, title))
+            continue
+        for number, nearest in enumerate(words, start=1):
+            for word, distance in ((near.word, near.distance) for near in nearest):
+                front = () if class_name is None else (class_name,)
+                print(*front, number, word, f"{distance:.4f}", sep="\t")
+    return 0
+
+
+def _only(contexts: dict, class_name: str) -> dict:
+    from coop_jax.data.listing import some, spoken
+
+    (wanted,) = spoken([class_name])
+    found = {name: context for name, context in contexts.items() if name == wanted}
+    if not found:
+        names = [name for name in contexts if name is not None]
+        raise InputError(
+            f"expected one of the classes that have a context of their own ({some(names)}), got"
+            f" {class_name!r}; name one, or leave --class out"
+        )
+    return found

@@ -1,0 +1,153 @@
+"""What the commands load: a prompt with its CLIP and classes, class names, images."""
+
+import argparse
+import dataclasses
+import functools
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coop_jax import clip as clip_package
+from coop_jax import parallel, prompt
+from coop_jax.classifier import DEFAULT
+from coop_jax.config import DTYPES
+from coop_jax.data import catalog
+from coop_jax.data.listing import IMAGE_SUFFIXES, is_image
+from coop_jax.errors import InputError
+from coop_jax.predictor import Predictor
+from coop_jax.prompt import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Class names, what identifies each of them, and those that several may have."""
+
+    names: tuple[str, ...]
+    ids: tuple[str, ...] | None = None
+    repeated: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A prompt that is ready to classify images: its method, with the CLIP and the classes."""
+
+    prompt: Prompt
+    clip: clip_package.CLIP
+    method: Any
+    classes: Classes
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """What classifies images."""
+        size = DEFAULT["encode_batch_size"]
+        return Predictor(self.method, self.clip, encode_batch_size=size)
+
+
+def load_clip(name: str, chosen: argparse.Namespace) -> tuple[clip_package.CLIP, Any]:
+    """A CLIP, as the options say, and its tokenizer."""
+    dtype, tokenizer = DTYPES[chosen.dtype], chosen.tokenizer or None
+    return clip_package.load(name, dtype=dtype, tokenizer=tokenizer)
+
+
+def ready(chosen: argparse.Namespace) -> Ready:
+    """The prompt of the options, ready to use.
+
+    Raises:
+        InputError: no such prompt or CLIP, another CLIP than its own, or classes that do not fit.
+    """
+    learned = prompt.load(chosen.prompt)
+    classes = Classes(learned.class_names, learned.class_ids)
+    if chosen.classes is not None:
+        classes = read_classes(chosen.classes, chosen.data_dir)
+    name = chosen.clip or learned.backbone
+    clip, tokenizer = load_clip(name, chosen)
+    method = learned.for_classes(
+        clip,
+        tokenizer,
+        classes.names,
+        class_ids=classes.ids,
+        repeated=classes.repeated,
+        backbone=name,
+        shards=parallel.create_mesh().size,
+    )
+    return Ready(learned, clip, method, classes)
+
+
+def read_classes(text: str, data_dir: str | None) -> Classes:
+    """The classes that `options.CLASSES` describes.
+
+    Raises:
+        InputError: the text is none of these, or the file or dataset cannot be read.
+    """
+    kind, _, name = text.partition(":")
+    if kind == "dataset" and name:
+        dataset = catalog.load(name, data_dir)
+        return Classes(dataset.class_names, dataset.ids, dataset.repeated)
+    path = Path(text).expanduser()
+    if path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"expected a file of class names, got {path} ({error}); save it as UTF-8"
+            ) from error
+    else:
+        names = text.split(",")
+        if len(names) < 2:
+            raise InputError(
+                f"expected classes as a,b,c, a file of one name per line or dataset:NAME, got"
+                f" {text!r}, which is no file; name at least two, with a comma between them"
+            )
+    return Classes(tuple(name.strip() for name in names if name.strip()))
+
+
+def find_images(names: Sequence[str]) -> list[str]:
+    """The paths of image files: those named, those in named folders, those that patterns match.
+
+    A folder is searched with all folders below it, in sorted order; hidden files and folders are
+    passed over, and so are files that are no images by their names. A file that is named or matched
+    is taken as it is. Every path is listed once.
+
+    Raises:
+        InputError: a name is neither file nor folder, a pattern matches nothing, or a folder has no
+            images.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        path = os.path.expanduser(name)
+        matched = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not matched:
+            what = "that matches a file" if glob.has_magic(name) else "of an image or a folder"
+            raise InputError(f"expected a name {what}, got {name!r}; correct it")
+        images = [image for one in matched for image in _below(one)]
+        if not images:
+            raise InputError(
+                f"expected images ({', '.join(IMAGE_SUFFIXES)}) in {name}, got none; name another"
+                " folder"
+            )
+        found |= dict.fromkeys(images)
+    return list(found)
+
+
+def _below(path: str) -> list[str]:
+    """A file itself, or the images in a folder and in those below it."""
+    if not os.path.isdir(path):
+        return [path]
+    found = []
+    for folder, below, files in os.walk(path):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        shown = (name for name in sorted(files) if is_image(name) and not name.startswith("."))
+        found += [os.path.join(folder, name) for name in shown]
+    return found
+
+
+def report_unreadable(failures: Sequence[str], of: int) -> int:
+    """Say on standard error what could not be read; the exit code: 1 if there is any."""
+    for line in failures:
+        print(line, file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {of} images could not be read", file=sys.stderr)
+    return 1 if failures else 0

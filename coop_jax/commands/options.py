@@ -1,0 +1,61 @@
+"""Arguments that several commands have, and readers of their values."""
+
+import argparse
+from pathlib import Path
+
+CLASSES = "a,b,c: these; FILE: one per line; dataset:NAME: those of a dataset"
+
+
+def add_prompt(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
+    """A saved prompt, and what else it takes to use it."""
+    parser.add_argument("prompt", help="folder of a prompt, or its hub id user/name")
+    add_clip(parser, "the CLIP it was learned with, where that has another name or place here")
+    if classes:
+        parser.add_argument(
+            "--classes",
+            metavar="CLASSES",
+            help=f"the classes to tell apart, if not those it was learned on ({CLASSES})",
+        )
+        add_data(parser)
+
+
+def add_clip(
+    parser: argparse.ArgumentParser,
+    text: str,
+    default: str | None = None,
+    *,
+    required: bool = False,
+) -> None:
+    """A CLIP, where its tokenizer lies and what it computes in."""
+    parser.add_argument("--clip", default=default, required=required, metavar="NAME", help=text)
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        metavar="FOLDER",
+        help="the tokenizer's files, if not beside the CLIP's weights",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="what the CLIP computes in; default float32",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Where datasets lie."""
+    parser.add_argument(
+        "--data-dir", metavar="FOLDER", help="where named datasets lie; default $TFDS_DATA_DIR"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def path(text: str) -> Path:
+    """A path, with ~ as the home folder."""
+    return Path(text).expanduser()

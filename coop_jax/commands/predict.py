@@ -1,0 +1,92 @@
+"""Class and probability of images: files, folders, patterns.
+
+  coop_jax predict my_prompt cat.jpg
+  coop_jax predict my_prompt folder/ 'more/*.jpg' --top 5 --csv predictions.csv
+  coop_jax predict my_prompt folder/ --classes cat,dog,hen
+
+On a terminal a table; elsewhere a line per image (and class, with --top): path, class and
+probability, with tabs between them. Exit code 0: all done; 1: some images could not be read, as
+standard error says line by line, and the others are done; 2: wrong input.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+
+from coop_jax.commands import options
+
+Row = tuple[str, int, str, float]
+"""Path, rank from 1, class and probability."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    options.add_prompt(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
+    parser.add_argument(
+        "--top", type=options.positive, default=1, metavar="K", help="the K likeliest classes"
+    )
+    parser.add_argument("--csv", type=options.path, metavar="FILE", help="save a table here")
+    parser.add_argument("--json", type=options.path, metavar="FILE", help="save as JSON here")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Classify the images and show or save what is found."""
+    from coop_jax import terminal
+    from coop_jax.commands import loading
+
+    terminal.check_new([path for path in (chosen.csv, chosen.json) if path])
+    paths = loading.find_images(chosen.images)
+    ready = loading.ready(chosen)
+    found = ready.predictor.predict(paths)
+    rows: list[Row] = []
+    for place, probabilities in zip(found.kept, found.probabilities, strict=True):
+        likeliest = (-probabilities).argsort(kind="stable")[: chosen.top]
+        for rank, label in enumerate(likeliest, start=1):
+            name = ready.classes.names[label]
+            rows.append((paths[place], rank, name, float(probabilities[label])))
+    failures = {paths[place]: line for place, line in found.failures.items()}
+    if chosen.csv:
+        terminal.write_new({chosen.csv: _csv(rows)})
+    if chosen.json:
+        terminal.write_new({chosen.json: _json(rows, failures)})
+    _show(rows)
+    return loading.report_unreadable(list(failures.values()), len(paths))
+
+
+def _show(rows: Sequence[Row]) -> None:
+    if not sys.stdout.isatty():
+        for path, _, name, probability in rows:
+            print(path, name, f"{probability:.6f}", sep="\t")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("image", "class", box=box.SIMPLE_HEAD)
+    table.add_column("probability", justify="right")
+    for path, rank, name, probability in rows:
+        table.add_row(escape(path) if rank == 1 else "", escape(name), f"{probability:.1%}")
+    Console().print(table)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "rank", "class", "probability"))
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json(rows: Sequence[Row], failures: dict[str, str]) -> str:
+    """A list of an object per image: its classes, or else what is wrong with it."""
+    images: dict[str, dict] = {}
+    for path, _, name, probability in rows:
+        image = images.setdefault(path, {"path": path, "classes": []})
+        image["classes"].append({"class": name, "probability": probability})
+    wrong = [{"path": path, "error": line} for path, line in failures.items()]
+    return json.dumps([*images.values(), *wrong], indent=2, ensure_ascii=False) + "\n"

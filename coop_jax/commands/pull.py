@@ -1,0 +1,26 @@
+"""Download a prompt from the Hugging Face hub into a new folder.
+
+  coop_jax pull user/name my_prompt
+
+The other commands take user/name in place of a folder as well.
+"""
+
+import argparse
+
+from coop_jax.commands import options
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("repository", help="user/name")
+    parser.add_argument("prompt", type=options.path, help="new folder for the prompt")
+    parser.add_argument("--revision", help="a branch, tag or commit; default the latest")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Download, and copy from the hub's cache."""
+    from coop_jax import hub, prompt
+
+    prompt.save(prompt.load(hub.pull(chosen.repository, chosen.revision)), chosen.prompt)
+    print(f"saved {chosen.prompt}")
+    return 0

@@ -1,0 +1,342 @@
+"""The command family as its users type it: what is said, what is written, and how it ends."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from makers import coop_data, openai_tensors, write_image
+from PIL import Image
+from safetensors.numpy import save_file
+from test_imports import assert_clean, run_python
+
+from coop_jax import Classifier, commands, prompt
+from coop_jax.__main__ import main
+from coop_jax.clip import source
+from coop_jax.commands import forwarded
+from coop_jax.data import catalog
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+FIT = ("--clip=tiny", "--shots=all", "--epochs=40", "--learning-rate=0.02", "--set", "n_ctx=4")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images of three colours, as {train,test}/<class>/*.png."""
+    root, rng = tmp_path_factory.mktemp("data") / "colours", np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 4)):
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                write_image(root / split / name / f"{number}.png", rng, colour)
+    return root
+
+
+class Terminal(io.StringIO):
+    """What says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
+    """A prompt that knows the colours, and what a terminal has shown of its making."""
+    folder, shown = tmp_path_factory.mktemp("prompts") / "mine", Terminal()
+    with contextlib.redirect_stdout(shown):
+        assert main(["fit", str(data), str(folder), *FIT, "--seed=2"]) == 0
+    return folder, shown.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def mine(fitted):
+    return fitted[0]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; its exit code, the lines on standard output and those on standard error."""
+
+    def run_command(*words):
+        capsys.readouterr()
+        code = main(list(map(str, words)))
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return run_command
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command that must end with one line and exit code 2; that line."""
+
+    def run_refused(*words):
+        code, out, err = run(*words)
+        assert (code, out) == (2, []), err
+        (line,) = err
+        assert line.startswith("error: ") and "expected" in line, line
+        return line
+
+    return run_refused
+
+
+def test_help_is_there_without_heavy_imports():
+    own = "jax flax numpy PIL sklearn matplotlib transformers grain rich absl safetensors"
+    code = f"""
+        import sys
+
+        from coop_jax import commands
+        from coop_jax.__main__ import main
+
+        def refuse_heavy(*names):
+            heavy = set(names) & set(sys.modules)
+            assert not heavy, (sys.argv, heavy)
+
+        assert main([]) == 0
+        for words in ([], ["run"], *([name] for name in commands.MODULES)):
+            try:
+                assert main([*words, "--help"]) == 0
+            except SystemExit as end:
+                assert end.code == 0
+            refuse_heavy(*"{own}".split())
+        for name in ("sweep", "check", "prepare"):
+            try:
+                main([name, "--help"])
+            except SystemExit as end:
+                assert end.code == 0
+            refuse_heavy("jax", "flax", "sklearn", "matplotlib", "transformers")
+        """
+    assert_clean(run_python(code))
+
+
+def test_help_begins_with_the_common_cases_and_lists_all_commands(run):
+    code, out, _ = run()
+    assert code == 0
+    examples = [line for line in out if line.startswith("  coop_jax ")]
+    names = [line.split()[0] for line in out[out.index("All commands:") + 2 :] if line[:2] == "  "]
+    assert out.index(examples[0]) < out.index("All commands:")
+    assert names[:13] == [*commands.MODULES, *forwarded.COMMANDS]
+    assert {example.split()[1] for example in examples} <= set(names)
+
+
+def test_the_help_of_run_names_every_flag(run):
+    from coop_jax import main as experiments
+
+    code, out, _ = run("run", "--help")
+    flags = experiments.flags.FLAGS.flags_by_module_dict()[experiments.__name__]
+    assert code == 0 and flags
+    assert {flag.name for flag in flags} <= set(re.findall(r"--(\w+)", "\n".join(out)))
+
+
+def test_other_commands_get_their_arguments(run, refused, tmp_path):
+    coop_data(tmp_path, ["dtd"])
+    code, out, _ = run("check", "dtd", "--quick", "--data_dir", tmp_path)
+    assert code == 1 and any("dtd" in line for line in out)
+    assert "absent" in refused("report", tmp_path / "absent")
+    assert "absent" in refused("prepare", tmp_path / "absent")
+    assert "absent" in refused("sweep", "absent.py", f"--workdir={tmp_path / 'sweep'}")
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--config=configs/quickstart.py"])
+    assert end.value.code == 2
+
+
+def test_fit_says_how_good_it_is_and_what_comes_next(data, fitted):
+    folder, shown = fitted
+    score = Classifier.load(folder).score(data)
+    assert shown[:3] == [
+        f"saved {folder}: coop, 3 classes",
+        f"accuracy on the test images: {score:.1%}",
+        "",
+    ]
+    assert f"coop_jax predict {folder}" in shown[3] and score > 0.5
+    learned = prompt.load(folder)
+    record = learned.training
+    assert (learned.backbone, learned.settings["n_ctx"]) == ("tiny", 4)
+    assert (record["shots"], record["images"], record["seed"], record["epochs"]) == (None, 9, 2, 40)
+    assert record["optimizer"]["learning_rate"] == 0.02
+
+
+def test_fit_refuses_before_it_learns(data, mine, tmp_path, refused):
+    assert "holds something" in refused("fit", data, mine, *FIT)
+    new = tmp_path / "new"
+    assert "n_ctx" in refused("fit", data, new, *FIT, "--set", "nctx=4")
+    assert "n_ctx as int" in refused("fit", data, new, *FIT, "--set", "n_ctx=four")
+    assert "class_specific as bool" in refused("fit", data, new, *FIT, "--set", "class_specific=1")
+    assert "cop" in refused("fit", data, new, *FIT, "--method", "cop")
+    assert "has nothing to save" in refused(
+        "fit", data, new, "--clip=tiny", "--method=zero_shot", "--shots=1"
+    )
+    assert not new.exists()
+    with pytest.raises(SystemExit) as end:
+        main(["fit", str(data), str(new), "--shots", "few"])
+    assert end.value.code == 2
+
+
+def test_predict_prints_lines_for_other_programs(data, mine, run):
+    code, out, err = run("predict", mine, data / "test")
+    assert (code, err) == (0, [])
+    paths = sorted((data / "test").glob("*/*.png"))
+    expected = Classifier.load(mine).predict_proba(paths)
+    rows = [line.split("\t") for line in out]
+    assert [row[0] for row in rows] == list(map(str, paths))
+    assert [row[1] for row in rows] == [list(COLOURS)[row.argmax()] for row in expected]
+    np.testing.assert_allclose([float(row[2]) for row in rows], expected.max(axis=1), atol=1e-5)
+
+
+def test_predict_finds_files_folders_and_patterns_once(data, mine, run, tmp_path, monkeypatch):
+    names = ("b/[1].JPG", "b/c/2.png", "a.jpeg", ".hidden/3.png", "b/.4.png")
+    for name in names:
+        write_image(tmp_path / name, np.random.default_rng(0))
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("predict", mine, "a.jpeg", ".", "b/[[]1].*", "b/[1].JPG", "b/?")
+    assert code == 0
+    found = [line.split("\t")[0] for line in out]
+    assert found == ["a.jpeg", "./a.jpeg", "./b/[1].JPG", "./b/c/2.png", "b/[1].JPG", "b/c/2.png"]
+
+
+def test_predict_does_the_rest_and_saves_it(data, mine, run, refused, tmp_path):
+    broken, files = data / "test" / "red" / "broken.jpg", (tmp_path / "p.csv", tmp_path / "p.json")
+    options = ("--top", "2", "--csv", files[0], "--json", files[1])
+    broken.write_text("no image")
+    try:
+        code, out, err = run("predict", mine, data / "test" / "red", *options)
+    finally:
+        broken.unlink()
+    assert code == 1 and len(out) == 8
+    assert "broken.jpg" in err[0] and err[1:] == ["1 of 5 images could not be read"]
+    rows = list(csv.DictReader(files[0].read_text().splitlines()))
+    images = json.loads(files[1].read_text())
+    assert [row["rank"] for row in rows] == ["1", "2"] * 4
+    assert images.pop() == {"path": str(broken), "error": err[0]}
+    flat = [(image["path"], *found.values()) for image in images for found in image["classes"]]
+    assert flat == [(row["path"], row["class"], float(row["probability"])) for row in rows]
+    before = [file.read_bytes() for file in files]
+    for option in (("--csv", files[0]), ("--json", files[1])):
+        assert "new file" in refused("predict", mine, data / "test", *option)
+    assert "folder" in refused("predict", mine, data, "--csv", tmp_path / "absent" / "p.csv")
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_predict_shows_a_table_on_a_terminal(data, mine, run, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.chdir(data)
+    code, out, _ = run("predict", mine, "test/blue/0.png", "--top", "3")
+    assert code == 0 and re.search(r"test/blue/0.png +blue +\d+\.\d%", "\n".join(out))
+
+
+@pytest.mark.parametrize("kind", ["list", "file", "dataset"])
+def test_other_classes_are_told_apart(kind, data, mine, run, tmp_path):
+    (tmp_path / "names.txt").write_text("\ufeffred\n\nblue \n", encoding="utf-8")
+    for name in ("red", "blue"):
+        for number in range(4):
+            path = tmp_path / "two" / name / f"{number}.png"
+            write_image(path, np.random.default_rng(0))
+    given = {"list": "blue, red", "file": tmp_path / "names.txt"}
+    classes = given.get(kind, f"dataset:{tmp_path / 'two'}")
+    image = data / "test" / "green" / "0.png"
+    code, out, _ = run("predict", mine, image, "--top=5", "--classes", classes)
+    assert code == 0
+    found = {line.split("\t")[1]: float(line.split("\t")[2]) for line in out}
+    expected = Classifier.load(mine, class_names=["blue", "red"]).predict_proba([image])[0]
+    assert set(found) == {"blue", "red"} and found["blue"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_predict_refuses_what_is_no_input(data, mine, refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    image = data / "test" / "red" / "0.png"
+    assert "absent.jpg" in refused("predict", mine, image, "absent.jpg")
+    assert "matches a file" in refused("predict", mine, str(tmp_path / "*.jpg"))
+    assert ".jpeg" in refused("predict", mine, tmp_path / "empty")
+    assert "which is not there" in refused("predict", tmp_path / "absent", image)
+    assert "which is no file" in refused("predict", mine, image, "--classes=names.txt")
+    assert "different class names" in refused("predict", mine, image, "--classes=red,green,red")
+    save_file(openai_tensors(), tmp_path / "other.safetensors")
+    other = ("--clip", tmp_path / "other.safetensors", "--tokenizer", source.EMBEDDED_FOLDER)
+    line = refused("predict", mine, image, *other)
+    assert "learned with, tiny" in line and f"got {tmp_path / 'other.safetensors'}" in line
+    for words in (["--top", "0"], ["--dtype", "float64"], []):
+        with pytest.raises(SystemExit) as end:
+            main(["predict", str(mine), *words])
+        assert end.value.code == 2
+
+
+def test_evaluate_agrees_with_the_classifier(data, mine, run, tmp_path):
+    table, picture, numbers = (tmp_path / f"out.{ending}" for ending in ("csv", "png", "json"))
+    saved = ("--csv", table, "--png", picture, "--json", numbers)
+    code, out, err = run("evaluate", mine, data, "--classes=red,violet,green,blue", *saved)
+    assert (code, err) == (0, [])
+    classifier = Classifier.load(mine, class_names=["red", "violet", "green", "blue"])
+    shown = dict(line.split("\t") for line in out)
+    assert shown["images"] == "12"
+    assert float(shown["accuracy"]) == pytest.approx(100 * classifier.score(data), abs=1e-4)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    paths = [data / row["path"] for row in rows]
+    probabilities = classifier.predict_proba(paths)
+    assert [row["label"] for row in rows] == [path.parent.name for path in paths]
+    assert [row["predicted"] for row in rows] == classifier.predict(paths).tolist()
+    got = [float(row["predicted_probability"]) for row in rows]
+    np.testing.assert_allclose(got, probabilities.max(axis=1), atol=1e-5)
+    columns = [classifier.classes_.tolist().index(row["label"]) for row in rows]
+    got = [float(row["label_probability"]) for row in rows]
+    np.testing.assert_allclose(got, probabilities[np.arange(12), columns], atol=1e-5)
+    record = json.loads(numbers.read_text())
+    assert (record["split"], record["images"], record["unreadable"]) == ("test", 12, 0)
+    assert [one["class"] for one in record["classes"]] == ["red", "green", "blue"]
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert record["accuracy"] == pytest.approx(100 * right / 12)
+    with Image.open(picture) as image:
+        assert image.format == "PNG" and min(image.size) > 500
+
+
+def test_evaluate_leaves_out_what_cannot_be_read(data, mine, run, monkeypatch):
+    broken = data / "train" / "blue" / "broken.png"
+    broken.write_text("no image")
+    try:
+        code, out, err = run("evaluate", mine, data, "--split=all")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        _, table, _ = run(
+            "evaluate", mine, data, "--split=train", "--classes=red,violet,green,blue"
+        )
+    finally:
+        broken.unlink()
+    assert code == 1 and out[-1] == "images\t21"
+    assert "train/blue/broken.png" in err[0] and err[1] == "1 of 22 images could not be read"
+    assert re.match(r"colours, train: \d+\.\d % of 9 images; macro F1 \d+\.\d %", table[0])
+
+
+def test_evaluate_refuses_other_classes_and_takes_those_of_a_dataset(mine, run, refused, tmp_path):
+    coop_data(tmp_path, ["dtd"], classes=3)
+    dtd = ("dtd", "--data-dir", tmp_path)
+    line = refused("evaluate", mine, *dtd)
+    assert "banded" in line and "--classes dataset:NAME" in line
+    code, out, _ = run("evaluate", mine, *dtd, "--classes", "dataset:dtd", "--split", "val")
+    assert code == 0 and out[-1] == f"images\t{len(catalog.load('dtd', tmp_path).val)}"
+    (tmp_path / "images.csv").write_text("path,label,split\na.png,red,train\nb.png,pink,test\n")
+    assert "pink" in refused("evaluate", mine, tmp_path / "images.csv")
+    existing = tmp_path / "images.csv"
+    assert "new file" in refused("evaluate", mine, *dtd, "--png", existing)
+
+
+def test_a_split_without_images_is_refused(data, mine, refused):
+    assert "val split" in refused("evaluate", mine, data, "--split=val")
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
+def test_whoever_stops_it_sees_no_traceback(error, code, mine):
+    stop = f"raise {error.__name__}"
+    finished = run_python(
+        f"""
+        from coop_jax.__main__ import main
+        from coop_jax.commands import push
+
+        def run(chosen):
+            {stop}
+
+        push.run = run
+        raise SystemExit(main(["push", "mine", "user/name"]))
+        """
+    )
+    assert (finished.returncode, finished.stderr) == (code, "")

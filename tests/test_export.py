@@ -1,0 +1,179 @@
+"""Exported classifiers, used as others would: by PyTorch, and by JAX without this package."""
+
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from makers import refusal
+from PIL import Image
+from safetensors import safe_open
+from test_imports import assert_clean, run_python
+
+from coop_jax import clip as clip_package
+from coop_jax import evaluate, export, methods
+from coop_jax.clip import source
+from coop_jax.data import memory
+from coop_jax.predictor import Predictor
+
+NAMES = ("a red circle", "square", "black star", "seven")
+CASES = {
+    "coop": ("coop", {"n_ctx": 4}),
+    "class_specific": ("coop", {"n_ctx": 2, "class_specific": True}),
+    "cocoop": ("cocoop", {}),
+    "linear_probe": ("linear_probe", {}),
+}
+DOCUMENTED = (Path(__file__).resolve().parents[1] / "docs" / "prompts.md").read_text()
+
+
+def documented(containing):
+    """The one block of Python in docs/prompts.md with this text in it."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENTED, flags=re.DOTALL)
+    (block,) = (block for block in blocks if containing in block)
+    return block
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return clip_package.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def make(clip):
+    """A method of a case, as if it had learned something."""
+
+    def make_case(case):
+        name, settings = CASES[case]
+        method = methods.create(name, *clip, NAMES, settings, seed=3)
+        rng = np.random.default_rng(0)
+        for _, variable in nnx.to_flat_state(nnx.state(method, methods.Learned)):
+            drawn = np.asarray(variable) + 0.1 * rng.normal(size=variable.shape)
+            variable[...] = jnp.asarray(drawn, jnp.float32)
+        return method
+
+    return make_case
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("case", ["coop", "class_specific"])
+def test_class_weights_and_features_make_the_logits(case, make, clip, one_device, tmp_path):
+    method, model = make(case), clip[0]
+    path = tmp_path / "weights.safetensors"
+    weights = export.class_weights(method, model)
+    export.save_class_weights(path, weights, clip=model, class_names=NAMES, backbone="tiny")
+    with safe_open(path, "np") as file:
+        weight, said = file.get_tensor("weight"), file.metadata()
+    assert (weight.dtype, weight.shape) == (np.float32, (4, model.config.embedding))
+    assert json.loads(said["classes"]) == list(NAMES) and said["backbone"] == "tiny"
+    features = np.random.default_rng(2).normal(size=(5, weight.shape[1])).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = evaluate.logits(method, model, features, one_device)
+    got = float(said["logit_scale"]) * unit @ weight.T
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"), [("cocoop", "every image"), ("linear_probe", "scaled cosines")]
+)
+def test_methods_without_class_weights_are_refused(case, expected, make, clip):
+    message = refusal(export.class_weights, make(case), clip[0])
+    assert case in message and expected in message and ".stablehlo" in message
+
+
+def test_programs_give_the_logits_in_a_process_without_this_package(
+    make, clip, one_device, pixels, tmp_path
+):
+    predictor = Predictor(make("coop"), clip[0], encode_batch_size=8)
+    features = predictor.encode(memory.examples(pixels, split="test"))
+    conditional = evaluate.logits(make("cocoop"), clip[0], features, one_device)
+    expected = {"coop": predictor.logits(pixels), "cocoop": conditional}
+    for case in ("coop", "cocoop"):
+        method, path = make(case), tmp_path / f"{case}.stablehlo"
+        exported = export.program(method, clip[0])
+        assert exported.platforms == ("cpu", "cuda", "tpu")
+        beside = export.save_program(path, exported, class_names=NAMES, backbone="tiny")
+        said = json.loads(beside.read_text())
+        assert said["classes"] == list(NAMES) and "[batch, 32, 32, 3]" in said["input"]
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = f"""
+        import sys
+        from pathlib import Path
+
+        import jax.export
+        import numpy as np
+
+        folder = Path({str(tmp_path)!r})
+        pixels = np.load(folder / "pixels.npy")
+        for path in folder.glob("*.stablehlo"):
+            program = jax.export.deserialize(bytearray(path.read_bytes()))
+            np.savez(path.with_suffix(""), one=program.call(pixels[:1]), all=program.call(pixels))
+        assert "coop_jax" not in sys.modules
+        """
+    assert_clean(run_python(code))
+    for case, logits in expected.items():
+        got = np.load(tmp_path / f"{case}.npz")
+        assert got["one"].dtype == np.float32
+        np.testing.assert_allclose(got["one"], logits[:1], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got["all"], logits, rtol=1e-5, atol=1e-4)
+
+
+def test_programs_are_read_and_nothing_is_overwritten(make, clip, pixels, tmp_path):
+    path, said = tmp_path / "all.stablehlo", {"class_names": NAMES, "backbone": "tiny"}
+    exported = export.program(make("coop"), clip[0], platforms=["cpu"])
+    export.save_program(path, exported, **said)
+    content = path.read_bytes()
+    got = export.load_program(path).call(pixels[:2])
+    np.testing.assert_allclose(got, exported.call(pixels[:2]), rtol=1e-6)
+    assert "which is there" in refusal(export.save_program, path, exported, **said)
+    other = tmp_path / "all.safetensors"
+    weights = export.class_weights(make("coop"), clip[0])
+    export.save_class_weights(other, weights, clip=clip[0], **said)
+    refusal(export.save_class_weights, other, weights, clip=clip[0], **said)
+    absent = tmp_path / "nowhere" / "all.stablehlo"
+    assert "whose folder" in refusal(export.save_program, absent, exported, **said)
+    assert path.read_bytes() == content
+    path.write_bytes(content[:1000])
+    assert "damaged" in refusal(export.load_program, path)
+    assert "absent" in refusal(export.load_program, tmp_path / "absent.stablehlo")
+
+
+def test_pytorch_and_transformers_use_the_class_weights(make, clip, pixels, tmp_path):
+    pytest.importorskip("torch", reason="the lines for PyTorch need it")
+    method, image = make("coop"), Image.fromarray(pixels[0])
+    image.save(tmp_path / "cat.png")
+    export.save_class_weights(
+        tmp_path / "weights.safetensors",
+        export.class_weights(method, clip[0]),
+        clip=clip[0],
+        class_names=NAMES,
+        backbone="tiny",
+    )
+    lines = documented("CLIPModel")
+    for name, place in (
+        ("openai/clip-vit-base-patch16", source.EMBEDDED_FOLDER),
+        ("weights.safetensors", tmp_path / "weights.safetensors"),
+        ("cat.jpg", tmp_path / "cat.png"),
+    ):
+        assert name in lines
+        lines = lines.replace(name, str(place))
+    finished = run_python(lines)
+    assert_clean(finished)
+    found = Predictor(method, clip[0], encode_batch_size=8).predict([image]).probabilities[0]
+    got = [line.rsplit(" ", 1) for line in finished.stdout.strip().splitlines()]
+    assert [name for name, _ in got] == list(NAMES)
+    np.testing.assert_allclose([float(share) for _, share in got], found, rtol=1e-4, atol=1e-6)
+
+
+def test_the_documented_lines_run_a_program(make, clip, tmp_path):
+    exported, path = export.program(make("coop"), clip[0]), tmp_path / "classifier.stablehlo"
+    export.save_program(path, exported, class_names=NAMES, backbone="tiny")
+    finished = run_python(documented("deserialize").replace(path.name, str(path)))
+    assert_clean(finished)
+    assert finished.stdout.strip() == "(2, 4)"

@@ -1,0 +1,149 @@
+"""What commands do with a prompt besides classifying: words, other software, the hub."""
+
+import json
+
+import numpy as np
+import pytest
+from makers import image_folder
+from safetensors.numpy import load_file
+from test_commands import refused, run
+from test_hub import server
+
+from coop_jax import clip as clip_package
+from coop_jax import methods, prompt
+from coop_jax.clip import source
+from coop_jax.prompt import Prompt
+
+__all__ = ["refused", "run", "server"]
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return clip_package.load("tiny")[0]
+
+
+@pytest.fixture(scope="module")
+def mine(tiny, tmp_path_factory):
+    """A prompt whose context is as it was drawn."""
+    folder, settings = tmp_path_factory.mktemp("prompts") / "mine", {"n_ctx": 4}
+    tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
+    method = methods.create("coop", tiny, tokenizer, NAMES, settings)
+    said = {"name": "coop", "settings": settings, "clip": tiny, "backbone": "tiny"}
+    prompt.save(prompt.of(method, **said, class_names=NAMES, training={"epochs": 40}), folder)
+    return folder
+
+
+@pytest.fixture
+def class_specific(tiny, tmp_path):
+    """A prompt in which every class has its own context: the embeddings of a word and a number."""
+    tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
+    words = [tokenizer.ids("circle star"), tokenizer.ids("seven square")]
+    learned = Prompt(
+        method="coop",
+        settings={
+            "n_ctx": 2,
+            "class_token_position": "end",
+            "class_specific": True,
+            "context_init": "",
+        },
+        learned={"context": np.asarray(tiny.text.token_embedding[...])[np.asarray(words)]},
+        backbone="tiny",
+        fingerprint=clip_package.fingerprint(tiny),
+        class_names=("cat", "sea lion"),
+        class_ids=("cat", "sea lion"),
+        training={},
+        per_class=("context",),
+    )
+    prompt.save(learned, tmp_path / "specific")
+    return tmp_path / "specific"
+
+
+def test_interpret_names_the_words_of_a_context(mine, tiny, run, monkeypatch):
+    code, out, err = run("interpret", mine, "--top", "2")
+    assert (code, err) == (0, [])
+    rows = [line.split("\t") for line in out]
+    assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3", "4", "4"]
+    tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
+    context, table = prompt.load(mine).learned["context"], tiny.text.token_embedding[...]
+    for number, word, distance in rows:
+        vector = table[tokenizer.words().index(word)]
+        expected = np.linalg.norm(vector - context[int(number) - 1])
+        assert word.isalpha() and float(distance) == pytest.approx(expected, abs=1e-3)
+    _, tokens, _ = run("interpret", mine, "--top", "2", "--all-tokens")
+    assert [row.split("\t")[2] for row in tokens] <= [row[2] for row in rows]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, shown, _ = run("interpret", mine, "--top=1")
+    assert any(f"{rows[0][1]} ({rows[0][2]})" in line for line in shown)
+
+
+def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, mine):
+    code, out, _ = run("interpret", class_specific, "--top=1")
+    assert code == 0
+    assert [line.split("\t")[:3] for line in out] == [
+        ["cat", "1", "circle"],
+        ["cat", "2", "star"],
+        ["sea lion", "1", "seven"],
+        ["sea lion", "2", "square"],
+    ]
+    assert run("interpret", class_specific, "--top=1", "--class=sea_lion")[1] == out[2:]
+    assert "cat, sea lion" in refused("interpret", class_specific, "--class=dog")
+    image = source.EMBEDDED_FOLDER / "README.md"
+    assert "class-specific" in refused("predict", class_specific, image, "--classes=cat,dog")
+    refused("interpret", mine, "--class=red")
+
+
+def test_what_has_no_context_is_not_interpreted(class_specific, refused, tmp_path, tiny):
+    learned = prompt.load(class_specific)
+    probe = {"weight": np.zeros((2, 96), np.float32), "bias": np.zeros(2, np.float32)}
+    fields = {**vars(learned), "method": "linear_probe", "settings": {}, "learned": probe}
+    prompt.save(Prompt(**{**fields, "per_class": ("weight", "bias")}), tmp_path / "probe")
+    assert "bias, weight" in refused("interpret", tmp_path / "probe")
+
+
+def test_export_writes_what_the_ending_says(mine, run, refused, tmp_path):
+    weights, program = tmp_path / "weights.safetensors", tmp_path / "classifier.stablehlo"
+    assert run("export", mine, weights)[:2] == (0, [f"saved {weights}"])
+    assert load_file(weights)["weight"].shape == (3, 96)
+    assert run("export", mine, program, "--classes=red,green,blue")[0] == 0
+    assert program.stat().st_size > 10**6
+    assert json.loads((tmp_path / "classifier.json").read_text())["classes"] == [
+        "red",
+        "green",
+        "blue",
+    ]
+    assert "which is there" in refused("export", mine, weights)
+    program.unlink()
+    assert "classifier.json, which is there" in refused("export", mine, program)
+    assert "ends in" in refused("export", mine, tmp_path / "weights.pt")
+
+
+def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
+    file, again = tmp_path / "prompt_learner" / "model.pth.tar-40", tmp_path / "again"
+    file.parent.mkdir()
+    code, out, _ = run("export", mine, file)
+    assert code == 0 and "TRAINER.COOP.N_CTX 4" in out[0] and "CTX_INIT ''" in out[0]
+    assert "leave it out" in refused("export", mine, tmp_path / "m.pth.tar-1", "--classes=a,b")
+    data = image_folder(tmp_path / "colours", NAMES, 1)
+    given = ("--clip=tiny", f"--classes=dataset:{data}")
+    code, out, _ = run("import", file, again, *given)
+    assert (code, out) == (0, [f"saved {again}: coop, 3 classes"])
+    image = data / "test" / "red" / "0.jpg"
+    assert run("predict", again, image) == run("predict", mine, image)
+    assert prompt.load(again).training["epochs"] == 40
+    assert "absent" in refused("import", tmp_path / "absent", tmp_path / "new", *given)
+    assert "holds something else" in refused("import", file, mine, *given)
+
+
+def test_push_and_pull(server, mine, run, refused, tmp_path):
+    code, out, _ = run("push", mine, "somebody/colours")
+    assert (code, out) == (0, [f"{server.endpoint}/somebody/colours"])
+    pulled = tmp_path / "pulled"
+    assert run("pull", "somebody/colours", pulled)[:2] == (0, [f"saved {pulled}"])
+    for name in ("prompt.json", "prompt.safetensors"):
+        assert (pulled / name).read_bytes() == (mine / name).read_bytes()
+    assert run("interpret", "somebody/colours")[1] == run("interpret", mine)[1]
+    (pulled / "more.txt").write_text("other")
+    assert "absent" in refused("pull", "somebody/absent", tmp_path / "new")
+    assert "as user/name" in refused("push", mine, "colours")
