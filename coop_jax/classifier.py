@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import fitting, parallel, prompt
+from coop_jax import fitting, parallel, prompts
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, memory
 from coop_jax.data.examples import Dataset
@@ -130,7 +130,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         method = fitting.create(config, dataset, clip, tokenizer, seed)
         epochs = fitting.epochs_for(config, dataset, self.shots)
         losses = fitting.learn(method, config, dataset, clip, seed=seed, epochs=epochs)
-        record = prompt.training_record(
+        record = prompts.training_record(
             config,
             dataset=dataset.full_name,
             images=len(dataset.train),
@@ -211,13 +211,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return float(np.average(found == right, weights=sample_weight))
 
     def save(self, folder: PathLike) -> None:
-        """Write the learned prompt into a new folder, as `coop_jax.prompt.save` does.
+        """Write the learned prompt into a new folder, as `coop_jax.prompts.save` does.
 
         Raises:
             InputError: before `fit`; nothing was learned; or the folder will not do.
         """
         self._fitted()
-        learned = prompt.of(
+        learned = prompts.of(
             self.method_,
             name=self._settings["name"],
             settings=self._settings,
@@ -227,7 +227,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             class_ids=self._class_ids,
             training=self.training_,
         )
-        prompt.save(learned, Path(folder))
+        prompts.save(learned, Path(folder))
 
     @classmethod
     def load(
@@ -248,7 +248,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: no such prompt, another CLIP, or class names that do not fit.
         """
-        learned = prompt.load(os.fspath(place))
+        learned = prompts.load(os.fspath(place))
         classifier = cls(
             clip or learned.backbone,
             method=learned.method,

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
-from coop_jax import chunks, encoding, methods, metrics, optim, parallel, prompt, results, train
+from coop_jax import chunks, encoding, methods, metrics, optim, parallel, prompts, results, train
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.data import few_shot, sampling
 from coop_jax.errors import InputError
@@ -92,7 +92,7 @@ class Task:
         if folder.exists() or not parallel.is_first():
             return
         experiment, dataset = self.experiment, self.dataset
-        learned = prompt.of(
+        learned = prompts.of(
             self.method,
             name=experiment.method_name,
             settings=experiment.config["method"],
@@ -100,7 +100,7 @@ class Task:
             backbone=experiment.backbone,
             class_names=dataset.class_names,
             class_ids=dataset.ids,
-            training=prompt.training_record(
+            training=prompts.training_record(
                 experiment.config,
                 dataset=dataset.full_name,
                 images=len(self.examples),
@@ -109,7 +109,7 @@ class Task:
                 epochs=None if experiment.is_closed_form else self.epochs,
             ),
         )
-        prompt.save(learned, folder)
+        prompts.save(learned, folder)
 
     def record(self, targets: Sequence[Target], start: float | None) -> Iterator[results.Result]:
         """Evaluate on each target and record; yields the results as they come.

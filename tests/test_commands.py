@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from test_imports import assert_clean, run_python
 
-from coop_jax import Classifier, commands, prompt
+from coop_jax import Classifier, commands, prompts
 from coop_jax.__main__ import main
 from coop_jax.clip import source
 from coop_jax.commands import forwarded
@@ -151,7 +151,7 @@ def test_fit_says_how_good_it_is_and_what_comes_next(data, fitted):
         "",
     ]
     assert f"coop_jax predict {folder}" in shown[3] and score > 0.5
-    learned = prompt.load(folder)
+    learned = prompts.load(folder)
     record = learned.training
     assert (learned.backbone, learned.settings["n_ctx"]) == ("tiny", 4)
     assert (record["shots"], record["images"], record["seed"], record["epochs"]) == (None, 9, 2, 40)

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from test_imports import assert_clean, run_python
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, export, methods
+from coop_jax import evaluate, methods
 from coop_jax.clip import source
 from coop_jax.data import memory
 from coop_jax.predictor import Predictor
+from coop_jax.prompts import export
 
 NAMES = ("a red circle", "square", "black star", "seven")
 CASES = {

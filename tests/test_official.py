@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from makers import refusal
 from test_golden import cases, create_method, learned, load, relative
 
-from coop_jax import evaluate, methods, official, prompt, torch_file
+from coop_jax import evaluate, methods, prompts
 from coop_jax.errors import InputError
+from coop_jax.prompts import official, torch_file
 
 FILES = Path(__file__).parent / "data" / "official_prompts"
 WIDTH, M = 32, 4
@@ -49,7 +50,7 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
         settings["class_token_position"] = meta["class_token_position"]
         settings["class_specific"] = meta["csc"]
     named = {"clip": clip, "backbone": meta["clip"], "class_names": meta["classnames"]}
-    before = prompt.of(
+    before = prompts.of(
         method, name=meta["method"], settings=settings, training={"epochs": 3}, **named
     )
     path = tmp_path / "prompt_learner" / "model.pth.tar-3"
@@ -59,8 +60,8 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
     after = official.read(path, context_init=meta["ctx_init"] or "", **named)
     assert (after.method, after.settings) == (before.method, before.settings)
     assert after.training["epochs"] == 3
-    prompt.save(after, tmp_path / "folder")
-    again = prompt.load(tmp_path / "folder").for_classes(clip, tokenizer)
+    prompts.save(after, tmp_path / "folder")
+    again = prompts.load(tmp_path / "folder").for_classes(clip, tokenizer)
     features = arrays["image_features"]
     got = evaluate.logits(again, clip, features, one_device)
     np.testing.assert_array_equal(got, evaluate.logits(method, clip, features, one_device))

@@ -14,8 +14,9 @@ from makers import openai_tensors, refusal
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, methods, prompt, prompt_file
+from coop_jax import evaluate, methods, prompts
 from coop_jax.clip import weights
+from coop_jax.prompts import files
 
 OTHERS = ("dog", "cat", "sewing machine")
 KINDS = {
@@ -46,7 +47,7 @@ def made(kind, clip, tokenizer, **named):
     """The method, and the prompt that it has learned."""
     method = learned(kind, clip, tokenizer, **named)
     name, settings = KINDS[kind]
-    return method, prompt.of(
+    return method, prompts.of(
         method,
         name=name,
         settings=settings,
@@ -72,7 +73,7 @@ def assert_same(method, expected):
 @pytest.fixture
 def saved(tmp_path, tiny_clip, tiny_tokenizer):
     """The folder of a class-specific prompt."""
-    prompt.save(made("class-specific", tiny_clip, tiny_tokenizer)[1], tmp_path / "mine")
+    prompts.save(made("class-specific", tiny_clip, tiny_tokenizer)[1], tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -82,9 +83,9 @@ def saved(tmp_path, tiny_clip, tiny_tokenizer):
 )
 def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip, tiny_tokenizer):
     method, before = made(kind, tiny_clip, tiny_tokenizer, dtype=dtype)
-    prompt.save(before, tmp_path / "deep" / "mine")
-    after = prompt.load(tmp_path / "deep" / "mine")
-    for field in dataclasses.fields(prompt.Prompt):
+    prompts.save(before, tmp_path / "deep" / "mine")
+    after = prompts.load(tmp_path / "deep" / "mine")
+    for field in dataclasses.fields(prompts.Prompt):
         if field.name != "learned":
             assert getattr(after, field.name) == getattr(before, field.name)
     assert after.is_class_specific == (kind in ("class-specific", "linear probe"))
@@ -94,7 +95,7 @@ def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip
 
 def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
     method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
-    again = prompt.load(saved).for_classes(tiny_clip, tiny_tokenizer)
+    again = prompts.load(saved).for_classes(tiny_clip, tiny_tokenizer)
     features = np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32)
     np.testing.assert_array_equal(
         evaluate.logits(again, tiny_clip, features, one_device),
@@ -186,15 +187,15 @@ def test_the_fingerprint_depends_on_the_weights_alone(tmp_path):
 def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     other = made("shared", tiny_clip, tiny_tokenizer)[1]
-    assert "holds something else" in refusal(prompt.save, other, saved)
-    prompt.save(prompt.load(saved), saved)
+    assert "holds something else" in refusal(prompts.save, other, saved)
+    prompts.save(prompts.load(saved), saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    refusal(prompt.save, other, tmp_path / "file")
-    refusal(prompt.save, other, tmp_path / "file" / "below")
+    refusal(prompts.save, other, tmp_path / "file")
+    refusal(prompts.save, other, tmp_path / "file" / "below")
     (tmp_path / "empty").mkdir()
-    prompt.save(other, tmp_path / "empty")
-    assert prompt.load(tmp_path / "empty").settings == other.settings
+    prompts.save(other, tmp_path / "empty")
+    assert prompts.load(tmp_path / "empty").settings == other.settings
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "file", "empty"}
 
 
@@ -202,14 +203,14 @@ def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
     found = made("shared", tiny_clip, tiny_tokenizer)[1]
     for value in (float("nan"), np.float32(1)):
         other = dataclasses.replace(found, training={"accuracy": value})
-        refusal(prompt.save, other, tmp_path / "mine")
+        refusal(prompts.save, other, tmp_path / "mine")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
     method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
     named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
-    refusal(prompt.of, method, class_names=CLASS_NAMES, **named)
+    refusal(prompts.of, method, class_names=CLASS_NAMES, **named)
 
 
 def edit(folder, **changes):
@@ -247,7 +248,7 @@ DAMAGES = {
 def test_damaged_prompts(damage, saved):
     change, message = DAMAGES[damage]
     change(saved)
-    assert message in refusal(prompt.load, saved)
+    assert message in refusal(prompts.load, saved)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +260,14 @@ def test_damaged_prompts(damage, saved):
     ],
 )
 def test_tensors_that_are_none(tensors, message, tmp_path, saved):
-    record, _ = prompt_file.read(saved)
+    record, _ = files.read(saved)
     if isinstance(tensors, bytes):
         (saved / "prompt.safetensors").write_bytes(tensors)
         edit(saved, sha256=hashlib.sha256(tensors).hexdigest())
     else:
         saved = tmp_path / "other"
-        prompt_file.write(saved, record | {"per_class": []}, tensors)
-    assert message in refusal(prompt.load, saved)
+        files.write(saved, record | {"per_class": []}, tensors)
+    assert message in refusal(prompts.load, saved)
 
 
 @pytest.mark.parametrize(
@@ -278,10 +279,10 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
     ],
 )
 def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
-    found = dataclasses.replace(prompt.load(saved), **changes)
+    found = dataclasses.replace(prompts.load(saved), **changes)
     refusal(found.for_classes, tiny_clip, tiny_tokenizer, CLASS_NAMES[:3])
 
 
 def test_a_file_is_no_prompt(tmp_path):
     (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
-    assert "a file;" in refusal(prompt.load, tmp_path / "model.pth.tar-50")
+    assert "a file;" in refusal(prompts.load, tmp_path / "model.pth.tar-50")

@@ -10,9 +10,9 @@ from test_commands import refused, run
 from test_hub import server
 
 from coop_jax import clip as clip_package
-from coop_jax import methods, prompt
+from coop_jax import methods, prompts
 from coop_jax.clip import source
-from coop_jax.prompt import Prompt
+from coop_jax.prompts import Prompt
 
 __all__ = ["refused", "run", "server"]
 
@@ -31,7 +31,7 @@ def mine(tiny, tmp_path_factory):
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
     method = methods.create("coop", tiny, tokenizer, NAMES, settings)
     said = {"name": "coop", "settings": settings, "clip": tiny, "backbone": "tiny"}
-    prompt.save(prompt.of(method, **said, class_names=NAMES, training={"epochs": 40}), folder)
+    prompts.save(prompts.of(method, **said, class_names=NAMES, training={"epochs": 40}), folder)
     return folder
 
 
@@ -56,7 +56,7 @@ def class_specific(tiny, tmp_path):
         training={},
         per_class=("context",),
     )
-    prompt.save(learned, tmp_path / "specific")
+    prompts.save(learned, tmp_path / "specific")
     return tmp_path / "specific"
 
 
@@ -66,7 +66,7 @@ def test_interpret_names_the_words_of_a_context(mine, tiny, run, monkeypatch):
     rows = [line.split("\t") for line in out]
     assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3", "4", "4"]
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
-    context, table = prompt.load(mine).learned["context"], tiny.text.token_embedding[...]
+    context, table = prompts.load(mine).learned["context"], tiny.text.token_embedding[...]
     for number, word, distance in rows:
         vector = table[tokenizer.words().index(word)]
         expected = np.linalg.norm(vector - context[int(number) - 1])
@@ -95,10 +95,10 @@ def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, m
 
 
 def test_what_has_no_context_is_not_interpreted(class_specific, refused, tmp_path, tiny):
-    learned = prompt.load(class_specific)
+    learned = prompts.load(class_specific)
     probe = {"weight": np.zeros((2, 96), np.float32), "bias": np.zeros(2, np.float32)}
     fields = {**vars(learned), "method": "linear_probe", "settings": {}, "learned": probe}
-    prompt.save(Prompt(**{**fields, "per_class": ("weight", "bias")}), tmp_path / "probe")
+    prompts.save(Prompt(**{**fields, "per_class": ("weight", "bias")}), tmp_path / "probe")
     assert "bias, weight" in refused("interpret", tmp_path / "probe")
 
 
@@ -131,7 +131,7 @@ def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
     assert (code, out) == (0, [f"saved {again}: coop, 3 classes"])
     image = data / "test" / "red" / "0.jpg"
     assert run("predict", again, image) == run("predict", mine, image)
-    assert prompt.load(again).training["epochs"] == 40
+    assert prompts.load(again).training["epochs"] == 40
     assert "absent" in refused("import", tmp_path / "absent", tmp_path / "new", *given)
     assert "holds something else" in refused("import", file, mine, *given)
 

@@ -12,7 +12,7 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import prompt, protocols, results
+from coop_jax import prompts, protocols, results
 from coop_jax.clip import source
 from coop_jax.data import catalog, sampling
 from coop_jax.errors import InputError
@@ -74,7 +74,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(data, tmp_path):
                 for path in (folder / "metrics" / f"{name}.jsonl" for folder in folders.values())
             ]
             np.testing.assert_allclose(*losses, rtol=1e-5)
-            first, second = (prompt.load(folder / "prompts" / name) for folder in folders.values())
+            first, second = (prompts.load(folder / "prompts" / name) for folder in folders.values())
             context, other = first.learned["context"], second.learned["context"]
             np.testing.assert_allclose(other, context, rtol=0, atol=1e-5 * np.abs(context).max())
             assert first.training["shots"] == shots and first.class_names == second.class_names

@@ -53,21 +53,22 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _official(chosen: argparse.Namespace) -> None:
-    from coop_jax import official, prompt
+    from coop_jax import prompts
+    from coop_jax.prompts import official
 
     if chosen.classes is not None:
         raise InputError(
             "expected no --classes with a file of the official code, which takes them from its"
             f" dataset, got {chosen.classes}; leave it out"
         )
-    learned = prompt.load(chosen.prompt)
+    learned = prompts.load(chosen.prompt)
     official.write(learned, chosen.file)
     print("use it with", shlex.join(official.options(learned)))
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    from coop_jax import export
     from coop_jax.commands import loading
+    from coop_jax.prompts import export
 
     ready = loading.ready(chosen)
     said = {"class_names": ready.classes.names, "backbone": ready.prompt.backbone}

@@ -40,9 +40,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Read the file and save it as a prompt."""
-    from coop_jax import official, prompt
+    from coop_jax import prompts
     from coop_jax.clip import source
     from coop_jax.commands import loading
+    from coop_jax.prompts import official
 
     classes = loading.read_classes(chosen.classes, chosen.data_dir)
     clip, _ = loading.load_clip(chosen.clip, chosen)
@@ -57,6 +58,6 @@ def run(chosen: argparse.Namespace) -> int:
         context_init=chosen.context_init,
         dataset=dataset if kind == "dataset" else None,
     )
-    prompt.save(learned, chosen.prompt)
+    prompts.save(learned, chosen.prompt)
     print(f"saved {chosen.prompt}: {learned.method}, {len(classes.names)} classes")
     return 0

@@ -38,10 +38,10 @@ def run(chosen: argparse.Namespace) -> int:
     import jax.numpy as jnp
     from rich.console import Console
 
-    from coop_jax import interpret, prompt
+    from coop_jax import interpret, prompts
     from coop_jax.commands import loading
 
-    learned = prompt.load(chosen.prompt)
+    learned = prompts.load(chosen.prompt)
     if "context" not in learned.learned:
         raise InputError(
             f"expected a prompt with context vectors, got one of {learned.method}, which has"

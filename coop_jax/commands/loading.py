@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import clip as clip_package
-from coop_jax import parallel, prompt
+from coop_jax import parallel, prompts
 from coop_jax.classifier import DEFAULT
 from coop_jax.config import DTYPES
 from coop_jax.data import catalog
 from coop_jax.data.listing import IMAGE_SUFFIXES, is_image
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
-from coop_jax.prompt import Prompt
+from coop_jax.prompts import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def ready(chosen: argparse.Namespace) -> Ready:
     Raises:
         InputError: no such prompt or CLIP, another CLIP than its own, or classes that do not fit.
     """
-    learned = prompt.load(chosen.prompt)
+    learned = prompts.load(chosen.prompt)
     classes = Classes(learned.class_names, learned.class_ids)
     if chosen.classes is not None:
         classes = read_classes(chosen.classes, chosen.data_dir)

@@ -19,8 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Download, and copy from the hub's cache."""
-    from coop_jax import hub, prompt
+    from coop_jax import prompts
+    from coop_jax.prompts import hub
 
-    prompt.save(prompt.load(hub.pull(chosen.repository, chosen.revision)), chosen.prompt)
+    prompts.save(prompts.load(hub.pull(chosen.repository, chosen.revision)), chosen.prompt)
     print(f"saved {chosen.prompt}")
     return 0

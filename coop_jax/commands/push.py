@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Upload, and say where it is."""
-    from coop_jax import hub
+    from coop_jax.prompts import hub
 
     print(hub.push(chosen.prompt, chosen.repository, private=chosen.private))
     return 0

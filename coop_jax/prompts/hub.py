@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coop_jax import prompt_file
 from coop_jax.clip import source
 from coop_jax.errors import InputError
+from coop_jax.prompts import files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
-FILES = (prompt_file.RECORD, prompt_file.TENSORS, CARD)
+FILES = (files.RECORD, files.TENSORS, CARD)
 ANY_REPOSITORY_HAS = ".gitattributes"
 
 
@@ -33,7 +33,7 @@ def push(
     The model card is the folder's `README.md` or, where there is none, made from the record.
 
     Args:
-        folder: what `coop_jax.prompt.save` wrote.
+        folder: what `coop_jax.prompts.save` wrote.
         repository: "user/name"; a new one, or one with a prompt, of which a new version is made;
             the earlier ones stay in its history.
         private: make a new repository private; otherwise it is as the user or organisation has set.
@@ -47,7 +47,7 @@ def push(
             be reached or does not let us in; a private one is wanted where a public one is.
     """
     folder = Path(folder).expanduser()
-    record, _ = prompt_file.read(folder)
+    record, _ = files.read(folder)
     _check_id(repository)
     api = api or _api()
     try:
@@ -103,7 +103,7 @@ def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = 
         )
     except Exception as error:  # as in push
         raise _refused(f"expected a prompt's folder or hub id, {repository}", error) from error
-    prompt_file.read(Path(folder))
+    files.read(Path(folder))
     return Path(folder)
 
 
@@ -111,7 +111,7 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
     """The text of a model card, in Markdown with the hub's front matter.
 
     Args:
-        record: the keys of `prompt_file.FIELDS`.
+        record: the keys of `files.FIELDS`.
         repository: where the prompt will be, for the lines of Python that load it.
     """
     from huggingface_hub import ModelCardData

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coop_jax import methods, torch_file
+from coop_jax import methods
 from coop_jax.clip import CLIP, fingerprint
 from coop_jax.errors import InputError
 from coop_jax.methods.base import readable
-from coop_jax.prompt import Prompt
+from coop_jax.prompts import torch_file
+from coop_jax.prompts.prompt import Prompt
 
 
 class _Parameter(NamedTuple):

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from coop_jax import hub, methods, prompt_file
+from coop_jax import methods
 from coop_jax.clip import CLIP, Tokenizer, fingerprint
 from coop_jax.clip.config import ViTConfig
 from coop_jax.clip.tokenizer import clean
 from coop_jax.errors import InputError
 from coop_jax.methods.base import readable
+from coop_jax.prompts import files, hub
 from coop_jax.provenance import versions
 
 
@@ -242,8 +243,8 @@ def save(prompt: Prompt, folder: str | Path) -> None:
         InputError: the folder holds something else, or cannot be written to; or the training record
             is not JSON.
     """
-    record = {name: getattr(prompt, name) for name in prompt_file.FIELDS}
-    prompt_file.write(Path(folder).expanduser(), record, prompt.learned)
+    record = {name: getattr(prompt, name) for name in files.FIELDS}
+    files.write(Path(folder).expanduser(), record, prompt.learned)
 
 
 def load(place: str | Path) -> Prompt:
@@ -258,7 +259,7 @@ def load(place: str | Path) -> Prompt:
     folder = Path(place).expanduser()
     if not folder.exists() and hub.is_id(str(place)):
         folder = hub.pull(str(place))
-    record, tensors = prompt_file.read(folder)
+    record, tensors = files.read(folder)
     for name in ("class_names", "class_ids", "per_class"):
         record[name] = tuple(record[name])
     return Prompt(learned=tensors, **record)
