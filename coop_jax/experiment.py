@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import encoding, evaluate, features, methods, parallel, results
+from coop_jax import encoding, evaluate, features, fitting, methods, parallel, results
 from coop_jax.clip import source
 from coop_jax.data import catalog, pipeline, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
@@ -95,22 +95,11 @@ class Experiment:
         Raises:
             InputError: the classes or settings do not fit, or the method learns nothing.
         """
-        settings = dict(self.config["method"])
-        name = settings.pop("name")
-        method = methods.create(
-            name,
-            self.clip,
-            self.tokenizer,
-            dataset.class_names,
-            settings,
-            seed=seed,
-            repeated=dataset.repeated,
-            shards=self.mesh.size,
-        )
+        method = fitting.create(self.config, dataset, self.clip, self.tokenizer, seed)
         if not jax.tree.leaves(nnx.state(method, methods.Learned)):
             raise InputError(
-                f"method {name} learns nothing: expected one to train; its results come with those"
-                " of any other, e.g. coop"
+                f"method {self.method_name} learns nothing: expected one to train; its results come"
+                " with those of any other, e.g. coop"
             )
         return method
 

@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import functools
-import os
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -107,16 +107,28 @@ class Cache:
     ) -> Float[np.ndarray, "images embedding"]:
         """What is kept under `key` (hexadecimal), or else what `make` makes, which is then kept.
 
+        Of several processes that train together all make it, unless all find it, and the first
+        keeps it.
+
         Raises:
             InputError: the folder cannot be written.
         """
         path = self._folder / key[:2] / f"{key}.npy"
+        found = None
         with contextlib.suppress(OSError, ValueError, EOFError):
-            return np.load(path)
+            found = np.load(path)
+        if parallel.all_agree(found is not None):
+            assert found is not None
+            return found
         made = make()
+        if parallel.is_first():
+            self._keep(path, made)
+        return made
+
+    def _keep(self, path: Path, made: Float[np.ndarray, "images embedding"]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+            unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
             with unfinished.open("wb") as file:
                 np.save(file, made)
             unfinished.replace(path)
@@ -125,4 +137,3 @@ class Cache:
                 f"expected a folder for features that can be written, got {self._folder}"
                 f" ({error.strerror}); make room there or name another"
             ) from error
-        return made

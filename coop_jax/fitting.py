@@ -1,4 +1,4 @@
-"""A method from a dataset, its settings and a frozen CLIP: what `Classifier.fit` does."""
+"""A method from a config, a dataset of a few images and a frozen CLIP."""
 
 import functools
 from collections.abc import Mapping
@@ -12,10 +12,9 @@ from jaxtyping import Float32, Int
 from coop_jax import chunks, encoding, features, methods, optim, parallel, train
 from coop_jax.clip import CLIP, Tokenizer, source
 from coop_jax.data import sampling
-from coop_jax.data.examples import Dataset
+from coop_jax.data.examples import Dataset, Examples
 from coop_jax.predictor import Predictor, batch_rows, counted
 from coop_jax.provenance import hash_files
-from coop_jax.task import paper_epochs
 from coop_jax.terminal import count_images
 
 Losses = Float32[np.ndarray, " steps"]
@@ -40,6 +39,20 @@ def create(
         repeated=dataset.repeated,
         shards=parallel.create_mesh().size,
     )
+
+
+def paper_epochs(shots: int, dataset: str) -> int:
+    """The CoOp paper's number of epochs (coop_protocol section 0)."""
+    return 50 if shots == 1 or dataset == "imagenet" else 100 if shots <= 4 else 200
+
+
+def batches(
+    config: Mapping[str, Any], examples: Examples, *, seed: int, epochs: int
+) -> chunks.Batches:
+    """The training images and learning rate of every step."""
+    order, epoch = sampling.batch_order(len(examples), config["batch_size"], epochs, seed)
+    rates = optim.epoch_learning_rates(optim.OptimizerConfig(**config["optimizer"]), epochs)
+    return chunks.Batches(order, epoch, rates[epoch], examples.labels)
 
 
 def learn(
@@ -77,11 +90,9 @@ def _train(
     method: Any, config: Mapping[str, Any], dataset: Dataset, clip: CLIP, seed: int, epochs: int
 ) -> Losses:
     examples, mesh = dataset.train, parallel.create_mesh()
-    optimizer = optim.OptimizerConfig(**config["optimizer"])
-    order, epoch = sampling.batch_order(len(examples), config["batch_size"], epochs, seed)
-    rate = optim.epoch_learning_rates(optimizer, epochs)[epoch]
+    steps = batches(config, examples, seed=seed, epochs=epochs)
     folder, augmentation = config["feature_cache"], dict(config["augmentation"])
-    with count_images(order.size, f"{config['method']['name']}: images seen") as tell:
+    with count_images(steps.order.size, f"{config['method']['name']}: images seen") as tell:
         transform = counted(encoding.training_transform(clip, augmentation), tell)
 
         def features_of(requests: Int[np.ndarray, "images 2"]) -> np.ndarray:
@@ -98,8 +109,8 @@ def _train(
                 described=augmentation,
             )
 
-        run = train.Run(method, chunks.Batches(order, epoch, rate, examples.labels), features_of)
-        done = train.fit([run], clip, optim.create(optimizer), mesh)
+        optimizer = optim.create(optim.OptimizerConfig(**config["optimizer"]))
+        done = train.fit([train.Run(method, steps, features_of)], clip, optimizer, mesh)
         return np.concatenate([progress.losses for (progress,) in done])
 
 

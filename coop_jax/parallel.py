@@ -99,6 +99,13 @@ def wait(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def all_agree(value: bool) -> bool:
+    """Whether it is true in every process; all have to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
 def place(state: Tree, mesh: Mesh) -> Tree:
     """Place a method's variables: those cut into shards over the devices, the others on each.
 

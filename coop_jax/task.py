@@ -13,19 +13,14 @@ import optax
 from flax import nnx
 from jaxtyping import Float, Int
 
-from coop_jax import chunks, encoding, methods, metrics, optim, parallel, prompts, results, train
+from coop_jax import encoding, fitting, methods, metrics, optim, parallel, prompts, results, train
 from coop_jax.checkpoint import Checkpoints
-from coop_jax.data import few_shot, sampling
+from coop_jax.data import few_shot
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import Tracker
 
 logger = logging.getLogger(__name__)
-
-
-def paper_epochs(shots: int, dataset: str) -> int:
-    """The CoOp paper's number of epochs (coop_protocol section 0)."""
-    return 50 if shots == 1 or dataset == "imagenet" else 100 if shots <= 4 else 200
 
 
 class Task:
@@ -41,12 +36,8 @@ class Task:
                 f"expected a dataset with validation images, which {experiment.method_name} needs,"
                 f" got {dataset.name} without; add a folder or rows of the split val"
             )
-        self.epochs = config["epochs"] or paper_epochs(shots, dataset.name)
-        order, epoch = sampling.batch_order(
-            len(self.examples), config["batch_size"], self.epochs, seed
-        )
-        rate = optim.epoch_learning_rates(self._optimizer_config, self.epochs)[epoch]
-        self.batches = chunks.Batches(order, epoch, rate, self.examples.labels)
+        self.epochs = config["epochs"] or fitting.paper_epochs(shots, dataset.name)
+        self.batches = fitting.batches(config, self.examples, seed=seed, epochs=self.epochs)
 
     @functools.cached_property
     def method(self) -> Any:

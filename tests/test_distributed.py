@@ -1,5 +1,6 @@
 """Two processes on one machine train together, and agree with one."""
 
+import functools
 import os
 import socket
 import subprocess
@@ -9,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coop_jax import results
+from coop_jax import prompts, results
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(workdir, data, *flags):
+def start_run(workdir, data, *flags, devices=2):
     command = [
         *(sys.executable, "-m", "coop_jax.main", "--config=configs/quickstart.py"),
         *(f"--workdir={workdir}", f"--config.data_dir={data}", "--config.shots=(2,)"),
         *("--config.seeds=(1,2)", "--config.epochs=3", "--config.method.n_ctx=4"),
         *("--config.encode_batch_size=100", "--config.templates=('{}',)", *flags),
     ]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -39,14 +40,18 @@ def finish(process):
 
 
 @pytest.mark.heavy
-def test_two_processes_agree_with_one(tmp_path):
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_two_processes_agree_with_one(tmp_path, class_specific):
+    """Of two devices each; of one each, that has the contexts of half of the classes."""
     data = tmp_path / "data"
-    finish(start(tmp_path / "one", data))
+    flags = f"--config.method.class_specific={class_specific}", "--config.runs_at_once=2"
+    start = functools.partial(start_run, devices=1 if class_specific else 2)
+    finish(start(tmp_path / "one", data, *flags))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
     both = [
-        start(tmp_path / "two", data, coordinator, "--processes=2", f"--process={number}")
+        start(tmp_path / "two", data, *flags, coordinator, "--processes=2", f"--process={number}")
         for number in range(2)
     ]
     first, second = map(finish, both)
@@ -66,3 +71,11 @@ def test_two_processes_agree_with_one(tmp_path):
             for name in ("one", "two")
         ]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+        learned, other = (
+            prompts.load(tmp_path / name / "prompts" / path.stem).learned["context"]
+            for name in ("one", "two")
+        )
+        assert learned.shape == ((10, 4, 96) if class_specific else (4, 96))
+        np.testing.assert_allclose(other, learned, rtol=0, atol=1e-5 * np.abs(learned).max())
+        (events,) = (tmp_path / "two" / "tensorboard" / path.stem).iterdir()
+        assert events.name.startswith("events.out.tfevents")
