@@ -18,19 +18,20 @@ from coop_jax import protocols, report, results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
 
 
 def blocks(language):
-    """The contents of the README's code blocks in this language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """The contents of the code blocks in this language, of the README and the experiments' page."""
+    return re.findall(rf"```{language}\n(.*?)```", README + EXPERIMENTS, flags=re.DOTALL)
 
 
-COMMANDS = [
+COMMANDS = dict.fromkeys(
     command.strip()
     for line in "\n".join(blocks("bash")).splitlines()
     for command in line.split("&&")
     if command.strip()
-]
+)
 
 
 def execute(containing, *, workdir, replace=(), add=(), environment=()):
@@ -45,13 +46,13 @@ def execute(containing, *, workdir, replace=(), add=(), environment=()):
     return run_python("coop_jax.main", *words, f"--workdir={workdir}", environment=environment)
 
 
-def run_python(module, *words, environment=(), code=0):
-    """Run a command of the package from the repository's root."""
+def run_python(module, *words, environment=(), code=0, folder=ROOT):
+    """Run a command of the package, from the repository's root unless a folder is named."""
     process = subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, **dict(environment)},
     )
     assert process.returncode == code, process.stdout + process.stderr
@@ -79,13 +80,19 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         r"python -m coop_jax\.report .*",
         r"python -m coop_jax\.sweep .*",
         r"python -m coop_jax\.main --config=configs/few_shot\.py .*=/path/to/photographs .*",
+        r"python -m coop_jax\.main --config=configs/coop_few_shot\.py:dtd .*",
+        r"python -m coop_jax\.main --config=configs/cocoop_base_to_new\.py:dtd,cocoop .*",
+        r"coop_jax fit photographs my_prompt --clip ViT-B/16",
+        r"coop_jax predict my_prompt new_photographs --top 3",
+        r"coop_jax evaluate my_prompt photographs --csv per_image\.csv --png confusion\.png",
     ]
     for command in COMMANDS:
         assert any(re.fullmatch(pattern, command) for pattern in known), command
     for pattern in known:
         assert any(re.fullmatch(pattern, command) for command in COMMANDS), pattern
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "'.[test,lint]'" in ci and re.search(r"stage 'pytest' pytest$", ci, flags=re.MULTILINE)
+    assert "'.[test,lint,docs]'" in ci
+    assert re.search(r"stage 'pytest' pytest$", ci, flags=re.MULTILINE)
 
 
 @pytest.mark.heavy
@@ -132,7 +139,7 @@ def test_openai_weights_by_name(tmp_path):
 PAPER = re.findall(
     r"`python -m coop_jax\.main --config=configs/(\w+)\.py:([\w,]+) --config\.data_dir=\$DATA"
     r" --workdir=/tmp/runs/\w+`",
-    README,
+    EXPERIMENTS,
 )
 
 
@@ -142,7 +149,11 @@ def data(tmp_path_factory):
 
 
 def test_the_table_of_the_papers_has_every_config():
-    assert len(PAPER) == README.count("`python -m coop_jax.main --config=configs/")
+    assert len(PAPER) == EXPERIMENTS.count("`python -m coop_jax.main --config=configs/")
+    shown = re.findall(
+        r"--config=configs/(\w+)\.py:([\w,]+) --config\.data_dir=\$DATA --workdir=", README
+    )
+    assert len(shown) == 2 and set(shown) <= set(PAPER)
     assert {file for file, _ in PAPER} == {name.partition(":")[0] for name in record_presets.NAMES}
 
 
@@ -224,10 +235,46 @@ def test_own_photographs(photographs, tmp_path):
     assert "CoOp, M = 16, end" in process.stdout and "nearest words" in process.stdout
 
 
-def test_python(tmp_path):
+@pytest.fixture
+def own_folder(tmp_path):
+    """A folder with photographs of two classes, and new ones."""
+    image_folder(tmp_path / "photographs", ("circle", "star"), 8)
+    new = tmp_path / "new_photographs"
+    new.mkdir()
+    for number, name in enumerate(("cat.jpg", "dog.jpg")):
+        Image.new("RGB", (40, 30), (200 * number, 90, 30)).save(new / name)
+    return tmp_path
+
+
+@pytest.mark.heavy
+def test_photographs_to_a_classifier(own_folder):
+    """The commands of "Your photographs", one after the other."""
+
+    def run(name, *add):
+        (command,) = (command for command in COMMANDS if command.startswith(f"coop_jax {name} "))
+        words = shlex.split(command.replace("ViT-B/16", "tiny"))[1:]
+        return run_python("coop_jax", *words, *add, folder=own_folder).stdout
+
+    run("fit", "--epochs", "2", "--shots", "2")
+    assert {path.name for path in (own_folder / "my_prompt").iterdir()} == {
+        "prompt.json",
+        "prompt.safetensors",
+    }
+    lines = [line.split("\t") for line in run("predict").splitlines()]
+    assert [Path(line[0]).name for line in lines] == ["cat.jpg"] * 2 + ["dog.jpg"] * 2
+    assert {line[1] for line in lines} == {"circle", "star"}
+    run("evaluate")
+    assert len((own_folder / "per_image.csv").read_text().splitlines()) > 4
+    with Image.open(own_folder / "confusion.png") as picture:
+        assert picture.width > 300
+
+
+@pytest.mark.heavy
+def test_python(own_folder):
     (code,) = blocks("python")
+    code = code.replace('"ViT-B/16"', '"tiny", epochs=2, shots=2')
     process = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=own_folder
     )
     assert process.returncode == 0, process.stderr
-    assert re.fullmatch(r"\[\[.+\]\n \[.+\]\]\n", process.stdout)
+    assert re.fullmatch(r"[01]\.\d+ \['(circle|star)'\]\n\[\[.+\]\]\n", process.stdout)

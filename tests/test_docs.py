@@ -1,0 +1,323 @@
+"""The documentation says what is so: its links, names, commands, tables and examples.
+
+CI builds the site besides, with warnings as errors.
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from makers import write_images
+
+import coop_jax
+from coop_jax import config as config_module
+from coop_jax import main as main_module
+from coop_jax import methods, protocols
+from coop_jax.__main__ import create_parser
+from coop_jax.data import catalog, check, doctor, official, prepare
+from coop_jax.report import __main__ as report
+from coop_jax.sweep import __main__ as sweep
+from coop_jax.sweep.groups import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = {page: page.read_text() for page in PAGES}
+EXAMPLE = "task_residual"
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page, language):
+    """The contents of a page's code blocks in this language."""
+    text = TEXTS[ROOT / "docs" / page]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def without_code(text):
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def table(page, first):
+    """The rows, as lists of cells, of the page's table whose first column is called so."""
+    lines = TEXTS[ROOT / "docs" / page].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the example of a method, as one file."""
+    folder = tmp_path_factory.mktemp("methods")
+    (code,) = blocks("adding-a-method.md", "python")
+    (folder / f"{EXAMPLE}.py").write_text(code)
+    return folder
+
+
+@pytest.fixture
+def example(folder, monkeypatch):
+    """The example lies where methods are looked for."""
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop(f"coop_jax.methods.{EXAMPLE}", None)
+    if hasattr(methods, EXAMPLE):
+        delattr(methods, EXAMPLE)
+
+
+# Links and names.
+
+
+def anchors(path):
+    """What the headings of a Markdown file are called in links."""
+    headings = re.findall(r"^#+ (.*)$", without_code(path.read_text()), flags=re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", without_code(TEXTS[page])):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.is_file(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@every_page
+def test_names_of_the_package_exist(page):
+    for name in set(re.findall(r"\bcoop_jax(?:\.[A-Za-z_]\w*)+", TEXTS[page])):
+        assert pkgutil.resolve_name(name) is not None
+
+
+@every_page
+def test_named_files_exist(page):
+    folders = "benchmarks|coop_jax|configs|docs|tests|tools"
+    for path in set(re.findall(rf"`((?:{folders})/[\w./-]+)(?::[\w,]+)?`", TEXTS[page])):
+        assert (ROOT / path).exists() or Path(path).stem == EXAMPLE, path
+
+
+def test_every_module_is_in_the_reference():
+    pages = "\n".join(text for page, text in TEXTS.items() if page.parent.name == "reference")
+    shown = set(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE))
+    shown |= {name.rpartition(".")[0] for name in shown}
+    found = {module.name for module in pkgutil.walk_packages(coop_jax.__path__, "coop_jax.")}
+    # A method is one file, and nothing else is edited for it.
+    own = {name for name in found if name.startswith("coop_jax.methods.")}
+    hidden = {name for name in found if name.endswith("__main__")} | {"coop_jax.assets"}
+    hidden |= {name for name in found if name.startswith("coop_jax.commands")}  # they have --help
+    assert not found - shown - own - hidden
+
+
+def test_docstrings_name_sections_that_the_protocol_has():
+    text = TEXTS[ROOT / "docs" / "protocol.md"]
+    sections = set(re.findall(r"^##+ ([\d.]*\d)\.? ", text, flags=re.MULTILINE))
+    code = "\n".join(path.read_text() for path in (ROOT / "coop_jax").rglob("*.py"))
+    named = re.findall(r"protocol,?\s+(?:sections?\s+)?(\d[\d.]*\d|\d)", code)
+    assert len(named) > 20 and set(named) <= sections
+
+
+# Commands and settings.
+
+
+def commands():
+    """Every command of the pages: lines of bash blocks, and what stands in the text."""
+    found = []
+    for page, text in TEXTS.items():
+        lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+        inline = re.findall(r"`(python\s+-m[^`]+)`", without_code(text))
+        found += [" ".join(line.split()) for line in (*lines, *inline) if line.strip()]
+    return list(dict.fromkeys(found))
+
+
+def options_of(main, capsys):
+    """The options that a command's --help shows."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    return set(re.findall(r"--[a-z_]+", capsys.readouterr().out))
+
+
+def check_module(name, words, capsys):
+    """The module can be run so, as far as can be seen without running it."""
+    given = {word.partition("=")[0] for word in words if word.startswith("--")}
+    settings = [word for word in words if word.startswith("--config.")]
+    options = {option for option in given if not option.startswith("--config.")}
+    chosen = []
+    if name == "coop_jax.main":
+        chosen = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+        assert len(chosen) == 1 and flags.FLAGS is main_module.flags.FLAGS
+        unknown = {option for option in options if option[2:] not in flags.FLAGS}
+    else:
+        argparse = {"data.check": check, "data.prepare": prepare, "report": report, "sweep": sweep}
+        module = argparse[name.removeprefix("coop_jax.")]
+        unknown = options - options_of(module.main, capsys)
+        if module is sweep:
+            chosen = [word for word in words if word.startswith("configs/")]
+            assert chosen
+    assert not unknown
+    for config in chosen:
+        config_module.check(load_config(config, settings))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command, capsys, monkeypatch, example):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    if "python" in words:
+        at = words.index("python")
+        assert all(re.match(r"srun$|--|[A-Z_]+=", word) for word in words[:at])
+        assert words[at + 1] == "-m"
+        check_module(words[at + 2], words[at + 3 :], capsys)
+    elif words[0] == "coop_jax":
+        create_parser().parse_args(words[1:])
+    elif words[:3] == ["pip", "install", "-e"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert set(re.findall(r"\w+", words[3])) <= set(project["optional-dependencies"])
+    elif words[0] in ("pytest", "cp"):
+        assert all((ROOT / word).exists() for word in words[1:] if re.match("tests/|docs/", word))
+    else:
+        assert command == "mkdocs build --strict"
+
+
+@every_page
+def test_settings_exist(page):
+    known = {*config_module.names(config_module.default())}
+    known |= {f"method.{name}" for method in methods.available() for name in setting_names(method)}
+    named = re.findall(r"--config\.([\w.]+)", TEXTS[page])
+    assert set(named) - {"KEY"} <= known
+
+
+def setting_names(method):
+    return methods.default_config(method)
+
+
+# Tables.
+
+
+def value(text):
+    """The value of a setting as a table shows it."""
+    return eval(text, {"__builtins__": {}})
+
+
+@pytest.mark.parametrize("name", [page.stem for page in PAGES if page.parent.name == "methods"])
+def test_settings_and_defaults_of_a_method(name):
+    defaults = methods.default_config(name)
+    if not defaults:
+        assert "## Settings\n\nNone." in TEXTS[ROOT / "docs" / "methods" / f"{name}.md"]
+        return
+    rows = table(f"methods/{name}.md", "setting")
+    said = {row[0].strip("`"): value(row[1].strip("`")) for row in rows}
+    assert said == defaults
+
+
+def test_settings_and_defaults_of_a_run():
+    config = config_module.default()
+    rows = table("settings.md", "setting")
+    said = {row[0].strip("`"): value(row[1].strip("`")) for row in rows}
+    expected = {}
+    for name in config_module.names(config):
+        group, _, key = name.rpartition(".")
+        expected[name] = config[group][key] if group else config[name]
+    own = {f"method.{name}" for name in methods.default_config("coop")}
+    assert said == {name: expected[name] for name in expected if name not in own}
+
+
+def test_the_papers_datasets():
+    said = {
+        name.strip("`"): (prompt.strip('"'), *(int(cell.replace(",", "")) for cell in numbers))
+        for name, *numbers, _, prompt in table("protocol.md", "name")
+    }
+    assert said == {
+        name: (row.template, row.n_classes, *row.sizes) for name, row in official.OFFICIAL.items()
+    }
+    for name, *_, split, _ in table("protocol.md", "name"):
+        row = official.OFFICIAL[name.strip("`")]
+        assert (split == "split file") == (row.split_file is not None)
+
+
+# Examples.
+
+
+def test_python_of_the_reference():
+    (code,) = blocks("reference/clip.md", "python")
+    names = {}
+    exec(code, names)
+    assert np.isfinite(names["texts"]).all() and len(names["texts"]) == 2
+
+
+@pytest.mark.heavy
+def test_the_example_of_a_method_keeps_the_contract(folder):
+    """As the page says to test it: `pytest tests/test_methods.py -k task_residual`."""
+    (command,) = blocks("adding-a-method.md", "bash")[1:]
+    plugin = f"import coop_jax.methods as methods; methods.__path__.append({str(folder)!r})"
+    (folder / "where_the_example_lies.py").write_text(plugin)
+    process = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command), "-v", "-p", "where_the_example_lies"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    named = [row[1].strip("`") for row in table("adding-a-method.md", "it checks that")]
+    assert named and all(f"{name}[{EXAMPLE}" in process.stdout for name in named)
+
+
+@pytest.mark.heavy
+def test_the_example_of_a_method_learns(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    changes = {
+        "shots": "(8,)",
+        "seeds": "(1,)",
+        "epochs": 10,
+        "optimizer.learning_rate": 0.02,
+        "templates": "('a photo of a {}.',)",
+        "data_dir": tmp_path,
+    }
+    settings = [f"--config.{name}={value}" for name, value in changes.items()]
+    config = load_config(f"configs/quickstart.py:{EXAMPLE}", settings)
+    _, _, (before, after) = protocols.run(config, tmp_path / "run")
+    assert (before.method, after.method) == ("zero_shot", EXAMPLE)
+    assert after.accuracy > before.accuracy + 5
+
+
+def test_the_example_of_a_dataset(tmp_path, monkeypatch):
+    (code,) = blocks("adding-a-dataset.md", "python")
+    ((name, row),) = eval(f"{{{code}}}", vars(official)).items()
+    rows = {
+        split: [[f"{bird}/{split}_{number}.jpg", label, bird] for number in range(2)]
+        for split in ("train", "val", "test")
+        for label, bird in enumerate(["Indigo_Bunting"])
+    }
+    rows = {split: [*found, [f"{split}.jpg", 1, "Ovenbird"]] for split, found in rows.items()}
+    root = tmp_path / row.folder
+    write_images(root / row.images, [path for part in rows.values() for path, _, _ in part])
+    (root / row.split_file.name).write_text(json.dumps(rows))
+    monkeypatch.setitem(official.OFFICIAL, name, row)
+    dataset = catalog.load(name, tmp_path)
+    assert dataset.class_names == ("Indigo Bunting", "Ovenbird")
+    assert dataset.templates == ("a photo of a {}, a type of bird.",)
+    assert [len(dataset.train), len(dataset.val), len(dataset.test)] == [3, 3, 3]
+    text = TEXTS[ROOT / "docs" / "adding-a-dataset.md"]
+    assert f"`git hash-object {row.split_file.name}`" in text
+    problems = doctor.examine(name, tmp_path).problems
+    assert any(row.split_file.git_hash in problem for problem in problems)
+    assert any("expected 200 classes, got 2" in problem for problem in problems)
