@@ -15,6 +15,7 @@ PAGES = {
     "README.md": "readme.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
+    "coop_jax/assets/tiny_clip/README.md": "tiny_clip.md",
 }
 """Files of the repository, and what they are called on the site."""
 
