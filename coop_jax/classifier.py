@@ -1,6 +1,5 @@
 """An image classifier with scikit-learn's habits: fit, predict, score, save and load."""
 
-import functools
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -8,19 +7,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Float32
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import fitting, parallel, prompts
+from coop_jax import fitting, prompts
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, memory
-from coop_jax.data.examples import Dataset
+from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import Images, Labels
 from coop_jax.errors import InputError
-from coop_jax.predictor import Predictions, Predictor, softmax
+from coop_jax.methods.base import check_settings
+from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
+from coop_jax.prompts.use import apply, load_clip
+from coop_jax.terminal import check_name
 
 DEFAULT = config_module.default()
 """The official settings (coop_protocol sections 3 to 6)."""
@@ -126,7 +127,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             few_shot.warn_about_short_classes(dataset, self.shots)
         if "templates" in config["method"] and "templates" not in (self.settings or {}):
             config["method"]["templates"] = dataset.templates
-        clip, tokenizer = self._load_clip()
+        clip, tokenizer = load_clip(**config["clip"])
         method = fitting.create(config, dataset, clip, tokenizer, seed)
         epochs = fitting.epochs_for(config, dataset, self.shots)
         losses = fitting.learn(method, config, dataset, clip, seed=seed, epochs=epochs)
@@ -170,8 +171,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """
         return self._fitted()._predictor.logits(images)
 
-    def predict_many(self, images: Images) -> Predictions:
+    def predict_many(self, images: Images | Examples) -> Predictions:
         """The probabilities of those images that can be read, and what is wrong with the others.
+
+        Args:
+            images: a list, as `fit` takes them, or a split of a dataset.
 
         Raises:
             InputError: before `fit`, or what is given are no images.
@@ -195,20 +199,22 @@ class Classifier(ClassifierMixin, BaseEstimator):
             class_names: with a folder, `.csv` or `.json`, the file that names its classes.
 
         Raises:
-            InputError: as `logits`; or labels of other classes than `classes_`.
+            InputError: as `logits`; labels of other classes than `classes_`; or weights that are
+                not one number per image, none negative and not all zero.
         """
         names = self._fitted().classes_.tolist()
         if isinstance(images, str | os.PathLike):
             _refuse_labels(labels)
-            dataset = catalog.load(os.fspath(images), self.data_dir or None, class_names)
+            dataset = load_dataset(images, self.data_dir, class_names)
             examples, ids = dataset.test, np.asarray(dataset.ids)
             right = memory.label_numbers(ids[examples.labels], self._class_ids)
         else:
             given = _required(labels)
             examples = memory.labelled(images, given, names, split="test")
             right = examples.labels
+        weights = memory.checked_weights(sample_weight, len(right))
         found = self._predictor.classify(self._predictor.encode(examples)).argmax(axis=1)
-        return float(np.average(found == right, weights=sample_weight))
+        return float(np.average(found == right, weights=weights))
 
     def save(self, folder: PathLike) -> None:
         """Write the learned prompt into a new folder, as `coop_jax.prompts.save` does.
@@ -246,24 +252,31 @@ class Classifier(ClassifierMixin, BaseEstimator):
             parameters: others of the constructor, e.g. `dtype`.
 
         Raises:
-            InputError: no such prompt, another CLIP, or class names that do not fit.
+            InputError: no such prompt, another CLIP, class names that do not fit, or a parameter
+                that there is not or that the prompt has.
         """
-        learned = prompts.load(os.fspath(place))
+        given = ("clip", "method", "settings")
+        known = [name for name in cls._get_param_names() if name not in given]
+        if unknown := [name for name in parameters if name not in known]:
+            raise InputError(
+                f"expected parameters among {', '.join(known)}, got {', '.join(unknown)}; leave out"
+                " what is not among them (method and settings are the prompt's)"
+            )
+        learned = prompts.load(_text("place", place))
         classifier = cls(
             clip or learned.backbone,
             method=learned.method,
             settings=learned.settings,
             **parameters,
         )
-        classifier._config()
-        loaded, tokenizer = classifier._load_clip()
+        config = classifier._config()["clip"]
         chosen = None if class_names is None else memory.checked_names(class_names)
-        method = learned.for_classes(
-            loaded,
-            tokenizer,
-            chosen,
-            backbone=os.fspath(classifier.clip),
-            shards=parallel.create_mesh().size,
+        method, loaded, tokenizer = apply(
+            learned,
+            config["name"] if clip else None,
+            dtype=config["dtype"],
+            tokenizer=config["tokenizer"],
+            class_names=chosen,
         )
         names, ids = chosen or learned.class_names, chosen or learned.class_ids
         classifier._backbone = learned.backbone
@@ -289,21 +302,25 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _config(self) -> dict[str, Any]:
         """The parameters as the config of a run, checked."""
+        check_alone()
+        settings = {} if self.settings is None else self.settings
+        check_settings(self.method, settings)
         config = config_module.default(self.method)
-        config["method"] |= dict(self.settings or {})
+        config["method"] |= dict(settings)
         config["clip"] |= {
-            "name": os.fspath(self.clip),
+            "name": _text("clip", self.clip),
             "dtype": self.dtype,
-            "tokenizer": os.fspath(self.tokenizer),
+            "tokenizer": _text("tokenizer", self.tokenizer),
         }
         if self.shots is not None:
             config["shots"] = (_whole("shots", self.shots),)
-        config["feature_cache"] = os.fspath(self.feature_cache)
+        config["feature_cache"] = _text("feature_cache", self.feature_cache)
         config["epochs"] = 0 if self.epochs is None else _whole("epochs", self.epochs)
         config["batch_size"] = _whole("batch_size", self.batch_size)
         config["encode_batch_size"] = _whole("encode_batch_size", self.encode_batch_size)
-        config["optimizer"] |= {"learning_rate": self.learning_rate, **(self.optimizer or {})}
-        config["augmentation"] |= dict(self.augmentation or {})
+        config["optimizer"]["learning_rate"] = self.learning_rate
+        config["optimizer"] |= _mapping("optimizer", self.optimizer)
+        config["augmentation"] |= _mapping("augmentation", self.augmentation)
         config_module.check(config)
         return config
 
@@ -316,10 +333,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 f"expected a file that names the classes of {os.fspath(images)}, got a list; write"
                 " one line 'label class name' per class into a file, and name that"
             )
-        return catalog.load(os.fspath(images), self.data_dir or None, class_names)
-
-    def _load_clip(self) -> tuple[clip_package.CLIP, clip_package.Tokenizer]:
-        return _load(os.fspath(self.clip), self.dtype, os.fspath(self.tokenizer))
+        return load_dataset(images, self.data_dir, class_names)
 
     def _fitted(self) -> Self:
         if not hasattr(self, "_predictor"):
@@ -329,16 +343,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self
 
 
-@functools.lru_cache(maxsize=1)
-def _load(
-    name: str, dtype: str, tokenizer: str
-) -> tuple[clip_package.CLIP, clip_package.Tokenizer]:
-    """A CLIP on all devices; the last one stays, so that fits in a row load it once."""
-    dtypes = config_module.DTYPES
-    model, its_tokenizer = clip_package.load(name, dtype=dtypes[dtype], tokenizer=tokenizer or None)
-    whole = parallel.replicated(parallel.create_mesh())
-    nnx.update(model, parallel.put(nnx.state(model), whole))
-    return model, its_tokenizer
+def load_dataset(
+    name: PathLike, data_dir: PathLike | None = None, class_names: PathLike | None = None
+) -> Dataset:
+    """A dataset, as `coop_jax.data.catalog.load` opens it; raises InputError where it cannot."""
+    for path in (name, data_dir, class_names):
+        if path:
+            check_name(_text("a path", path))
+    return catalog.load(os.fspath(name), data_dir or None, class_names)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -348,6 +360,23 @@ def _whole(name: str, value: Any) -> int:
         raise InputError(
             f"expected {name} as a whole number, got {value!r}; give one such as 1"
         ) from None
+
+
+def _text(name: str, value: Any) -> str:
+    try:
+        return os.fspath(value)
+    except TypeError:
+        raise InputError(
+            f"expected {name} as a text or a path, got {value!r:.80}; give one"
+        ) from None
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(
+            f"expected {name} as settings by name, got {value!r:.80}; give a mapping, or None"
+        )
+    return dict(value or {})
 
 
 def _required(labels: Labels | None) -> Labels:

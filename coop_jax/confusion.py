@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from coop_jax.evaluate import macro_f1
+
 _RIGHT, _WRONG = "#0072b2", "#d55e00"
 _LONGEST_NAME = 28
 _NAMED, _COUNTED = 250, 50
@@ -42,10 +44,9 @@ class Confusion:
 
     @property
     def macro_f1(self) -> float:
-        """In percent; the mean over the classes that have images (coop_protocol section 7)."""
+        """In percent, as `coop_jax.evaluate.macro_f1` has it."""
         labelled, predicted = self.counts.sum(axis=1), self.counts.sum(axis=0)
-        f1 = 2 * self.counts.diagonal() / np.maximum(labelled + predicted, 1)
-        return float(100 * f1[labelled > 0].mean())
+        return macro_f1(self.counts.diagonal(), labelled, predicted)
 
     def classes(self) -> list[OfClass]:
         """Every class that has images."""

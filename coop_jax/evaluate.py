@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP
@@ -116,7 +116,7 @@ def evaluate(
 ) -> Metrics:
     """Accuracy as the official evaluator computes it (coop_protocol section 7).
 
-    Ties go to the lowest label; macro F1 is the mean over the classes that the labels contain.
+    Ties go to the lowest label; macro F1 is `macro_f1`.
     Batches are padded with weight zero, so that the batch size (at most `batch_size`) changes
     nothing.
     """
@@ -136,11 +136,25 @@ def evaluate(
         )
         totals = batch if totals is None else {k: totals[k] + batch[k] for k in totals}
     assert totals is not None, "an empty split is refused where it is loaded"
-    present = totals["labelled"] > 0
-    f1 = 2 * totals["correct"] / np.maximum(totals["labelled"] + totals["predicted"], 1)
     return Metrics(
         accuracy=100 * float(totals["correct"].sum() / len(labels)),
-        macro_f1=100 * float(f1[present].mean()),
+        macro_f1=macro_f1(**totals),
         n_examples=len(labels),
-        n_classes=len(present),
+        n_classes=len(totals["labelled"]),
     )
+
+
+def macro_f1(
+    correct: Real[np.ndarray, " classes"],
+    labelled: Real[np.ndarray, " classes"],
+    predicted: Real[np.ndarray, " classes"],
+) -> float:
+    """The mean F1 of the classes that have labels, in percent (coop_protocol section 7).
+
+    Args:
+        correct: images of each class that are predicted rightly.
+        labelled: images of each class.
+        predicted: images that are taken for each class.
+    """
+    f1 = 2 * correct / np.maximum(labelled + predicted, 1)
+    return float(100 * f1[labelled > 0].mean())

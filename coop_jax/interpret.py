@@ -28,7 +28,7 @@ def nearest_words(
     *,
     whole_words: bool = False,
 ) -> list[list[Neighbour]]:
-    """For each context vector (in order, leading axes flattened) its `count` nearest words.
+    """For each context vector (in order, leading axes flattened) its `count` nearest words, or all.
 
     Distances are Euclidean, in the space of token embeddings, as in the paper's Table 4. Like the
     paper's, the words are all tokens, pieces of words (which end in "-") included; `whole_words`
@@ -39,6 +39,7 @@ def nearest_words(
     table, vectors = (
         np.asarray(array, np.float32) for array in (clip.text.token_embedding[...], context)
     )
+    count = min(count, len(chosen))
     words, vectors = jnp.asarray(table[chosen]), vectors.reshape(-1, vectors.shape[-1])
 
     def nearest(vector: Array) -> tuple[Array, Array]:

@@ -41,7 +41,12 @@ class Predictor:
     """A method that has learned, on all devices, with the CLIP that it has learned with."""
 
     def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int):
-        """`encode_batch_size`: images that the frozen tower takes at once, over all devices."""
+        """`encode_batch_size`: images that the frozen tower takes at once, over all devices.
+
+        Raises:
+            InputError: there are several processes, as on several hosts.
+        """
+        check_alone()
         self._method, self._clip = method, clip
         self._batch_size = encode_batch_size
 
@@ -125,6 +130,19 @@ class Predictor:
                 seed=0,
                 batch_size=batch_rows(count, self._batch_size),
             )
+
+
+def check_alone() -> None:
+    """Refuse to be one of several processes, as on several hosts.
+
+    Raises:
+        InputError: this is one of them.
+    """
+    if (processes := jax.process_count()) > 1:
+        raise InputError(
+            f"expected one process to learn or use a prompt in, got {processes}; start it on one"
+            " host, or train with coop_jax run --distributed"
+        )
 
 
 def _no_bar(images: int) -> None:

@@ -1,6 +1,7 @@
 """What the commands share: messages, a progress bar, new files, and how they end."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -70,36 +71,87 @@ def count_images(total: int, doing: str) -> Iterator[Callable[[int], None]]:
         yield lambda images: bar.update(task, advance=images)
 
 
-def check_new(paths: Iterable[Path]) -> None:
-    """See that files can be written and nothing is lost, before any work is done for them.
+def check_name(path: str | os.PathLike[str]) -> None:
+    """See that something of this name could be there.
 
     Raises:
-        InputError: one is there already, or its folder is not.
+        InputError: it is too long, has a null character, or lies where nothing can be looked up.
     """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(
+            f"expected the name of a file or folder, got {os.fspath(path)!r:.80} ({reason});"
+            " correct it"
+        ) from error
+
+
+def why_not_made(path: Path) -> str:
+    """Why neither this nor the folders that it needs can be made; empty if they can."""
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir():
+        return f"{above} is a file"
+    return "" if os.access(above, os.W_OK | os.X_OK) else f"{above} is not writable"
+
+
+def check_new(paths: Iterable[Path], *, makes_folders: bool = False) -> None:
+    """See that files can be written and nothing is lost, before any work is done for them.
+
+    Args:
+        paths: the files.
+        makes_folders: whether whoever writes them makes the folders that they lie in.
+
+    Raises:
+        InputError: one is there already, cannot be made, or is the same as another.
+    """
+    paths = list(paths)
+    if len({path.absolute() for path in paths}) < len(paths):
+        names = ", ".join(map(str, paths))
+        raise InputError(f"expected new files to write, got {names}, the same twice; name another")
     for path in paths:
-        if path.exists() or not path.absolute().parent.is_dir():
-            why = "which is there already" if path.exists() else "whose folder is not there"
+        check_name(path)
+        why = ""
+        if path.exists():
+            why = "which is there already"
+        elif not makes_folders and not path.absolute().parent.is_dir():
+            why = "whose folder is not there"
+        elif reason := why_not_made(path):
+            why = f"but {reason}"
+        if why:
             raise InputError(f"expected a new file to write, got {path}, {why}; name another")
 
 
 def write_new(contents: Mapping[Path, str | bytes]) -> None:
-    """Write new files, each of which is there as a whole or not at all; texts in UTF-8.
+    """Write new files, all of them before one is there under its name; texts in UTF-8.
+
+    Bytes of a file's name that are no UTF-8 are written as escapes of JSON.
 
     Raises:
         InputError: one is there already, or cannot be written.
     """
     check_new(contents)
-    for path, content in contents.items():
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-        try:
-            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-            unfinished.rename(path)
-        except OSError as error:
-            raise InputError(
-                f"expected a new file to write, got {path} ({error.strerror}); name another"
-            ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+    unfinished = {
+        path: path.with_name(f".{path.name}.{os.getpid()}.unfinished") for path in contents
+    }
+    path = None
+    try:
+        for path, content in contents.items():
+            is_text = isinstance(content, str)
+            unfinished[path].write_bytes(
+                content.encode(errors="backslashreplace") if is_text else content
+            )
+        for path in contents:
+            unfinished[path].rename(path)
+    except OSError as error:
+        raise InputError(
+            f"expected a new file to write, got {path} ({error.strerror}); name another"
+        ) from error
+    finally:
+        for one in unfinished.values():
+            one.unlink(missing_ok=True)
 
 
 def one_line(error: BaseException) -> str:
@@ -137,6 +189,8 @@ def command(run: Callable[[], int], traceback: bool = False) -> int:
     Raises:
         InputError: bad input, if a traceback is wanted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
     with messages():
         try:
             return run()

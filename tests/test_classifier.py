@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax.classifier import DEFAULT
 from coop_jax.data import catalog, memory
+from coop_jax.predictor import Predictor
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 FEW = {"shots": 2, "learning_rate": 0.02, "settings": {"n_ctx": 4}}  # one program for all
@@ -270,6 +272,12 @@ def test_before_the_fit_it_says_so(call):
     [
         ({"method": "cop"}, "cop"),
         ({"settings": {"nctx": 4}}, "nctx"),
+        ({"settings": {"n_ctx": "4"}}, "n_ctx as int"),
+        ({"settings": {"n_ctx": 10**9}}, "lower n_ctx"),
+        ({"settings": [1, 2]}, "settings by name"),
+        ({"optimizer": [1, 2]}, "optimizer as settings by name"),
+        ({"clip": None}, "clip as a text"),
+        ({"clip": "a" * 300}, "unknown CLIP"),
         ({"shots": 0}, "shots"),
         ({"shots": 1.5}, "shots as a whole number"),
         ({"epochs": -1}, "epochs"),
@@ -296,6 +304,13 @@ def test_images_and_labels_that_do_not_fit_are_refused(fitted, folder, given, te
     assert "labels, or the path or name" in refusal(new.fit, images)
     assert "without labels" in refusal(new.fit, tests[0], ["red"])
     assert "a dataset's name" in refusal(new.fit, "absent")
+    assert "too long" in refusal(new.fit, "a" * 300)
+    assert "null" in refusal(new.fit, "a\0b")
+    assert "different lengths" in refusal(new.fit, images[:2], [["red"], ["red", "blue"]])
+    assert "null" in refusal(fitted.predict, ["a\0b"])
+    for weights in ([1], np.zeros(9), -np.ones(9), np.full(9, np.nan), ["one"] * 9):
+        message = refusal(fitted.score, tests, labels_of(tests), sample_weight=weights)
+        assert "sample_weight as 9 numbers" in message
     assert "got a list" in refusal(new.fit, folder, class_names=["red"])
     assert "put it into a list" in refusal(fitted.predict, tests[0])
     assert "put it into a list" in refusal(fitted.predict, images[0])
@@ -304,6 +319,37 @@ def test_images_and_labels_that_do_not_fit_are_refused(fitted, folder, given, te
     assert "got 3" in refusal(fitted.score, images[:1], [3])
     assert "got 2 labels" in refusal(fitted.score, images[:1], ["red", "red"])
     assert "a label for every image" in refusal(fitted.score, images)
+
+
+def test_several_processes_are_refused(fitted, folder, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert "got 2" in refusal(clone(fitted).fit, folder)
+    assert "got 2" in refusal(Predictor, fitted.method_, fitted.clip_, encode_batch_size=8)
+
+
+def test_what_cannot_be_loaded_is_refused(fitted, tmp_path):
+    fitted.save(tmp_path / "prompt")
+    assert "too long" in refusal(Classifier.load, "a" * 300)
+    assert "place as a text" in refusal(Classifier.load, 3)
+    assert "got method" in refusal(Classifier.load, tmp_path / "prompt", method="cocoop")
+    assert "got epoch" in refusal(Classifier.load, tmp_path / "prompt", epoch=3)
+
+
+def test_a_clips_folder_is_not_published(given, tmp_path, monkeypatch):
+    """A record has its name alone; elsewhere one has to say where it is."""
+    folder = tmp_path / "here" / "my_clip"
+    shutil.copytree(clip_package.source.EMBEDDED_FOLDER, folder)
+    classifier = Classifier(folder, **FEW, epochs=1).fit(*given)
+    classifier.save(tmp_path / "prompt")
+    record = (tmp_path / "prompt" / "prompt.json").read_text()
+    assert '"backbone": "my_clip"' in record and str(tmp_path) not in record
+    message = refusal(Classifier.load, tmp_path / "prompt")
+    assert "with, my_clip" in message and "--clip or clip=" in message
+    expected = classifier.logits(given[0])
+    again = Classifier.load(tmp_path / "prompt", clip=folder)
+    np.testing.assert_array_equal(again.logits(given[0]), expected)
+    monkeypatch.chdir(folder.parent)
+    np.testing.assert_array_equal(Classifier.load(tmp_path / "prompt").logits(given[0]), expected)
 
 
 def test_a_dataset_of_other_classes_is_refused_and_renamed_ones_are_not(fitted, folder, tmp_path):

@@ -2,9 +2,13 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
+import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,13 +162,20 @@ def test_fit_says_how_good_it_is_and_what_comes_next(data, fitted):
     assert record["optimizer"]["learning_rate"] == 0.02
 
 
-def test_fit_refuses_before_it_learns(data, mine, tmp_path, refused):
+def test_fit_refuses_before_it_learns(data, mine, tmp_path, refused, monkeypatch):
     assert "holds something" in refused("fit", data, mine, *FIT)
-    new = tmp_path / "new"
+    new, file = tmp_path / "new", data / "test" / "red" / "0.png"
+    monkeypatch.setattr("coop_jax.fitting.learn", None)
+    assert "is a file" in refused("fit", data, file / "new", *FIT)
+    assert "too long" in refused("fit", data, tmp_path / ("a" * 300), *FIT)
+    assert "too long" in refused("fit", "a" * 300, new, *FIT)
+    assert "at most 77 tokens" in refused("fit", data, new, *FIT, "--set", "n_ctx=1000000000")
+    assert "KEY=VALUE" in refused("fit", data, new, *FIT, "--set", "n_ctx")
     assert "n_ctx" in refused("fit", data, new, *FIT, "--set", "nctx=4")
     assert "n_ctx as int" in refused("fit", data, new, *FIT, "--set", "n_ctx=four")
     assert "class_specific as bool" in refused("fit", data, new, *FIT, "--set", "class_specific=1")
     assert "cop" in refused("fit", data, new, *FIT, "--method", "cop")
+    monkeypatch.undo()
     assert "has nothing to save" in refused(
         "fit", data, new, "--clip=tiny", "--method=zero_shot", "--shots=1"
     )
@@ -172,6 +183,47 @@ def test_fit_refuses_before_it_learns(data, mine, tmp_path, refused):
     with pytest.raises(SystemExit) as end:
         main(["fit", str(data), str(new), "--shots", "few"])
     assert end.value.code == 2
+
+
+def test_fit_saves_what_it_learned_whatever_the_test_images_are(data, run, tmp_path):
+    broken = data / "test" / "red" / "broken.png"
+    broken.write_text("no image")
+    try:
+        code, out, err = run("fit", data, tmp_path / "new", *FIT, "--epochs=1")
+    finally:
+        broken.unlink()
+    assert code == 1 and out[0] == f"saved {tmp_path / 'new'}: coop, 3 classes"
+    score = Classifier.load(tmp_path / "new").score(data)
+    assert out[1:] == [f"accuracy on the test images: {score:.1%}"]
+    assert "test/red/broken.png" in err[-2] and err[-1] == "1 of 13 images could not be read"
+
+
+def test_a_file_name_may_be_any_bytes(data, mine, tmp_path):
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")
+    shutil.copy(data / "test" / "red" / "0.png", name)
+    written, (table, numbers) = io.BytesIO(), (tmp_path / "p.csv", tmp_path / "p.json")
+    with contextlib.redirect_stdout(io.TextIOWrapper(written, encoding="utf-8")) as shown:
+        code = main(["predict", str(mine), name, f"--csv={table}", f"--json={numbers}"])
+        shown.flush()
+        assert code == 0 and written.getvalue().startswith(os.fsencode(name) + b"\t")
+    assert "caf\\udce9.png,1," in table.read_text(encoding="utf-8")
+    assert json.loads(numbers.read_bytes())[0]["path"] == name
+
+
+def test_a_result_is_shown_though_it_cannot_be_saved(data, mine, run, tmp_path, monkeypatch):
+    """All files are written, or none; and the work is not lost."""
+    image, files = data / "test" / "red" / "0.png", (tmp_path / "p.csv", tmp_path / "p.json")
+    rename = Path.rename
+
+    def fail(path, target):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    for words in (("predict", mine, image), ("evaluate", mine, data)):
+        code, out, err = run(*words, "--csv", files[0], "--json", files[1])
+        assert code == 2 and out and "no space left" in err[0]
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "rename", rename)
 
 
 def test_predict_prints_lines_for_other_programs(data, mine, run):
@@ -217,6 +269,9 @@ def test_predict_does_the_rest_and_saves_it(data, mine, run, refused, tmp_path):
     for option in (("--csv", files[0]), ("--json", files[1])):
         assert "new file" in refused("predict", mine, data / "test", *option)
     assert "folder" in refused("predict", mine, data, "--csv", tmp_path / "absent" / "p.csv")
+    twice = ("--csv", tmp_path / "new", "--json", tmp_path / "new")
+    assert "twice" in refused("predict", mine, data, *twice)
+    assert "twice" in refused("evaluate", mine, data, *twice)
     assert [file.read_bytes() for file in files] == before
 
 
@@ -252,6 +307,11 @@ def test_predict_refuses_what_is_no_input(data, mine, refused, tmp_path):
     assert ".jpeg" in refused("predict", mine, tmp_path / "empty")
     assert "which is not there" in refused("predict", tmp_path / "absent", image)
     assert "which is no file" in refused("predict", mine, image, "--classes=names.txt")
+    assert "which is no file" in refused("predict", mine, image, f"--classes={'a' * 300}")
+    assert "different class names" in refused("predict", mine, image, f"--classes={'a,' * 300}")
+    assert "too long" in refused("predict", "a" * 300, image)
+    assert "too long" in refused("evaluate", mine, "a" * 300)
+    assert "unknown CLIP" in refused("predict", mine, image, "--clip", "a" * 300)
     assert "different class names" in refused("predict", mine, image, "--classes=red,green,red")
     save_file(openai_tensors(), tmp_path / "other.safetensors")
     other = ("--clip", tmp_path / "other.safetensors", "--tokenizer", source.EMBEDDED_FOLDER)
@@ -311,7 +371,7 @@ def test_evaluate_refuses_other_classes_and_takes_those_of_a_dataset(mine, run, 
     coop_data(tmp_path, ["dtd"], classes=3)
     dtd = ("dtd", "--data-dir", tmp_path)
     line = refused("evaluate", mine, *dtd)
-    assert "banded" in line and "--classes dataset:NAME" in line
+    assert "banded" in line and "--classes dataset:NAME" in line and line.count(";") == 1
     code, out, _ = run("evaluate", mine, *dtd, "--classes", "dataset:dtd", "--split", "val")
     assert code == 0 and out[-1] == f"images\t{len(catalog.load('dtd', tmp_path).val)}"
     (tmp_path / "images.csv").write_text("path,label,split\na.png,red,train\nb.png,pink,test\n")

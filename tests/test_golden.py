@@ -103,7 +103,7 @@ def learned(method):
 
 def create_method(meta, clip, tokenizer):
     """The method that the case describes, as the package makes it."""
-    config = {"n_ctx": meta["n_ctx"], "context_init": meta["ctx_init"]}
+    config = {"n_ctx": meta["n_ctx"], "context_init": meta["ctx_init"] or ""}
     if meta["method"] == "coop":
         config["class_token_position"] = meta["class_token_position"]
         config["class_specific"] = meta["csc"]

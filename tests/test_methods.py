@@ -216,7 +216,7 @@ def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
     ("name", "config", "message"),
     [
         ("coopp", {}, r"unknown method 'coopp': expected one of .*coop, .*zero_shot"),
-        ("coop", {"nctx": 4}, r"unknown settings nctx; valid ones are n_ctx, "),
+        ("coop", {"nctx": 4}, r"expected settings among n_ctx, .*, got nctx; "),
         ("coop", {"n_ctx": 0}, r"expected at least one context vector, got 0"),
         ("coop", {"n_ctx": -1}, r"expected at least one context vector, got -1"),
         ("coop", {"context_init": "_"}, r"expected at least one context vector, got 0"),

@@ -1,6 +1,7 @@
 """The official code's prompts: read as PyTorch wrote them, written as PyTorch reads them."""
 
 import dataclasses
+import io
 import os
 import pickle
 import zipfile
@@ -280,6 +281,26 @@ def test_placeholders_cannot_be_called_or_marked(tmp_path, read):
     for made in (sgd, b"ccollections\nOrderedDict\n"):
         write_pickle(tmp_path / "file", made + b"(tR(dVget\nVhere\nsb.")
         assert "without ctx" in refusal(read, tmp_path / "file")
+
+
+def test_a_pickle_leaves_nothing_behind(tmp_path, read):
+    """What stands for a name of PyTorch has no attributes that a pickle could set."""
+    names = [f"ctorch._utils\n_rebuild_{name}\n" for name in ("tensor", "tensor_v2", "parameter")]
+    for name in (*names, "ctorch\nSize\n"):
+        write_pickle(tmp_path / "file", f"{name}(dVevil\nI1\nsb.".encode())
+        assert "damaged" in refusal(read, tmp_path / "file")
+    found = torch_file._Unpickler(io.BytesIO())
+    for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
+        stands = found.find_class("torch._utils", name)
+        assert not hasattr(stands, "__dict__")
+    test_what_pytorch_wrote_of_coop(read)
+
+
+def test_a_strange_id_is_not_written_out(tmp_path, read):
+    """A tuple that is doubled again and again is small, but its text would fill the memory."""
+    kind = b"(Vx\nt" + b"2\x86" * 60
+    write_pickle(tmp_path / "file", b"(" + kind + b"NNNNtQ.")
+    assert "damaged" in refusal(read, tmp_path / "file")
 
 
 def state_dict(*, key="0", size=M * WIDTH, offset=0, shape=(M, WIDTH), stride=(WIDTH, 1)):

@@ -193,6 +193,9 @@ def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
     (tmp_path / "file").write_text("mine")
     refusal(prompts.save, other, tmp_path / "file")
     refusal(prompts.save, other, tmp_path / "file" / "below")
+    for name in ("a" * 300, "a\0b"):
+        refusal(prompts.save, other, tmp_path / name)
+        refusal(prompts.load, tmp_path / name)
     (tmp_path / "empty").mkdir()
     prompts.save(other, tmp_path / "empty")
     assert prompts.load(tmp_path / "empty").settings == other.settings
@@ -274,6 +277,7 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
     "changes",
     [
         {"settings": {"n_ctx": "4"}},
+        {"settings": {"n_ctx": 10**9}},
         {"settings": {"n_ctx": 4, "class_specific": False}},
         {"per_class": ()},
     ],

@@ -1,5 +1,6 @@
 """What commands do with a prompt besides classifying: words, other software, the hub."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -51,8 +52,8 @@ def class_specific(tiny, tmp_path):
         learned={"context": np.asarray(tiny.text.token_embedding[...])[np.asarray(words)]},
         backbone="tiny",
         fingerprint=clip_package.fingerprint(tiny),
-        class_names=("cat", "sea lion"),
-        class_ids=("cat", "sea lion"),
+        class_names=("cat", "sea_lion"),
+        class_ids=("cat", "sea_lion"),
         training={},
         per_class=("context",),
     )
@@ -72,7 +73,12 @@ def test_interpret_names_the_words_of_a_context(mine, tiny, run, monkeypatch):
         expected = np.linalg.norm(vector - context[int(number) - 1])
         assert word.isalpha() and float(distance) == pytest.approx(expected, abs=1e-3)
     _, tokens, _ = run("interpret", mine, "--top", "2", "--all-tokens")
-    assert [row.split("\t")[2] for row in tokens] <= [row[2] for row in rows]
+    nearest = [float(row.split("\t")[2]) for row in tokens]
+    of_words = [float(row[2]) for row in rows]
+    assert all(one <= other for one, other in zip(nearest, of_words, strict=True))
+    assert any(one < other for one, other in zip(nearest, of_words, strict=True))
+    _, every, _ = run("interpret", mine, "--top=100000")
+    assert len(every) == 4 * sum(word.isalpha() for word in tokenizer.words())
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     _, shown, _ = run("interpret", mine, "--top=1")
     assert any(f"{rows[0][1]} ({rows[0][2]})" in line for line in shown)
@@ -84,14 +90,25 @@ def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, m
     assert [line.split("\t")[:3] for line in out] == [
         ["cat", "1", "circle"],
         ["cat", "2", "star"],
-        ["sea lion", "1", "seven"],
-        ["sea lion", "2", "square"],
+        ["sea_lion", "1", "seven"],
+        ["sea_lion", "2", "square"],
     ]
-    assert run("interpret", class_specific, "--top=1", "--class=sea_lion")[1] == out[2:]
-    assert "cat, sea lion" in refused("interpret", class_specific, "--class=dog")
+    for name in ("sea_lion", "sea lion"):
+        assert run("interpret", class_specific, "--top=1", f"--class={name}")[1] == out[2:]
+    assert "cat, sea_lion" in refused("interpret", class_specific, "--class=dog")
     image = source.EMBEDDED_FOLDER / "README.md"
     assert "class-specific" in refused("predict", class_specific, image, "--classes=cat,dog")
-    refused("interpret", mine, "--class=red")
+    assert "all classes share" in refused("interpret", mine, "--class=red")
+
+
+def test_interpret_shows_classes_of_one_name_all(class_specific, run, tmp_path):
+    learned = prompts.load(class_specific)
+    names = {"class_names": ("missile", "missile"), "class_ids": ("a", "b")}
+    prompts.save(dataclasses.replace(learned, **names), tmp_path / "missiles")
+    for option in ((), ("--class=missile",)):
+        _, out, _ = run("interpret", tmp_path / "missiles", "--top=1", *option)
+        words = [line.split("\t")[2] for line in out]
+        assert words == ["circle", "star", "seven", "square"]
 
 
 def test_what_has_no_context_is_not_interpreted(class_specific, refused, tmp_path, tiny):
@@ -120,10 +137,14 @@ def test_export_writes_what_the_ending_says(mine, run, refused, tmp_path):
 
 
 def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
-    file, again = tmp_path / "prompt_learner" / "model.pth.tar-40", tmp_path / "again"
-    file.parent.mkdir()
+    file, again = tmp_path / "new" / "prompt_learner" / "model.pth.tar-40", tmp_path / "again"
     code, out, _ = run("export", mine, file)
     assert code == 0 and "TRAINER.COOP.N_CTX 4" in out[0] and "CTX_INIT ''" in out[0]
+    assert f"--model-dir {tmp_path / 'new'} --load-epoch 40 " in out[0]
+    assert "which is there" in refused("export", mine, file)
+    assert "model.pth.tar-40 is a file" in refused(
+        "export", mine, file / "prompt_learner" / file.name
+    )
     assert "leave it out" in refused("export", mine, tmp_path / "m.pth.tar-1", "--classes=a,b")
     data = image_folder(tmp_path / "colours", NAMES, 1)
     given = ("--clip=tiny", f"--classes=dataset:{data}")
@@ -132,7 +153,7 @@ def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
     image = data / "test" / "red" / "0.jpg"
     assert run("predict", again, image) == run("predict", mine, image)
     assert prompts.load(again).training["epochs"] == 40
-    assert "absent" in refused("import", tmp_path / "absent", tmp_path / "new", *given)
+    assert "absent" in refused("import", tmp_path / "absent", tmp_path / "other", *given)
     assert "holds something else" in refused("import", file, mine, *given)
 
 

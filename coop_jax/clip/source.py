@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,8 +77,16 @@ def _hub_folder(repository: str) -> Path:
 
 
 def backbone(name: str) -> str:
-    """What to call a CLIP: OpenAI's file by its backbone's name, any other as it was named."""
-    return OPENAI_FILES.get(Path(name).name, name)
+    """What to call a CLIP: OpenAI's file by its backbone's name, others by the last part of a path.
+
+    Where a folder or file lies is nobody else's matter. A backbone of the papers and a hub id are
+    as they were named.
+    """
+    if name in (EMBEDDED, *BACKBONES):
+        return name
+    path = os.path.abspath(os.path.expanduser(name))
+    last = os.path.basename(path)
+    return OPENAI_FILES.get(last, last if os.path.exists(path) else name)
 
 
 def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
@@ -92,14 +101,14 @@ def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
     Raises:
         InputError: nothing of that name, or files are missing.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == EMBEDDED:
         folder = EMBEDDED_FOLDER
     elif name in BACKBONES:
         folder = _hub_folder(BACKBONES[name])
-    elif path.is_dir():
+    elif os.path.isdir(path):
         folder = path
-    elif path.is_file():
+    elif os.path.isfile(path):
         return Source(name, (path,), None, _tokenizer(name, tokenizer or path.parent))
     elif (
         name.count("/") == 1

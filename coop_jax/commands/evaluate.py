@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coop_jax.commands import options
@@ -56,11 +57,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Classify the images of the split; show and save how well that went."""
     from coop_jax import confusion, terminal
+    from coop_jax.classifier import load_dataset
     from coop_jax.commands import loading
-    from coop_jax.data import catalog
 
     terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
-    dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
+    dataset = load_dataset(chosen.dataset, chosen.data_dir, chosen.class_names)
     ready = loading.ready(chosen)
     rows, failures = _judge(ready, dataset, chosen.split)
     code = loading.report_unreadable(failures, len(rows) + len(failures))
@@ -72,15 +73,17 @@ def run(chosen: argparse.Namespace) -> int:
     paths, labels, predicted, *_ = zip(*rows, strict=True)
     names = ready.classes.names
     found = confusion.of(labels, predicted, names)
+    title = f"{dataset.name}, {chosen.split}: {found.accuracy:.1f} % of {len(paths)} images"
+    _show(found, title)
+    contents: dict[Path, str | bytes] = {}
     if chosen.csv:
-        terminal.write_new({chosen.csv: _csv(rows, names)})
+        contents[chosen.csv] = _csv(rows, names)
     if chosen.json:
         record = {"dataset": dataset.full_name, "split": chosen.split, "unreadable": len(failures)}
-        terminal.write_new({chosen.json: json.dumps(record | found.record(), indent=2) + "\n"})
-    title = f"{dataset.name}, {chosen.split}: {found.accuracy:.1f} % of {len(paths)} images"
+        contents[chosen.json] = json.dumps(record | found.record(), indent=2) + "\n"
     if chosen.png:
-        terminal.write_new({chosen.png: confusion.png(found, title)})
-    _show(found, title)
+        contents[chosen.png] = confusion.png(found, title)
+    terminal.write_new(contents)
     return code
 
 
@@ -104,7 +107,9 @@ def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], l
         try:
             labels = memory.label_numbers(wanted, ready.classes.ids or ready.classes.names)
         except InputError as error:
-            raise InputError(f"{error}; --classes dataset:NAME takes those of a dataset") from error
+            raise InputError(
+                f"{error}, or take those of a dataset: --classes dataset:NAME"
+            ) from error
         found = ready.predictor.predict(examples)
         failures += found.failures.values()
         for place, probabilities in zip(found.kept, found.probabilities, strict=True):

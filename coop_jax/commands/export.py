@@ -2,7 +2,8 @@
 
   coop_jax export my_prompt weights.safetensors      class weights: PyTorch, NumPy, anything
   coop_jax export my_prompt classifier.stablehlo     all of the classifier: jax.export
-  coop_jax export my_prompt model.pth.tar-50         the official CoOp or CoCoOp code
+  coop_jax export my_prompt official/prompt_learner/model.pth.tar-50
+                                                     the official CoOp or CoCoOp code
 
 .safetensors: the tensor "weight", float32 [classes, embedding], rows of length one; the metadata
 has "classes" (JSON), "logit_scale" and "backbone". The logits are logit_scale times the product
@@ -42,7 +43,7 @@ def run(chosen: argparse.Namespace) -> int:
             " name it so"
         )
     written = [path, path.with_suffix(".json")] if path.suffix == ".stablehlo" else [path]
-    terminal.check_new(written)
+    terminal.check_new(written, makes_folders=is_official is not None)
     if is_official:
         _official(chosen)
     else:
@@ -63,7 +64,14 @@ def _official(chosen: argparse.Namespace) -> None:
         )
     learned = prompts.load(chosen.prompt)
     official.write(learned, chosen.file)
-    print("use it with", shlex.join(official.options(learned)))
+    folder, first = chosen.file.absolute().parent, "use it with"
+    if folder.name != "prompt_learner":
+        folder, first = "FOLDER", "move it to FOLDER/prompt_learner and use it with"
+    else:
+        folder = str(folder.parent)
+    epoch = chosen.file.name.rpartition("-")[2]
+    place = ("--model-dir", folder, "--load-epoch", epoch)
+    print(first, shlex.join((*place, *official.options(learned))))
 
 
 def _export(chosen: argparse.Namespace) -> None:

@@ -11,9 +11,13 @@ tabs between them, and the class in front where every class has its own context.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from coop_jax.commands import options
 from coop_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +43,7 @@ def run(chosen: argparse.Namespace) -> int:
     from rich.console import Console
 
     from coop_jax import interpret, prompts
-    from coop_jax.commands import loading
+    from coop_jax.prompts.use import load_its_clip
 
     learned = prompts.load(chosen.prompt)
     if "context" not in learned.learned:
@@ -47,15 +51,16 @@ def run(chosen: argparse.Namespace) -> int:
             f"expected a prompt with context vectors, got one of {learned.method}, which has"
             f" {', '.join(learned.learned)}; choose another"
         )
-    contexts = {None: learned.learned["context"]}
+    contexts: list[Context] = [(None, learned.learned["context"])]
     if "context" in learned.per_class:
-        contexts = dict(zip(learned.class_names, learned.learned["context"], strict=True))
+        contexts = list(zip(learned.class_names, learned.learned["context"], strict=True))
     if chosen.class_name is not None:
         contexts = _only(contexts, chosen.class_name)
-    name = chosen.clip or learned.backbone
-    clip, tokenizer = loading.load_clip(name, chosen)
-    learned.check_backbone(clip, name)
-    for class_name, context in contexts.items():
+    clip, tokenizer = load_its_clip(
+        learned, chosen.clip, dtype=chosen.dtype, tokenizer=chosen.tokenizer
+    )
+    learned.check_backbone(clip, chosen.clip or learned.backbone)
+    for class_name, context in contexts:
         words = interpret.nearest_words(
             clip, tokenizer, jnp.asarray(context), chosen.top, whole_words=not chosen.all_tokens
         )
@@ -70,13 +75,22 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _only(contexts: dict, class_name: str) -> dict:
+Context = tuple[str | None, "np.ndarray"]
+"""The vectors of a class, or of all, which have no name."""
+
+
+def _only(contexts: "list[Context]", class_name: str) -> "list[Context]":
     from coop_jax.data.listing import some, spoken
 
+    names = [name for name, _ in contexts if name is not None]
+    if not names:
+        raise InputError(
+            f"expected no --class with a context that all classes share, got {class_name!r};"
+            " leave it out"
+        )
     (wanted,) = spoken([class_name])
-    found = {name: context for name, context in contexts.items() if name == wanted}
+    found: list[Context] = [one for one in contexts if spoken([one[0] or ""]) == (wanted,)]
     if not found:
-        names = [name for name in contexts if name is not None]
         raise InputError(
             f"expected one of the classes that have a context of their own ({some(names)}), got"
             f" {class_name!r}; name one, or leave --class out"

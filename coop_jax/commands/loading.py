@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import clip as clip_package
-from coop_jax import parallel, prompts
-from coop_jax.classifier import DEFAULT
-from coop_jax.config import DTYPES
-from coop_jax.data import catalog
+from coop_jax import prompts
+from coop_jax.classifier import DEFAULT, load_dataset
 from coop_jax.data.listing import IMAGE_SUFFIXES, is_image
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
 from coop_jax.prompts import Prompt
+from coop_jax.prompts.use import apply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +45,6 @@ class Ready:
         return Predictor(self.method, self.clip, encode_batch_size=size)
 
 
-def load_clip(name: str, chosen: argparse.Namespace) -> tuple[clip_package.CLIP, Any]:
-    """A CLIP, as the options say, and its tokenizer."""
-    dtype, tokenizer = DTYPES[chosen.dtype], chosen.tokenizer or None
-    return clip_package.load(name, dtype=dtype, tokenizer=tokenizer)
-
-
 def ready(chosen: argparse.Namespace) -> Ready:
     """The prompt of the options, ready to use.
 
@@ -62,16 +55,14 @@ def ready(chosen: argparse.Namespace) -> Ready:
     classes = Classes(learned.class_names, learned.class_ids)
     if chosen.classes is not None:
         classes = read_classes(chosen.classes, chosen.data_dir)
-    name = chosen.clip or learned.backbone
-    clip, tokenizer = load_clip(name, chosen)
-    method = learned.for_classes(
-        clip,
-        tokenizer,
-        classes.names,
+    method, clip, _ = apply(
+        learned,
+        chosen.clip,
+        dtype=chosen.dtype,
+        tokenizer=chosen.tokenizer,
+        class_names=classes.names,
         class_ids=classes.ids,
         repeated=classes.repeated,
-        backbone=name,
-        shards=parallel.create_mesh().size,
     )
     return Ready(learned, clip, method, classes)
 
@@ -84,10 +75,10 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
     """
     kind, _, name = text.partition(":")
     if kind == "dataset" and name:
-        dataset = catalog.load(name, data_dir)
+        dataset = load_dataset(name, data_dir)
         return Classes(dataset.class_names, dataset.ids, dataset.repeated)
-    path = Path(text).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path):
         try:
             names = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:

@@ -49,11 +49,9 @@ def run(chosen: argparse.Namespace) -> int:
             name = ready.classes.names[label]
             rows.append((paths[place], rank, name, float(probabilities[label])))
     failures = {paths[place]: line for place, line in found.failures.items()}
-    if chosen.csv:
-        terminal.write_new({chosen.csv: _csv(rows)})
-    if chosen.json:
-        terminal.write_new({chosen.json: _json(rows, failures)})
     _show(rows)
+    contents = {chosen.csv: _csv(rows), chosen.json: _json(rows, failures)}
+    terminal.write_new({path: text for path, text in contents.items() if path})
     return loading.report_unreadable(list(failures.values()), len(paths))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float, Int32, UInt8
 from PIL import Image
 
 from coop_jax.data.examples import Dataset, Examples
@@ -40,7 +40,10 @@ class GivenSource:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
-            return {"image": Path(image).expanduser().read_bytes()}
+            try:
+                return {"image": Path(os.path.expanduser(image)).read_bytes()}
+            except ValueError as error:  # a null character
+                raise OSError(str(error)) from error
         return {"image": _png(self._own(image))}
 
     def _own(self, image: Any) -> Image.Image:
@@ -159,7 +162,7 @@ def class_names_of(labels: Labels) -> tuple[str, ...]:
     Raises:
         InputError: the labels are no names.
     """
-    given = np.asarray(labels)
+    given = _array(labels)
     if given.dtype.kind in "iu":
         raise InputError(
             "expected class names as labels, since prompts are made of them, got whole numbers"
@@ -178,7 +181,7 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> Int32[np.ndarra
     Raises:
         InputError: labels that are neither, or of no class.
     """
-    given = np.asarray(labels)
+    given = _array(labels)
     if given.dtype.kind in "iu" and given.ndim == 1:
         outside = sorted({str(label) for label in given if not 0 <= label < len(class_names)})
         if outside:
@@ -198,6 +201,16 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> Int32[np.ndarra
             f" {some(unknown)}; correct the labels or the class names"
         )
     return np.asarray([place[text.replace("_", " ")] for text in texts], np.int32)
+
+
+def _array(labels: Labels) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except ValueError as error:
+        raise InputError(
+            "expected a list of class names or of whole numbers as labels, got lists of different"
+            " lengths; give one label per image"
+        ) from error
 
 
 def _texts(labels: np.ndarray) -> list[str]:
@@ -222,6 +235,26 @@ def checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
             " the order of their labels"
         )
     return tuple(map(str, class_names))
+
+
+def checked_weights(weights: Any, count: int) -> Float[np.ndarray, " images"] | None:
+    """How much each of `count` images counts; None for equally.
+
+    Raises:
+        InputError: not one number per image, one is negative or infinite, or all are zero.
+    """
+    if weights is None:
+        return None
+    try:
+        found = np.asarray(weights, float)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (count,) or not ((found >= 0) & (found < np.inf)).all() or not found.any():
+        raise InputError(
+            f"expected sample_weight as {count} numbers, one per image, none negative and not all"
+            f" zero, got {weights!r:.80}; correct it or leave it out"
+        )
+    return found
 
 
 def _checked_name(image: Any, number: int) -> str:

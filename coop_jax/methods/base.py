@@ -157,6 +157,34 @@ def default_config(name: str) -> dict[str, Any]:
     return _module(name).default_config()
 
 
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that a method does not have, or of another type than their defaults.
+
+    Raises:
+        InputError: there is such a setting, or no method of that name.
+    """
+    defaults = default_config(name)
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"method {name}: expected settings by name, got {settings!r:.80}; give a mapping such"
+            f" as {defaults}"
+        )
+    unknown = sorted(str(key) for key in settings if key not in defaults)
+    if unknown:
+        raise InputError(
+            f"method {name}: expected settings among {', '.join(defaults) or '(none)'}, got"
+            f" {', '.join(unknown)}; correct them"
+        )
+    for key, value in settings.items():
+        default = defaults[key]
+        kinds = {tuple: (tuple, list), float: (float, int)}.get(type(default), (type(default),))
+        if type(value) not in kinds:
+            raise InputError(
+                f"method {name}: expected {key} as {type(default).__name__}, like {default!r}, got"
+                f" {value!r:.80}; correct it"
+            )
+
+
 def check_class_names(names: Sequence[str], repeated: Sequence[str] = ()) -> None:
     """Refuse a list of class names that cannot define a classifier.
 
@@ -221,14 +249,14 @@ def create(
             " (config.clip.tokenizer)"
         )
     check_class_names(class_names, repeated)
-    settings = module.default_config()
-    unknown = sorted(set(config or {}) - set(settings))
-    if unknown:
+    check_settings(name, config or {})
+    settings = {**module.default_config(), **(config or {})}
+    longest = clip.config.text.context_length
+    if settings.get("n_ctx", 0) > longest:
         raise InputError(
-            f"method {name}: unknown settings {', '.join(unknown)}; valid ones are"
-            f" {', '.join(settings) or '(none)'}"
+            f"method {name}: expected at most {longest} tokens, which the CLIP reads, got"
+            f" {settings['n_ctx']} context vectors; lower n_ctx"
         )
-    settings.update(config or {})
     rngs = nnx.Rngs(seed)
     return module.Method(clip, tokenizer, tuple(class_names), settings, rngs=rngs, shards=shards)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from coop_jax.errors import InputError
+from coop_jax.terminal import check_name, why_not_made
 
 RECORD = "prompt.json"
 TENSORS = "prompt.safetensors"
@@ -43,6 +44,7 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     """
     from safetensors.numpy import save
 
+    check_name(folder)
     folder = folder.absolute()
     tensor_bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
     digest = hashlib.sha256(tensor_bytes).hexdigest()
@@ -57,12 +59,8 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     contents = {TENSORS: tensor_bytes, RECORD: record_bytes}
     if _holds(folder, contents):
         return
+    check_new(folder)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(
-                f"expected a new or empty folder for the prompt, got {folder}, which holds"
-                " something else; name another"
-            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             unfinished = Path(temporary) / folder.name
@@ -77,12 +75,35 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
         ) from error
 
 
+def check_new(folder: Path) -> None:
+    """See that a prompt can be written here and nothing is lost, before any work is done for it.
+
+    Raises:
+        InputError: there is something, or the folder cannot be made.
+    """
+    check_name(folder)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(
+                f"expected a new or empty folder for the prompt, got {folder}, which holds"
+                " something else; name another"
+            )
+        reason = why_not_made(folder.absolute())
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(
+            f"expected a folder to write the prompt to, got {folder} ({reason}); name another"
+        )
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The record of a prompt (the keys of `FIELDS`) and its tensors by name.
 
     Raises:
         InputError: the folder holds no prompt, a damaged one, or one of a newer format.
     """
+    check_name(folder)
     record = _read_record(folder)
     tensors = _read_tensors(folder / TENSORS, record["sha256"])
     strange = sorted(set(record["per_class"]) - set(tensors))
@@ -189,4 +210,4 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
             f"{path}: expected tensors of {' or '.join(DTYPES)}, got {', '.join(strange)} of"
             " others; convert them"
         )
-    return tensors
+    return dict(sorted(tensors.items()))

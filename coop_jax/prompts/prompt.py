@@ -80,7 +80,6 @@ class Prompt:
                 classes that it did not learn.
         """
         self.check_backbone(clip, backbone)
-        _check_settings(self.method, self.settings)
         if class_names is None:
             class_names, class_ids = self.class_names, self.class_ids
         if tuple(class_names) == self.class_names:
@@ -257,26 +256,12 @@ def load(place: str | Path) -> Prompt:
         InputError: there is neither, or what is there is damaged, too new, or no prompt.
     """
     folder = Path(place).expanduser()
-    if not folder.exists() and hub.is_id(str(place)):
+    if hub.is_id(str(place)) and not folder.exists():
         folder = hub.pull(str(place))
     record, tensors = files.read(folder)
     for name in ("class_names", "class_ids", "per_class"):
         record[name] = tuple(record[name])
     return Prompt(learned=tensors, **record)
-
-
-def _check_settings(method: str, settings: Mapping[str, Any]) -> None:
-    defaults = methods.default_config(method)
-    wrong = [
-        f"{name}={settings[name]!r:.40}"
-        for name, value in defaults.items()
-        if name in settings and type(settings[name]) is not type(value)
-    ]
-    if wrong:
-        raise InputError(
-            f"expected settings of {method} of the types of {defaults}, got {', '.join(wrong)};"
-            " fetch or learn the prompt again"
-        )
 
 
 def _fill(method: Any, values: Mapping[str, np.ndarray]) -> None:

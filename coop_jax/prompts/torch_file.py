@@ -52,6 +52,24 @@ class _Inert:
         pass
 
 
+class _Rebuild:
+    """In place of the functions that make tensors; has no attributes that a pickle could set."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> "Tensor":
+        return Tensor(storage, offset, shape, stride)
+
+
+class _First:
+    """In place of functions whose first argument is all that counts; as `_Rebuild`."""
+
+    __slots__ = ()
+
+    def __call__(self, value: Any, *_: Any) -> Any:
+        return value
+
+
 class _Dict(dict[Any, Any]):
     """In place of an ordered dictionary, without the attributes that a pickle may give it."""
 
@@ -81,8 +99,8 @@ class Tensor(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Makes containers, `Tensor`s and placeholders, and nothing else.
 
-    What it hands out is immutable (methods, named tuples, texts) or belongs to the pickle alone, so
-    that no pickle can change what the next one meets.
+    What it hands out is immutable (objects without attributes, named tuples, texts) or belongs to
+    the pickle alone, so that no pickle can change what the next one meets.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -93,10 +111,10 @@ class _Unpickler(pickle.Unpickler):
         """
         known = {
             ("collections", "OrderedDict"): _Dict,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): self._first,
-            ("torch", "Size"): self._first,
+            ("torch._utils", "_rebuild_tensor"): _Rebuild(),
+            ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
+            ("torch._utils", "_rebuild_parameter"): _First(),
+            ("torch", "Size"): _First(),
         }
         if (module, name) in known:
             return known[module, name]
@@ -111,14 +129,8 @@ class _Unpickler(pickle.Unpickler):
         """A storage, which is all that PyTorch leaves out of its pickles."""
         kind, dtype, key, _, size = pid
         if kind != "storage":
-            raise ValueError(f"unknown kind {kind!r:.80}")
+            raise ValueError("a persistent id that is no storage")
         return _Storage(key, dtype, size)
-
-    def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tensor:
-        return Tensor(storage, offset, shape, stride)
-
-    def _first(self, value: Any, *_: Any) -> Any:
-        return value
 
 
 class TorchFile:
