@@ -27,11 +27,12 @@ CASES = {
     "cocoop": ("cocoop", {}),
     "linear_probe": ("linear_probe", {}),
 }
-DOCUMENTED = (Path(__file__).resolve().parents[1] / "docs" / "prompts.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTED = (ROOT / "README.md").read_text() + (ROOT / "docs" / "prompts.md").read_text()
 
 
 def documented(containing):
-    """The one block of Python in docs/prompts.md with this text in it."""
+    """The one block of Python in the README and docs/prompts.md with this text in it."""
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENTED, flags=re.DOTALL)
     (block,) = (block for block in blocks if containing in block)
     return block

@@ -84,6 +84,7 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         r"python -m coop_jax\.main --config=configs/cocoop_base_to_new\.py:dtd,cocoop .*",
         r"coop_jax fit photographs my_prompt --clip ViT-B/16",
         r"coop_jax predict my_prompt new_photographs --top 3",
+        r"coop_jax export my_prompt weights\.safetensors",
         r"coop_jax evaluate my_prompt photographs --csv per_image\.csv --png confusion\.png",
     ]
     for command in COMMANDS:
@@ -263,6 +264,8 @@ def test_photographs_to_a_classifier(own_folder):
     lines = [line.split("\t") for line in run("predict").splitlines()]
     assert [Path(line[0]).name for line in lines] == ["cat.jpg"] * 2 + ["dog.jpg"] * 2
     assert {line[1] for line in lines} == {"circle", "star"}
+    run("export")
+    assert (own_folder / "weights.safetensors").stat().st_size > 2 * 64 * 4
     run("evaluate")
     assert len((own_folder / "per_image.csv").read_text().splitlines()) > 4
     with Image.open(own_folder / "confusion.png") as picture:
@@ -271,7 +274,7 @@ def test_photographs_to_a_classifier(own_folder):
 
 @pytest.mark.heavy
 def test_python(own_folder):
-    (code,) = blocks("python")
+    (code,) = (block for block in blocks("python") if "Classifier(" in block)
     code = code.replace('"ViT-B/16"', '"tiny", epochs=2, shots=2')
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=own_folder

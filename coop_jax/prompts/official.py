@@ -172,7 +172,7 @@ def _training(path: Path, checkpoint: Mapping[str, Any], dataset: str | None) ->
     training |= {"dataset": dataset} if dataset else {}
     for key, name in (("epoch", "epochs"), ("val_result", "val_result")):
         value = checkpoint.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             training[name] = value
     return training
 
