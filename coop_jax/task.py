@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +19,6 @@ from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.progress import Tracker
 
-logger = logging.getLogger(__name__)
-
 
 class Task:
     """One training run: its dataset of a few shots, method, batches and optimizer."""
@@ -36,7 +33,7 @@ class Task:
                 f"expected a dataset with validation images, which {experiment.method_name} needs,"
                 f" got {dataset.name} without; add a folder or rows of the split val"
             )
-        self.epochs = config["epochs"] or fitting.paper_epochs(shots, dataset.name)
+        self.epochs = fitting.epochs_for(config, self.dataset, shots)
         self.batches = fitting.batches(config, self.examples, seed=seed, epochs=self.epochs)
 
     @functools.cached_property
@@ -47,16 +44,12 @@ class Task:
     @property
     def steps(self) -> int:
         """How many training steps the task takes."""
-        return 1 if self.experiment.is_closed_form else len(self.batches.order)
+        return 1 if self.experiment.is_closed_form else self.batches.steps
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """What the method is trained with."""
-        return optim.create(self._optimizer_config)
-
-    @property
-    def _optimizer_config(self) -> optim.OptimizerConfig:
-        return optim.OptimizerConfig(**self.experiment.config["optimizer"])
+        return optim.create(optim.OptimizerConfig(**self.experiment.config["optimizer"]))
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.experiment.workdir / "checkpoints" / self._name)

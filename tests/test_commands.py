@@ -90,7 +90,6 @@ def test_help_is_there_without_heavy_imports():
     own = "jax flax numpy PIL sklearn matplotlib transformers grain rich absl safetensors"
     code = f"""
         import sys
-
         from coop_jax import commands
         from coop_jax.__main__ import main
 
@@ -386,14 +385,13 @@ def test_a_split_without_images_is_refused(data, mine, refused):
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1)])
 def test_whoever_stops_it_sees_no_traceback(error, code, mine):
-    stop = f"raise {error.__name__}"
     finished = run_python(
         f"""
         from coop_jax.__main__ import main
         from coop_jax.commands import push
 
         def run(chosen):
-            {stop}
+            raise {error.__name__}
 
         push.run = run
         raise SystemExit(main(["push", "mine", "user/name"]))
