@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 from hypothesis import settings
 
@@ -35,19 +36,9 @@ CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD 
 
 
 @pytest.fixture(scope="session")
-def reference() -> Path:
-    """The folder with golden cases, official splits and photographs."""
-    default = Path(__file__).resolve().parents[2] / "shared"
-    folder = Path(os.environ.get("COOP_JAX_REFERENCE", default))
-    if not folder.is_dir():
-        pytest.skip(f"no reference folder {folder}: set COOP_JAX_REFERENCE")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def openai_tokenizer(reference, tmp_path_factory) -> Path:
+def openai_tokenizer(tmp_path_factory) -> Path:
     """A folder with OpenAI's vocabulary in the files that its models' repositories have."""
-    with gzip.open(reference / "golden" / "bpe_simple_vocab_16e6.txt.gz", "rt") as file:
+    with gzip.open(reference.path("golden/bpe_simple_vocab_16e6.txt.gz"), "rt") as file:
         merges = [line.split() for line in file.read().split("\n")[1 : 49152 - 256 - 2 + 1]]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

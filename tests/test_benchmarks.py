@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 
 from coop_jax.methods import Learned
@@ -50,12 +51,19 @@ def settings(method="coop", images=False):
     )
 
 
+@pytest.fixture(scope="module")
+def recorded():
+    """The vocabulary and class names that the benchmarks read."""
+    for name in ("golden/bpe_simple_vocab_16e6.txt.gz", "coop_splits/imagenet_classnames.txt"):
+        reference.path(name)
+
+
 @pytest.fixture(scope="module", params=["coop", "cocoop"])
-def problem(request, reference) -> models.Problem:
+def problem(request, recorded) -> models.Problem:
     return settings(request.param).problem()
 
 
-def test_class_names(reference):
+def test_class_names(recorded):
     assert models.class_names(2) == ["tench", "goldfish"]
     assert len(set(models.class_names(1000))) == 998
     many = models.class_names(21000)
@@ -116,7 +124,7 @@ def test_work_of_the_reference_grows_with_its_77_tokens(problem):
     assert official > 3 * own
 
 
-def test_step_of_our_side(reference, capsys, monkeypatch):
+def test_step_of_our_side(recorded, capsys, monkeypatch):
     monkeypatch.setattr(sides, "memory_in_child", lambda *_: 10**6)
     monkeypatch.setattr(sides, "peaks_of", lambda *_: (1e11, 1e10))
     monkeypatch.setattr(models, "choose_device", lambda _: "cpu")
@@ -140,7 +148,7 @@ def test_extrapolation_is_marked():
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
-def test_reference_agrees(method, reference):
+def test_reference_agrees(method, recorded):
     torch = pytest.importorskip("torch")
     chosen = settings(method, images=method == "coop")
     problem = chosen.problem()
@@ -157,7 +165,7 @@ def test_reference_agrees(method, reference):
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
-def test_counted_flops_are_those_of_the_reference(method, reference):
+def test_counted_flops_are_those_of_the_reference(method, recorded):
     pytest.importorskip("torch")
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from makers import coop_data, image_folder, write_images
+from reference import FOLDER
 
 from coop_jax.data import catalog, check, class_names, doctor, prepare
 from coop_jax.data.official import OFFICIAL
@@ -148,7 +149,7 @@ def test_tfds_s_own_split_and_what_it_leaves_out_are_notes(textures, tmp_path, m
         assert any(wanted in note for note in findings.notes)
 
 
-def test_hashes_are_git_s(tmp_path, reference):
+def test_hashes_are_git_s(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"some\r\ntext")
     git = subprocess.run(
@@ -156,6 +157,6 @@ def test_hashes_are_git_s(tmp_path, reference):
     )
     assert doctor.git_hash(path) == git.stdout.strip()
     for row in OFFICIAL.values():
-        official = row.split_file and reference / "coop_splits" / row.split_file.name
+        official = row.split_file and FOLDER / "coop_splits" / row.split_file.name
         if official and official.is_file():
             assert doctor.git_hash(official) == row.split_file.git_hash

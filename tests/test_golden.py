@@ -1,29 +1,15 @@
-"""Agreement with numbers recorded from the official implementations (DESIGN section 3)."""
+"""Agreement with numbers recorded from the official implementations."""
 
 import json
 import operator
-import os
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from reference import cases
 
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods, optim, train
 from coop_jax.chunks import Batches
-
-GOLDEN = (
-    Path(os.environ.get("COOP_JAX_REFERENCE", Path(__file__).resolve().parents[2] / "shared"))
-    / "golden"
-)
-
-
-def cases(pattern):
-    """All cases of this kind in the reference folder; one that skips where there are none."""
-    found = sorted(GOLDEN.glob(pattern))
-    missing = pytest.param(None, marks=pytest.mark.skip(f"no {pattern} in {GOLDEN}"))
-    return pytest.mark.parametrize("case", found or [missing], ids=lambda path: path.stem)
 
 
 def relative(got, expected):

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import reference
 from makers import IMAGENET, SPLIT_FILES, coop_data, flatten
 
 from coop_jax.data import catalog, listing, sampling
@@ -137,11 +138,11 @@ def test_few_shot_selections_are_those_of_the_official_code(data, name, shots):
 # The official split files.
 
 
-def official_splits(reference):
+def official_splits():
     """Each official split there is: the catalogue's name, the file, its facts and its dataset."""
-    facts = json.loads((reference / "reference" / "datasets.json").read_text())["datasets"]
+    facts = json.loads(reference.path("reference/datasets.json").read_text())["datasets"]
     names = {fact["split_file"]: name for name, fact in facts.items()}
-    paths = sorted((reference / "coop_splits").glob("split_zhou_*.json"))
+    paths = sorted(reference.path("coop_splits").glob("split_zhou_*.json"))
     if not paths:
         pytest.skip("no official splits")
     for path in paths:
@@ -152,8 +153,8 @@ def official_splits(reference):
         yield name, path, facts[name], dataset
 
 
-def test_official_splits_have_the_published_sizes(reference):
-    for name, path, facts, dataset in official_splits(reference):
+def test_official_splits_have_the_published_sizes():
+    for name, path, facts, dataset in official_splits():
         sizes = tuple(len(getattr(dataset, part)) for part in PARTS)
         assert sizes == OFFICIAL[name].sizes == tuple(facts["sizes"][part] for part in PARTS), name
         assert len(dataset.class_names) == OFFICIAL[name].n_classes == facts["num_classes"]
@@ -166,8 +167,8 @@ def test_official_splits_have_the_published_sizes(reference):
                 assert dataset.class_names[label] == class_name.replace("_", " ")
 
 
-def test_official_splits_have_the_published_halves(reference):
-    for name, _, facts, dataset in official_splits(reference):
+def test_official_splits_have_the_published_halves():
+    for name, _, facts, dataset in official_splits():
         wanted = facts["base_new"]
         for part in ("base", "new"):
             half = dataset.half(part)
@@ -180,8 +181,8 @@ def test_official_splits_have_the_published_halves(reference):
         assert dataset.half("all").test.labels.tolist() == dataset.test.labels.tolist()
 
 
-def test_shots_are_chosen_before_the_classes_are_halved(reference):
-    for name, path, _, dataset in official_splits(reference):
+def test_shots_are_chosen_before_the_classes_are_halved():
+    for name, path, _, dataset in official_splits():
         rows = by_the_official_rule(json.loads(path.read_text()), 4, seed=2)
         indices = sampling.few_shot(dataset.train.labels, dataset.val.labels, 4, seed=2)
         chosen = catalog.Dataset(

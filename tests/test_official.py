@@ -14,7 +14,8 @@ from conftest import CLASS_NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import refusal
-from test_golden import cases, create_method, learned, load, relative
+from reference import cases
+from test_golden import create_method, learned, load, relative
 
 from coop_jax import evaluate, methods, prompts
 from coop_jax.errors import InputError

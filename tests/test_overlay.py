@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import reference
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from makers import IMAGENET, coop_data
@@ -81,20 +82,18 @@ def record_of(name, path, class_name, tfds_names):
     }.get(name, (split, label, path, image))
 
 
-def few_of_the_split(name, reference):
+def few_of_the_split(name):
     """The official split with one training image per class and a few others."""
-    path = reference / "coop_splits" / OFFICIAL[name].split_file.name
     if name in ("food101", "sun397"):
-        names = json.loads((reference / "coop_splits" / f"classnames_{name}.json").read_text())
+        names = json.loads(reference.path(f"coop_splits/classnames_{name}.json").read_text())
         folders = [
             f"x/{'/'.join(reversed(n.split(' ')))}" if name == "sun397" else n for n in names
         ]
         rows = [[f"{folders[k]}/{k}.jpg", k, n] for k, n in enumerate(names)]
         more = [[f"{folders[k]}/again_{k}.jpg", k, n] for k, n in enumerate(names[:20])]
         return {"train": rows, "val": more[:10], "test": more[10:]}
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    official = json.loads(path.read_text())
+    split_file = reference.path(f"coop_splits/{OFFICIAL[name].split_file.name}")
+    official = json.loads(split_file.read_text())
     first = {}
     for row in official["train"]:
         first.setdefault(row[1], row)
@@ -106,11 +105,11 @@ def few_of_the_split(name, reference):
 
 
 @pytest.fixture
-def write_mini(reference, tmp_path):
+def write_mini(tmp_path):
     """Writes a dataset's split file and TFDS copy, less the first `lacking` test images."""
 
     def write(name, lacking=0):
-        split = few_of_the_split(name, reference)
+        split = few_of_the_split(name)
         row = OFFICIAL[name]
         (tmp_path / row.folder).mkdir(exist_ok=True)
         (tmp_path / row.folder / row.split_file.name).write_text(json.dumps(split))
@@ -155,16 +154,17 @@ def test_renamed_classes_are_coop_s(name, tmp_path):
     assert (kept == class_names.shipped(name)) == (name not in ("caltech101", "food101"))
 
 
-def test_class_names_are_those_of_the_official_files(reference):
+def test_class_names_are_those_of_the_official_files():
+    splits = reference.path("coop_splits")
     for name, row in OFFICIAL.items():
         assert len(class_names.shipped(name)) == (1000 if name in WITH_WNIDS else row.n_classes)
-        path = row.split_file and reference / "coop_splits" / row.split_file.name
+        path = row.split_file and splits / row.split_file.name
         if path and path.is_file():
             assert class_names.shipped(name) == listing.read_split_file(path, path).class_names
-    lines = (reference / "coop_splits" / "imagenet_classnames.txt").read_text().splitlines()
+    lines = (splits / "imagenet_classnames.txt").read_text().splitlines()
     assert [f"{wnid} {name}" for wnid, name in class_names.imagenet().items()] == lines
     for name in ("food101", "sun397", "fgvc_aircraft"):
-        names = json.loads((reference / "coop_splits" / f"classnames_{name}.json").read_text())
+        names = json.loads(reference.path(f"coop_splits/classnames_{name}.json").read_text())
         assert class_names.shipped(name) == listing.spoken(names)
 
 

@@ -13,6 +13,7 @@ import pytest
 import record_presets
 from makers import coop_data, image_folder, write_hub_cache
 from PIL import Image
+from reference import FOLDER
 
 from coop_jax import protocols, report, results
 
@@ -207,9 +208,7 @@ def test_doctor_sweep_main_and_report(data, tmp_path):
 @pytest.fixture
 def photographs(tmp_path):
     """CIFAR-10's in folders, where the reference folder has them; else small random ones."""
-    default = Path(__file__).resolve().parents[2] / "shared"
-    reference = Path(os.environ.get("COOP_JAX_REFERENCE", default))
-    archive, folder = reference / "cifar10" / "cifar10_200.tar", tmp_path / "photographs"
+    archive, folder = FOLDER / "cifar10" / "cifar10_200.tar", tmp_path / "photographs"
     if not archive.is_file():
         return image_folder(folder, ("circle", "star"), 8)
     with tarfile.open(archive) as file:

@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,12 +11,9 @@ from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
 
-def test_reproduces_every_published_selection(reference):
-    folder = reference / "coop_splits"
-    published_path = folder / "fewshot_indices.json"
-    if not published_path.exists():
-        pytest.skip(f"no {published_path}")
-    published = json.loads(published_path.read_text())
+def test_reproduces_every_published_selection():
+    folder = reference.path("coop_splits")
+    published = json.loads(reference.path("coop_splits/fewshot_indices.json").read_text())
     assert published
     labels = {}
     for key, wanted in published.items():

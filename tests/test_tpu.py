@@ -16,7 +16,7 @@ CLASSES, EMBEDDING = 200, 32
 
 
 @pytest.mark.heavy
-def test_a_training_step_for_eight_v5e_chips_fits_and_exchanges_only_class_features(reference):
+def test_a_training_step_for_eight_v5e_chips_fits_and_exchanges_only_class_features():
     pytest.importorskip("libtpu", reason='needs libtpu: pip install "jax[tpu]"')
     wanted = f"--chips=8 --backbone=tiny --method=unified --phase=train --classes={CLASSES}"
     child = subprocess.run(

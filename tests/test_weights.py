@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 from makers import make_snapshot, openai_tensors, write_hub_cache
 from safetensors.numpy import load_file, save_file
@@ -30,9 +31,9 @@ def load(path):
     return clip_package.load(str(path), tokenizer=TOKENIZER)[0]
 
 
-def test_dimensions_come_from_the_files(reference):
+def test_dimensions_come_from_the_files():
     clip, _ = clip_package.load(
-        str(reference / "golden" / "clip_tiny_rn.safetensors"), tokenizer=TOKENIZER
+        str(reference.path("golden/clip_tiny_rn.safetensors")), tokenizer=TOKENIZER
     )
     assert clip.config.vision == ResNetConfig(64, 16, (1, 2, 1, 1), 8)
     clip = load(FOLDER)
