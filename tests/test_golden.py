@@ -65,7 +65,7 @@ def test_zero_shot(case, openai_tokenizer, one_device):
         "zero_shot", clip, tokenizer, meta["classnames"], {"templates": (meta["template"],)}
     )
     logits = evaluate.logits(method, clip, features, one_device)
-    assert relative(logits, arrays["logits_per_image"]) < 1e-5
+    assert relative(logits, arrays["logits_per_image"]) < 3e-5
 
 
 PARAMETERS = {
@@ -129,4 +129,4 @@ def test_trajectory(case, openai_tokenizer, one_device):
             assert relative(got, arrays[f"{recorded[done]}/{name}"]) < 1e-4, (name, done)
     np.testing.assert_allclose(losses, arrays["loss"], rtol=1e-4)
     logits = evaluate.logits(method, clip, features, one_device)
-    assert relative(logits, arrays["eval_logits"]) < 1e-5
+    assert relative(logits, arrays["eval_logits"]) < 3e-5

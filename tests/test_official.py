@@ -67,7 +67,7 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
     features = arrays["image_features"]
     got = evaluate.logits(again, clip, features, one_device)
     np.testing.assert_array_equal(got, evaluate.logits(method, clip, features, one_device))
-    assert relative(got, arrays["eval_logits"]) < 1e-5
+    assert relative(got, arrays["eval_logits"]) < 3e-5
 
 
 def test_what_pytorch_wrote_of_coop(read):
