@@ -54,7 +54,7 @@ def encode(
 
     if cache is None:
         return make()
-    images = examples.content, examples.indices.tolist()
+    images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
     wanted = described, seed, requests.tolist()
     return cache.get(digest([*images, *weights, *pixel_settings(clip), *wanted]), make)
 
@@ -62,6 +62,11 @@ def encode(
 def pixel_settings(clip: CLIP) -> tuple[Any, ...]:
     """What a CLIP's pixels depend on besides the images and the transform."""
     return clip.config.vision.image_size, clip.config.mean, clip.config.std, preprocess.PILLOW
+
+
+def orientation_settings(*splits: Examples) -> tuple[str, ...]:
+    """What pixels depend on besides where images of a split are turned upright."""
+    return ("upright",) if any(examples.upright for examples in splits) else ()
 
 
 def once(count: int) -> Int[np.ndarray, "images 2"]:

@@ -196,11 +196,13 @@ class Experiment:
         config, tested = self.config, [target.dataset.pixels_from, *_listed(target.dataset.test)]
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
+        turned = encoding.orientation_settings(self.dataset.train, target.dataset.test)
+        transform = [config["augmentation"], *encoding.pixel_settings(self.clip), *turned]
         return results.Hashes(
             data=digest([self._data_hash, *tested]),
             split=digest([*trained_on, *tested]),
             class_names=digest(target.dataset.class_names),
-            transform=digest([config["augmentation"], *encoding.pixel_settings(self.clip)]),
+            transform=digest(transform),
             weights=self._weights_hash,
             config=digest(settings),
         )

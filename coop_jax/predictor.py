@@ -83,7 +83,7 @@ class Predictor:
             names = examples.file_names[list(failures)].tolist()
             raise InputError(
                 f"expected {len(examples)} readable images, got {len(names)} that are not"
-                f" ({', '.join(names)}); replace or remove them, or use predict_many"
+                f" ({', '.join(names)}); replace them, or use predict_many"
             )
         return found
 

@@ -1,14 +1,21 @@
 """What becomes of images that are broken or of an unusual kind."""
 
+import dataclasses
 import io
+import os
+import re
+import struct
+import sys
 import warnings
 
 import numpy as np
 import pytest
+from makers import refusal
 from PIL import Image
 
 from coop_jax.clip import preprocess
-from coop_jax.data.examples import Examples, FileSource
+from coop_jax.data import decoding
+from coop_jax.data.examples import Examples, FileSource, ImageCache
 from coop_jax.data.pipeline import pixels
 from coop_jax.errors import InputError
 
@@ -70,7 +77,7 @@ def test_a_broken_image_is_named_with_its_split(tmp_path, kind, threads):
     (tmp_path / "a.png").write_bytes(saved(RGB, "PNG"))
     (tmp_path / "broken.jpg").write_bytes(BROKEN[kind])
     examples = examples_of(tmp_path, "a.png", "broken.jpg")
-    message = r"image in broken.jpg of the test split, got \d+ bytes .* replace or remove the file"
+    message = r"image in broken.jpg of the test split, got \d+ bytes .* replace the file"
     with pytest.raises(InputError, match=message) as caught:
         examples.image(1)
     assert "\n" not in str(caught.value)
@@ -105,6 +112,24 @@ def test_a_vanished_file_is_named_with_its_split(tmp_path, threads):
     )
     with pytest.raises(InputError, match=r"gone/a.png of the test split, got .*; restore it"):
         next(served)
+
+
+def test_what_might_never_end_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    (tmp_path / "long.jpg").write_bytes(bytes(101))
+    monkeypatch.setattr(decoding, "LARGEST_FILE", 100)
+    wanted = {
+        "pipe.jpg": "a named pipe in place of a regular file",
+        "loop.jpg": "symbolic links",
+        "zeros.jpg": "a device in place of a regular file",
+        "long.jpg": "a file of 101 bytes, more than 100",
+    }
+    examples = examples_of(tmp_path, *wanted)
+    for index, (name, reason) in enumerate(wanted.items()):
+        line = refusal(examples.image, index)
+        assert f"file {name} of the test split" in line and reason in line
 
 
 def with_palette(**options):
@@ -211,15 +236,75 @@ def test_of_an_animation_the_first_frame_counts(tmp_path, kind):
     assert np.abs(square(image).astype(int) - (255, 0, 0)).max() <= 2
 
 
-def test_an_exif_orientation_is_ignored(tmp_path):
-    exif = Image.Exif()
-    orientation, turned = 0x0112, 6
-    exif[orientation] = turned
-    encoded = saved(RGB, "JPEG", exif=exif)
-    image = read(tmp_path, "turned.jpg", encoded)
-    assert image.getexif()[orientation] == turned
-    assert image.size == RGB.size
-    np.testing.assert_array_equal(square(image), official(encoded))
+ORIENTATION = 0x0112
+FROM_UPRIGHT = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+UPRIGHT = Image.fromarray(RNG.integers(0, 2, (2, 3, 3)).astype(np.uint8) * 255)
+UPRIGHT = UPRIGHT.resize((48, 32), Image.Resampling.NEAREST)
+
+
+def as_a_camera_saves(orientation, format, **options):
+    """A file of `UPRIGHT` whose pixels lie otherwise, as its tag says."""
+    turn, exif = FROM_UPRIGHT[orientation], Image.Exif()
+    exif[ORIENTATION] = orientation
+    lying = UPRIGHT if turn is None else UPRIGHT.transpose(turn)
+    return lying, saved(lying, format, exif=exif, **options)
+
+
+def assert_same_picture(image, expected):
+    assert image.size == expected.size
+    difference = np.asarray(image.convert("RGB")).astype(int) - np.asarray(expected)
+    assert np.abs(difference).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", FROM_UPRIGHT)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_an_exif_orientation_counts_in_own_images_alone(tmp_path, orientation, format):
+    options = {"quality": 95} if format in ("JPEG", "AVIF", "WEBP") else {}
+    lying, encoded = as_a_camera_saves(orientation, format, **options)
+    (tmp_path / "phone.jpg").write_bytes(encoded)
+    official = examples_of(tmp_path, "phone.jpg")
+    own = dataclasses.replace(official, upright=True, cache=ImageCache())
+    for _ in range(2):
+        assert_same_picture(own.image(0), UPRIGHT)
+        assert_same_picture(official.image(0), UPRIGHT if format == "TIFF" else lying)
+
+
+@pytest.mark.parametrize("orientation", FROM_UPRIGHT)
+def test_heic_is_upright_where_pillow_heif_is_installed(orientation):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs coop_jax[heic]")
+    lying, _ = as_a_camera_saves(orientation, "PNG")
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = orientation
+    pillow_heif.from_pillow(lying).save(file, exif=exif.tobytes(), quality=95)
+    assert_same_picture(decoding.decode(file.getvalue(), "a.heic", upright=True), UPRIGHT)
+
+
+def test_heic_without_pillow_heif_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    line = refusal(decoding.decode, b"\0\0\0\x18ftypheic" + bytes(99), "a.heic", upright=True)
+    assert "got HEIC; convert it (or pip install 'coop_jax[heic]')" in line
+
+
+def test_an_orientation_in_xmp_counts_too():
+    lying, _ = as_a_camera_saves(6, "PNG")
+    for xmp in (b'<x tiff:Orientation="6"/>', b"<tiff:Orientation>6</tiff:Orientation>"):
+        encoded = saved(lying, "WEBP", xmp=xmp, quality=95)
+        assert_same_picture(decoding.decode(encoded, "a.webp", upright=True), UPRIGHT)
+
+
+@pytest.mark.parametrize("damaged", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x63", b"Exif\0\0none"])
+def test_damaged_exif_data_turns_nothing(damaged):
+    encoded = saved(UPRIGHT, "PNG", exif=damaged)
+    assert_same_picture(decoding.decode(encoded, "a.png", upright=True), UPRIGHT)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
@@ -232,11 +317,43 @@ def test_a_side_of_one_pixel_is_enough(tmp_path, shape):
     assert augmented.shape == (SIZE, SIZE, 3)
 
 
-def test_a_gigantic_image_is_refused_and_a_large_one_is_read(tmp_path, monkeypatch):
-    encoded = saved(RGB, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", RGB.width * RGB.height - 1)
-    with pytest.warns(Image.DecompressionBombWarning):
-        assert read(tmp_path, "large.png", encoded).tobytes() == RGB.tobytes()
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match=r"giant.png of the test .* exceeds limit .*; replace or"):
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF"])
+def test_pillow_s_own_limit_is_not_asked(format, monkeypatch):
+    encoded = saved(RGB, format)
+    with Image.open(io.BytesIO(encoded)) as image:
+        wanted = square(image.convert("RGB"))
+    most = RGB.width * RGB.height - 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    image = decoding.decode(encoded, "large", upright=True)
+    np.testing.assert_array_equal(square(image), wanted)
+    preprocess.augment(image, SIZE, np.random.default_rng(0), scale=(1, 1), ratio=(4 / 3, 4 / 3))
+    assert most == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_gigantic_image_is_refused_with_its_size_and_the_limit(tmp_path, monkeypatch):
+    encoded = saved(Image.new("1", (2_000, 1_000)), "PNG")
+    monkeypatch.setattr(decoding, "LARGEST", 2_000_000)
+    assert read(tmp_path, "large.png", encoded).size == (2_000, 1_000)
+    monkeypatch.setattr(decoding, "LARGEST", 1_000_000)
+    line = r"at most 1 megapixels in giant.png of the test split, got 2000 x 1000 \(2 megapixels\);"
+    with pytest.raises(InputError, match=line):
         read(tmp_path, "giant.png", encoded)
+
+
+SCREEN = struct.pack("<HH", 11816, 12118)
+ONE_PIXEL = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0;"
+CLAIMS = {
+    "GIF": b"GIF89a" + SCREEN + b"\x80\0\0" + bytes(6) + ONE_PIXEL,
+    "PPM": b"P4 11816 12118\n",
+    "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 0, 0, 54, 40, 11816, 12118, 1, 8, 1, *[0] * 5),
+    "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 11816, 12118, 1, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("format", CLAIMS)
+def test_a_small_file_that_claims_to_be_large_is_not_decoded(format):
+    line = refusal(decoding.decode, CLAIMS[format], "bomb.gif", upright=True)
+    small = (
+        f"at most 1[67] megapixels in bomb.gif of {len(CLAIMS[format])} bytes, got 11816 x 12118"
+    )
+    assert re.search(small, line) or format == "PNG"

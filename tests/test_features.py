@@ -1,12 +1,17 @@
 """Image features: batches, padding and devices change nothing."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from conftest import make_clip
+from PIL import Image
 
-from coop_jax import features, parallel
+from coop_jax import encoding, features, parallel
 from coop_jax.clip.preprocess import normalize
+from coop_jax.data import memory
+from coop_jax.data.examples import ImageCache
 from coop_jax.errors import InputError
 
 
@@ -55,3 +60,27 @@ def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder for features"):
         features.Cache(tmp_path / "file").get("ab12", make)
+
+
+def test_features_of_turned_images_are_kept_apart(tmp_path, tiny_clip, one_device):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    own = memory.examples([tmp_path / "phone.png"], split="test")
+    found = [
+        encoding.encode(
+            tiny_clip,
+            dataclasses.replace(own, upright=upright, cache=ImageCache()),
+            encoding.test_transform(tiny_clip),
+            encoding.once(1),
+            one_device,
+            seed=0,
+            batch_size=4,
+            cache=features.Cache(tmp_path / "cache"),
+        )
+        for upright in (True, False, True)
+    ]
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    np.testing.assert_array_equal(found[0], found[2])
+    assert len(list(tmp_path.glob("cache/*/*.npy"))) == 2

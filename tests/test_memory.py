@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from makers import refusal, write_image
-from PIL import Image
+from PIL import Image, ImageOps
 
 from coop_jax.clip import preprocess
 from coop_jax.data import memory, pipeline
@@ -50,6 +50,36 @@ def test_an_array_comes_back_unchanged(pixels):
     assert len(examples) == len(pixels)
     for index, expected in enumerate(pixels):
         np.testing.assert_array_equal(np.asarray(examples.image(index)), expected)
+
+
+ORIENTATION = 0x0112
+
+
+def test_a_pil_image_is_turned_as_its_orientation_says_and_once_alone():
+    lying, file = RGB.transpose(Image.Transpose.ROTATE_90), io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    lying.save(file, "PNG", exif=exif)
+    tagged = lying.copy()
+    tagged.getexif()[ORIENTATION] = 6
+    opened = Image.open(file)
+    given = [opened, opened.convert("RGBA"), ImageOps.exif_transpose(opened), tagged, RGB, PIXELS]
+    examples = memory.examples(given, split="test")
+    again = memory.examples([examples.image(index) for index in range(len(given))], split="test")
+    for split in (examples, again):
+        for index in range(len(given)):
+            shown = np.asarray(split.image(index).convert("RGB"))
+            np.testing.assert_array_equal(shown, PIXELS)
+    assert (opened.size, tagged.getexif()[ORIENTATION]) == (lying.size, 6)
+
+
+@pytest.mark.parametrize("odd", [0, 9, "6", (6, 6)])
+def test_an_orientation_that_means_nothing_turns_nothing(odd):
+    image = RGB.copy()
+    image.getexif()[ORIENTATION] = odd
+    np.testing.assert_array_equal(
+        np.asarray(memory.examples([image], split="test").image(0)), PIXELS
+    )
 
 
 def palette_with_transparency():

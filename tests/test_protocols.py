@@ -12,10 +12,11 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import prompts, protocols, results
+from coop_jax import encoding, prompts, protocols, results
 from coop_jax.clip import source
 from coop_jax.data import catalog, sampling
 from coop_jax.errors import InputError
+from coop_jax.provenance import digest
 from coop_jax.results import find
 
 
@@ -240,8 +241,24 @@ def test_too_few_validation_images_are_said(data, tmp_path, caplog):
     ]
 
 
-def test_pixels_of_tfds_are_other_data(data, tmp_path):
-    experiment = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
+@pytest.fixture(scope="module")
+def experiment(data, tmp_path_factory):
+    """DTD's, before it runs."""
+    return protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path_factory.mktemp("run"))
+
+
+def test_the_transform_of_upright_images_is_another(experiment):
+    (target,) = protocols.few_shot(experiment).targets
+    turned = dataclasses.replace(target.dataset.test, upright=True)
+    own = target._replace(dataset=dataclasses.replace(target.dataset, test=turned))
+    papers, upright = experiment.hashes(target), experiment.hashes(own)
+    settings = experiment.config["augmentation"], *encoding.pixel_settings(experiment.clip)
+    assert papers.transform == digest([*settings])
+    assert upright.transform == digest([*settings, "upright"])
+    assert upright.data == papers.data
+
+
+def test_pixels_of_tfds_are_other_data(data, tmp_path, experiment):
     (target,) = protocols.few_shot(experiment).targets
     original = experiment.hashes(target)
     copied = dataclasses.replace(experiment.dataset, pixels_from="TFDS")

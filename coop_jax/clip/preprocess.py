@@ -209,8 +209,10 @@ def _crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
             f"height {image.height} and width {image.width}, got {tuple(box)}; "
             "choose a box that the image contains"
         )
-    # Cropping first keeps the filter from reading past the box, as `resize(box=...)` would.
-    crop = image.crop((left, top, right, bottom))
+    # Cropping first keeps the filter from reading past the box, as `resize(box=...)` would. Pasted,
+    # since `crop` warns of large photographs.
+    crop = Image.new(image.mode, (width, height))
+    crop.paste(image, (-left, -top))
     return crop.resize((size, size), Image.Resampling.BICUBIC)
 
 

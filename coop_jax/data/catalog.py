@@ -53,7 +53,7 @@ def load(
         return _official(name, OFFICIAL[name], data_directory(data_dir))
     title, listing = own_listing(name, class_names)
     templates = ("a photo of a {}.",)
-    return open_listing(title, listing, templates, data_dir=data_directory(data_dir))
+    return open_listing(title, listing, templates, data_dir=data_directory(data_dir), upright=True)
 
 
 def check_names(chosen: Sequence[str]) -> None:
@@ -97,11 +97,12 @@ def open_listing(
     *,
     data_dir: Path,
     repeated: tuple[str, ...] = (),
+    upright: bool = False,
 ) -> Dataset:
     """A dataset whose images are read from the files of a listing.
 
     Where `data_dir` has a copy of them (see `prepare`), they are read from there instead: labels,
-    file names and order are the same.
+    file names and order are the same. `upright`: as in `Examples`.
     """
     copy = copies.find(name, listing, data_dir)
     sources = {} if copy is None else copies.open_sources(listing, copy)
@@ -110,7 +111,8 @@ def open_listing(
         files = listing.splits[split]
         paths = np.asarray(files.paths, str)
         source = sources.get(split) or FileSource(listing.root, paths)
-        splits[split] = Examples(source, split, label_array(files), paths, np.arange(len(paths)))
+        labels, numbers = label_array(files), np.arange(len(paths))
+        splits[split] = Examples(source, split, labels, paths, numbers, upright=upright)
     place = f"folder {listing.root}" if copy is None else f"prepared copy {copy}"
     return Dataset(
         name,

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from coop_jax.data import records
+from coop_jax.data import decoding, records
 from coop_jax.data.examples import Source
 from coop_jax.data.listing import SPLITS, Listing
 from coop_jax.errors import InputError
@@ -213,7 +213,7 @@ def _write_shard(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return decoding.read(path)
     except OSError as error:
         raise InputError(
             f"expected an image file {path}, got an error ({error.strerror}); restore it or make it"

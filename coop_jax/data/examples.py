@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int, Int32
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from coop_jax.data import decoding
 from coop_jax.errors import InputError
 
 
@@ -36,7 +36,7 @@ class FileSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return {"image": (self._root / str(self._paths[index])).read_bytes()}
+        return {"image": decoding.read(self._root / str(self._paths[index]))}
 
 
 class ImageCache:
@@ -79,6 +79,8 @@ class Examples:
         file_names: file of every example, relative to the dataset's root, or an id.
         indices: where every example is in `source`.
         cache: decoded images, shared with every subset.
+        upright: images are turned as their EXIF orientation says; else it is ignored, as in the
+            official code.
     """
 
     source: Source = field(repr=False)
@@ -87,6 +89,7 @@ class Examples:
     file_names: np.ndarray = field(repr=False)
     indices: Int[np.ndarray, " examples"] = field(repr=False)
     cache: ImageCache = field(default_factory=ImageCache, repr=False, compare=False)
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -125,29 +128,39 @@ class Examples:
             whole.update(hashlib.sha256(self.source[key]["image"]).digest())
         return whole.hexdigest()
 
-    def image(self, index: int) -> Image.Image:
-        """Decode an example with Pillow, in the mode of its file.
-
-        Of an animation it is the first frame. An EXIF orientation is ignored, as in the official
-        code. The image may be shared with other threads and later calls: do not modify it in place.
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an example's file.
 
         Raises:
-            InputError: the file cannot be read or decoded, or has more than 16 bits per
-                channel; names the file and the split.
+            InputError: the file cannot be read; names it and the split.
         """
-        key = int(self.indices[index])
-        cached = self.cache.get(key)
-        if cached is not None:
-            return cached
-        place = f"{self.file_names[index]} of the {self.split} split"
         try:
-            record = self.source[key]
+            return self.source[int(self.indices[index])]["image"]
         except OSError as error:
             raise InputError(
-                f"expected a readable file {place}, got {error}; restore it or make it readable"
+                f"expected a readable file {self.place(index)}, got {error}; restore it or make it"
+                " readable"
             ) from error
-        image = _decode(record["image"], place)
-        self.cache.offer(key, image)
+
+    def place(self, index: int) -> str:
+        """What messages call an example."""
+        return f"{self.file_names[index]} of the {self.split} split"
+
+    def image(self, index: int) -> Image.Image:
+        """Decode an example with Pillow, in the mode of its file; of an animation the first frame.
+
+        The image may be shared with other threads and later calls: do not modify it in place.
+
+        Raises:
+            InputError: the file cannot be read, or as `decoding.decode`; names the file and the
+                split.
+        """
+        key = int(self.indices[index])
+        image = self.cache.get(key)
+        if image is None:
+            encoded = self.encoded(index)
+            image = decoding.decode(encoded, self.place(index), upright=self.upright)
+            self.cache.offer(key, image)
         return image
 
 
@@ -223,23 +236,3 @@ class Dataset:
             val=self.val.of_labels(chosen),
             test=self.test.of_labels(chosen),
         )
-
-
-def _decode(encoded: bytes, place: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:  # Pillow's decoders raise many kinds
-        unknown = isinstance(error, UnidentifiedImageError)
-        cause = "no image format that it knows" if unknown else error
-        raise InputError(
-            f"expected a readable image in {place}, got {len(encoded)} bytes that Pillow cannot"
-            f" decode ({cause}); replace or remove the file"
-        ) from error
-    more_than_16_bits = image.mode == "I" and image.format != "PPM"
-    if image.mode == "F" or more_than_16_bits:
-        raise InputError(
-            f"expected an image of 8 or 16 bits per channel in {place}, got Pillow's mode"
-            f" {image.mode} ({image.format}); save it as 8-bit RGB"
-        )
-    return image

@@ -5,13 +5,13 @@ import io
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
-from PIL import Image
+from PIL import ExifTags, Image
 
+from coop_jax.data import decoding
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.listing import some, spoken
 from coop_jax.errors import InputError
@@ -40,19 +40,17 @@ class GivenSource:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
-            try:
-                return {"image": Path(os.path.expanduser(image)).read_bytes()}
-            except ValueError as error:  # a null character
-                raise OSError(str(error)) from error
-        return {"image": _png(self._own(image))}
+            return {"image": decoding.read(image)}
+        return {"image": _png(*self._own(image))}
 
-    def _own(self, image: Any) -> Image.Image:
-        """An image that no other thread uses, in memory."""
+    def _own(self, image: Any) -> tuple[Image.Image, int]:
+        """An image that no other thread uses, in memory, and its EXIF orientation."""
         if not isinstance(image, Image.Image):
-            return Image.fromarray(np.asarray(image))
+            return Image.fromarray(np.asarray(image)), 1
         try:
             with self._lock:
-                return image.copy()
+                image.load()  # this turns TIFF, whose tag is then gone
+                return image.copy(), _orientation(image)
         except Exception as error:  # Pillow's decoders raise many kinds
             raise OSError(f"an image that Pillow cannot decode ({error})") from error
 
@@ -85,6 +83,8 @@ class Forgiving:
 def examples(images: Images, *, split: str) -> Examples:
     """Given images as a split; files are read, and found to be broken, when they are asked for.
 
+    Every image is turned as its EXIF orientation says.
+
     Args:
         images: paths, PIL images (of an animation the current frame counts) and uint8 arrays
             [height, width, 3], in any mixture; or an array [images, height, width, 3].
@@ -112,9 +112,8 @@ def examples(images: Images, *, split: str) -> Examples:
         raise InputError("expected at least one image, got none; give a list of images")
     names = [_checked_name(image, number) for number, image in enumerate(given)]
     count = len(given)
-    return Examples(
-        GivenSource(given), split, np.zeros(count, np.int32), np.asarray(names), np.arange(count)
-    )
+    labels, numbers = np.zeros(count, np.int32), np.arange(count)
+    return Examples(GivenSource(given), split, labels, np.asarray(names), numbers, upright=True)
 
 
 def labelled(images: Images, labels: Labels, class_names: Sequence[str], *, split: str) -> Examples:
@@ -287,8 +286,19 @@ def _shown(image: Any) -> str:
     return f"an array of {array.dtype} {list(array.shape)}"
 
 
-def _png(image: Image.Image) -> bytes:
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, which may have been set or deleted since it was opened."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers of damaged EXIF data raise many kinds
+        return decoding.orientation(image)
+    return int(found) if found in range(1, 9) else 1
+
+
+def _png(image: Image.Image, orientation: int) -> bytes:
     file = io.BytesIO()
     whole = image if image.mode in PNG_MODES else image.convert("RGB")
-    whole.save(file, "PNG", compress_level=0)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    whole.save(file, "PNG", compress_level=0, exif=exif)
     return file.getvalue()
