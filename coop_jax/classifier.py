@@ -217,7 +217,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return float(np.average(found == right, weights=weights))
 
     def save(self, folder: PathLike) -> None:
-        """Write the learned prompt into a new folder, as `coop_jax.prompts.save` does.
+        """Write the learned prompt into a new folder, as `prompts.save` does.
 
         Raises:
             InputError: before `fit`; nothing was learned; or the folder will not do.

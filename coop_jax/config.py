@@ -75,30 +75,35 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def default(method: str = "coop") -> dict[str, Any]:
     """The settings of a protocol, with the official defaults (coop_protocol sections 3 to 6).
 
-    protocol: "few_shot", "base_to_new", "cross_dataset" or "domain_generalization".
-    dataset: what is trained on: a name of the catalogue or the path of own images; class_names: a
-        file that names the classes of own images; data_dir: where datasets lie, in CoOp's `$DATA`
-        layout or as TFDS prepared them (empty: TFDS's default).
-    targets: datasets that cross_dataset and domain_generalization evaluate on, besides.
-    parts: which classes base_to_new evaluates on: "base", "new", "all" of them together.
-    clip: name, dtype and (where they do not lie beside the weights) tokenizer folder, as
-        `coop_jax.clip.load` takes them.
-    method: its name and its settings.
-    templates: hand-crafted prompts for zero-shot CLIP, each with {} for the class name;
-        "dataset" is the dataset's own, "imagenet_7" and "imagenet_80" are ensembles (empty: the
-        dataset's own).
-    shots, seeds: labelled images per class, and seeds; every pair is one training run.
-    sampling: "coop" for the images that CoOp's code chooses, "linear_probe" for its linear probe's.
-    epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on ImageNet.
-        (CoCoOp's paper has 10 epochs of batches of 1.)
-    batch_size, optimizer: of training; encode_batch_size: images that the frozen tower takes at
-        once (lower it where memory is short); feature_cache: a folder that keeps image features,
-        for runs that share images, seeds and CLIP (empty: none are kept).
-    runs_at_once: how many of the runs are trained side by side in one program, which saves time
-        where one alone does not keep the device busy (results agree to about 1e-5).
-    loggers: where the metrics of every step go besides `metrics/*.jsonl`: "tensorboard" for event
-        files, "wandb" for Weights & Biases, both, or none.
-    augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
+    Settings:
+        protocol: "few_shot", "base_to_new", "cross_dataset" or "domain_generalization".
+        dataset: what is trained on: a name of the catalogue or the path of own images.
+        class_names: a file that names the classes of own images.
+        data_dir: where datasets lie, in CoOp's `$DATA` layout or as TFDS prepared them (empty:
+            TFDS's default).
+        targets: datasets that cross_dataset and domain_generalization evaluate on, besides.
+        parts: which classes base_to_new evaluates on: "base", "new", "all" of them together.
+        clip: name, dtype and (where they do not lie beside the weights) tokenizer folder, as
+            `coop_jax.clip.load` takes them.
+        method: its name and its settings.
+        templates: hand-crafted prompts for zero-shot CLIP, each with {} for the class name;
+            "dataset" is the dataset's own, "imagenet_7" and "imagenet_80" are ensembles (empty:
+            the dataset's own).
+        shots, seeds: labelled images per class, and seeds; every pair is one training run.
+        sampling: "coop" for the images that CoOp's code chooses, "linear_probe" for its linear
+            probe's.
+        epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on
+            ImageNet. (CoCoOp's paper has 10 epochs of batches of 1.)
+        batch_size, optimizer: of training.
+        encode_batch_size: images that the frozen tower takes at once (lower it where memory is
+            short).
+        feature_cache: a folder that keeps image features, for runs that share images, seeds and
+            CLIP (empty: none are kept).
+        runs_at_once: how many of the runs are trained side by side in one program, which saves
+            time where one alone does not keep the device busy (results agree to about 1e-5).
+        loggers: where the metrics of every step go besides `metrics/*.jsonl`: "tensorboard" for
+            event files, "wandb" for Weights & Biases, both, or none.
+        augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
     """
     return {
         "protocol": "few_shot",

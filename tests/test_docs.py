@@ -1,6 +1,7 @@
 """The documentation says what is so: its links, names, commands, tables and examples.
 
-CI builds the site besides, with warnings as errors.
+CI builds the site besides, with warnings as errors: a link, or a name of the package in a
+docstring, that leads nowhere is one.
 """
 
 import importlib
@@ -102,6 +103,12 @@ def test_links_lead_somewhere(page):
 
 
 @every_page
+def test_diagrams_and_formulas_fit_the_column(page):
+    """The site's column holds 90 characters of code; what is wider must be scrolled."""
+    assert all(len(line) <= 90 for block in blocks(page, "text") for line in block.splitlines())
+
+
+@every_page
 def test_names_of_the_package_exist(page):
     for name in set(re.findall(r"\bcoop_jax(?:\.[A-Za-z_]\w*)+", TEXTS[page])):
         assert pkgutil.resolve_name(name) is not None
@@ -116,7 +123,7 @@ def test_named_files_exist(page):
 
 def test_every_module_is_in_the_reference():
     pages = "\n".join(text for page, text in TEXTS.items() if page.parent.name == "reference")
-    shown = set(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE))
+    shown = set(re.findall(r"^\.\. auto(?:module|function):: (\S+)$", pages, flags=re.MULTILINE))
     shown |= {name.rpartition(".")[0] for name in shown}
     found = {module.name for module in pkgutil.walk_packages(coop_jax.__path__, "coop_jax.")}
     # A method is one file, and nothing else is edited for it.
@@ -132,6 +139,13 @@ def test_docstrings_name_sections_that_the_protocol_has():
     code = "\n".join(path.read_text() for path in (ROOT / "coop_jax").rglob("*.py"))
     named = re.findall(r"protocol,?\s+(?:sections?\s+)?(\d[\d.]*\d|\d)", code)
     assert len(named) > 20 and set(named) <= sections
+
+
+def test_ci_builds_the_site_as_the_page_says():
+    (command,) = (line for line in commands() if line.startswith("sphinx-build "))
+    *options, _, _ = shlex.split(command)
+    (stage,) = re.findall(r"^stage 'docs' (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert shlex.split(stage)[: len(options)] == options
 
 
 # Commands and settings.
@@ -193,7 +207,7 @@ def test_commands_are_understood(command, capsys, monkeypatch, example):
     elif words[0] in ("pytest", "cp"):
         assert all((ROOT / word).exists() for word in words[1:] if re.match("tests/|docs/", word))
     else:
-        assert command == "mkdocs build --strict"
+        assert command == "sphinx-build -W --keep-going -n -c docs . site"
 
 
 @every_page

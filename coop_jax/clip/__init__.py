@@ -25,7 +25,7 @@ def load(
 
     Args:
         name: "tiny" (the embedded one); RN50, RN101, RN50x4, RN50x16, RN50x64, ViT-B/32,
-            ViT-B/16, ViT-L/14 or ViT-L/14@336px; a folder; a `.safetensors` or `.pt` file with
+            ViT-B/16, ViT-L/14 or `ViT-L/14@336px`; a folder; a `.safetensors` or `.pt` file with
             OpenAI's tensor names; or the hub id of a Hugging Face CLIP.
         dtype: of the matrices and the arithmetic: float32, bfloat16 or float16.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.

@@ -21,8 +21,9 @@ REDUCTION = 16
 def default_config() -> dict[str, Any]:
     """CoCoOp's settings (coop_protocol section 9).
 
-    n_ctx: number of context vectors M, where `context_init` is empty.
-    context_init: a phrase whose token embeddings start the context; then its words are counted.
+    Settings:
+        n_ctx: number of context vectors M, where `context_init` is empty.
+        context_init: a phrase whose token embeddings start the context; then its words are counted.
     """
     return {"n_ctx": 4, "context_init": "a photo of a"}
 

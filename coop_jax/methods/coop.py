@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 def default_config() -> dict[str, Any]:
     """CoOp's settings (paper section 3.2; coop_protocol section 5).
 
-    n_ctx: number of context vectors M.
-    class_token_position: "end", "middle" or "front".
-    class_specific: one context per class (CSC) instead of one for all.
-    context_init: a phrase whose token embeddings start the context; then its words are counted
-        instead of `n_ctx`, and the context is shared. Empty: normal with deviation 0.02.
+    Settings:
+        n_ctx: number of context vectors M.
+        class_token_position: "end", "middle" or "front".
+        class_specific: one context per class (CSC) instead of one for all.
+        context_init: a phrase whose token embeddings start the context; then its words are counted
+            instead of `n_ctx`, and the context is shared. Empty: normal with deviation 0.02.
     """
     return {
         "n_ctx": 16,

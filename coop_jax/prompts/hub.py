@@ -33,7 +33,7 @@ def push(
     The model card is the folder's `README.md` or, where there is none, made from the record.
 
     Args:
-        folder: what `coop_jax.prompts.save` wrote.
+        folder: what `prompts.save` wrote.
         repository: "user/name"; a new one, or one with a prompt, of which a new version is made;
             the earlier ones stay in its history.
         private: make a new repository private; otherwise it is as the user or organisation has set.

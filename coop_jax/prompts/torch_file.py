@@ -134,7 +134,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class TorchFile:
-    """A file that `torch.save` wrote: `content` has `Tensor`s in place of tensors.
+    """A file that `torch.save` wrote: `content` has a `Tensor` in place of each tensor.
 
     Raises:
         InputError: the file is missing, damaged, of another or of the old format, or its pickle
