@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from coop_jax import commands
+from coop_jax import commands, compilation_cache
 from coop_jax.commands import forwarded
 
 DESCRIPTION = """Learn prompts for a frozen CLIP, and use them. The common cases:
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 if all is done, 1 if some of it failed, 2 for bad input.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    compilation_cache.keep()
     if words and words[0] in forwarded.COMMANDS:
         return forwarded.run(words[0], words[1:])
     parser = create_parser()

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
-from coop_jax import methods, metrics, optim
+from coop_jax import features, methods, metrics, optim
 from coop_jax.clip import source
+from coop_jax.clip.config import DTYPES
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
 CONFIG_FILE = "config.json"
 UNFINISHED_FILE = "config.unfinished"
 PARTS = ("base", "new", "all")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 def _is_interval(pair: Sequence[float], lowest: float, highest: float) -> bool:
@@ -120,7 +118,7 @@ def default(method: str = "coop") -> dict[str, Any]:
         "sampling": "coop",
         "epochs": 0,
         "batch_size": 32,
-        "encode_batch_size": 256,
+        "encode_batch_size": features.BATCH_SIZE,
         "feature_cache": "",
         "runs_at_once": 1,
         "loggers": ("tensorboard",),

@@ -4,16 +4,16 @@ import dataclasses
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from coop_jax.evaluate import macro_f1
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _RIGHT, _WRONG = "#0072b2", "#d55e00"
 _LONGEST_NAME = 28
@@ -91,12 +91,15 @@ def png(confusion: Confusion, title: str) -> bytes:
     return file.getvalue()
 
 
-def draw(confusion: Confusion, title: str) -> Figure:
+def draw(confusion: Confusion, title: str) -> "Figure":
     """A cell for each pair of classes: blue where they are the same, orange where it is wrong.
 
     The more of a row's images a cell has, the stronger its colour. Up to 50 classes the cells have
     their counts; up to 250 the axes name the classes, above they number them.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     count = len(confusion.counts)
     cell = 0.5 if count <= 12 else 0.27 if count <= _COUNTED else 0.14
     side = max(cell * count, 2.5) if count <= _NAMED else 12.0
@@ -123,20 +126,22 @@ def draw(confusion: Confusion, title: str) -> Figure:
 
 def _colours(shares: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns 3"]:
     """From white to blue on the diagonal and to orange elsewhere; few images are seen as well."""
+    from matplotlib.colors import to_rgb
+
     right = np.eye(len(shares))[..., None]
     full = right * to_rgb(_RIGHT) + (1 - right) * np.asarray(to_rgb(_WRONG))
     strength = np.sqrt(shares)[..., None]
     return 1 - strength + strength * full
 
 
-def _number(axes: Axes, counts: np.ndarray, shares: np.ndarray, size: float) -> None:
+def _number(axes: "Axes", counts: np.ndarray, shares: np.ndarray, size: float) -> None:
     for row, column in np.argwhere(counts):
         colour = "white" if shares[row, column] > (0.25 if row == column else 0.6) else "#222222"
         shown = str(counts[row, column])
         axes.text(column, row, shown, ha="center", va="center", fontsize=size, color=colour)
 
 
-def _name(axes: Axes, names: Sequence[str], size: float) -> None:
+def _name(axes: "Axes", names: Sequence[str], size: float) -> None:
     shown = [
         name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names
     ]

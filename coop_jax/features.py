@@ -23,6 +23,9 @@ PixelsOf = Callable[
     [Int[np.ndarray, " images"], int], Iterable[UInt8[np.ndarray, "batch size size 3"]]
 ]
 
+BATCH_SIZE = 256
+"""Images that the frozen tower takes at once, over all devices, where nobody says otherwise."""
+
 AHEAD = 2
 """Batches that the device may work on while the host makes the next."""
 
@@ -49,7 +52,7 @@ def encode(
     count: int,
     mesh: Mesh,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
 ) -> Float[np.ndarray, "images embedding"]:
     """Unnormalised float32 features of `count` images.
 

@@ -10,8 +10,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from coop_jax import config as config_module
-from coop_jax import terminal
+from coop_jax import compilation_cache, terminal
 from coop_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -78,7 +77,9 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         named = re.search(r"[A-Za-z_]\w*", str(error))
         unknown = named.group() if named else str(error)
-        valid = ", ".join(config_module.names(config_module.default()))
+        from coop_jax import config
+
+        valid = ", ".join(config.names(config.default()))
         wrong = InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}")
     except SyntaxError as error:
         wrong = InputError(f"--config: expected a Python file with get_config(), got {error}")
@@ -125,4 +126,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    compilation_cache.keep()
     app.run(main, flags_parser=parse_flags)

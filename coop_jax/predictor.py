@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 from PIL import Image
 
-from coop_jax import encoding, evaluate, parallel
+from coop_jax import encoding, evaluate, features, parallel
 from coop_jax.clip import CLIP
 from coop_jax.data import memory, pipeline
 from coop_jax.data.examples import Examples, ImageCache
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 class Predictor:
     """A method that has learned, on all devices, with the CLIP that it has learned with."""
 
-    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int):
+    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int = features.BATCH_SIZE):
         """`encode_batch_size`: images that the frozen tower takes at once, over all devices.
 
         Raises:
@@ -167,4 +167,7 @@ def counted(transform: pipeline.Transform, tell: Callable[[int], None]) -> pipel
 
 def softmax(logits: Float32[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:
     """Probabilities of the classes."""
-    return np.asarray(jax.nn.softmax(logits, axis=1))
+    return np.asarray(_softmax(logits))
+
+
+_softmax = jax.jit(functools.partial(jax.nn.softmax, axis=1))

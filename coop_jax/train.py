@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from coop_jax import optim, parallel
-from coop_jax.checkpoint import Checkpoints
 from coop_jax.chunks import Batches, Piece, ahead, plan
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
 from coop_jax.methods.base import Learned, cross_entropy, has_texts_per_image
+
+if TYPE_CHECKING:
+    from coop_jax.checkpoint import Checkpoints
 
 IMAGES_PER_CHUNK = 4096
 """Image features made ahead of the steps that use them."""
@@ -43,7 +45,7 @@ class Run:
     method: Any
     batches: Batches
     features_of: Callable[[Int[np.ndarray, "images 2"]], Float[np.ndarray, "images embedding"]]
-    checkpoints: Checkpoints | None = None
+    checkpoints: "Checkpoints | None" = None
 
 
 class Progress(NamedTuple):

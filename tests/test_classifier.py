@@ -16,8 +16,8 @@ from test_imports import assert_clean, run_python
 from coop_jax import Classifier, evaluate, fitting, methods, optim, parallel, protocols
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax.classifier import DEFAULT
 from coop_jax.data import catalog, memory
+from coop_jax.learner import DEFAULT
 from coop_jax.predictor import Predictor
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

@@ -6,6 +6,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
+from makers import write_image
+
+from coop_jax import clip as clip_package
+from coop_jax import methods, prompts
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -125,3 +131,38 @@ def test_clip_and_methods_work_without_data_and_config_libraries():
             """
         )
     )
+
+
+def test_commands_import_what_they_use_alone(tmp_path: Path):
+    """scikit-learn, TFDS and the rest take seconds to import."""
+    names = ("blue", "red")
+    for name in names:
+        for split in ("train", "test"):
+            write_image(tmp_path / "two" / split / name / "0.png", np.random.default_rng(0))
+    method = methods.create("coop", *clip_package.load("tiny"), names, {"n_ctx": 4})
+    settings = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny"}
+    clip, _ = clip_package.load("tiny")
+    prompts.save(prompts.of(method, clip=clip, class_names=names, **settings), tmp_path / "mine")
+    code = """
+        import sys
+        from coop_jax.__main__ import main
+
+        heavy = set(
+            "sklearn scipy transformers tensorflow_datasets array_record orbax matplotlib"
+            " tensorboard huggingface_hub ml_collections".split()
+        )
+
+        def run(*words, unused=frozenset()):
+            assert main(words) == 0
+            found = (heavy | unused) & set(sys.modules)
+            assert not found, (words[0], found)
+
+        run("predict", "mine", "two/test/red/0.png", unused={"grain"})
+        run("interpret", "mine", unused={"grain"})
+        run("evaluate", "mine", "two", unused={"grain"})
+        run("export", "mine", "mine.safetensors", unused={"grain"})
+        fit = ("--clip=tiny", "--shots=1", "--epochs=1", "--set=n_ctx=4")
+        run("fit", "two", "new", *fit, unused={"grain"})
+        """
+    finished = run_python(f"import os; os.chdir({str(tmp_path)!r})\n" + textwrap.dedent(code))
+    assert_clean(finished)

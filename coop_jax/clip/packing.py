@@ -24,11 +24,11 @@ class Parts:
         end: where the last token of every row lies; 0 for rows without a class.
     """
 
-    position: Int[Array, "*chunks shards tokens"]
-    slots: Int[Array, "*chunks shards tokens"]
-    places: Int[Array, "*chunks shards rows longest"]
-    within: Bool[Array, "*chunks shards rows longest"]
-    end: Int[Array, "*chunks shards rows"]
+    position: Int[Array | np.ndarray, "*chunks shards tokens"]
+    slots: Int[Array | np.ndarray, "*chunks shards tokens"]
+    places: Int[Array | np.ndarray, "*chunks shards rows longest"]
+    within: Bool[Array | np.ndarray, "*chunks shards rows longest"]
+    end: Int[Array | np.ndarray, "*chunks shards rows"]
 
 
 @jax.tree_util.register_dataclass
@@ -47,14 +47,16 @@ class Packing:
     """
 
     parts: Parts
-    label: Int[Array, "chunks shards rows"]
-    row: Int[Array, " classes"]
+    label: Int[Array | np.ndarray, "chunks shards rows"]
+    row: Int[Array | np.ndarray, " classes"]
 
-    def lay(self, values: Shaped[Array, "classes longest ..."]) -> Shaped[Array, "k g tokens ..."]:
+    def lay(
+        self, values: Shaped[np.ndarray, "classes longest ..."]
+    ) -> Shaped[np.ndarray, "k g tokens ..."]:
         """Values of every place of every class's text, as they belong to the tokens."""
         longest = self.parts.places.shape[-1]
-        labels, places = jnp.divmod(jnp.maximum(self.parts.slots, 0), longest)
-        return values[jnp.take_along_axis(self.label, labels, axis=-1), places]
+        labels, places = np.divmod(np.maximum(self.parts.slots, 0), longest)
+        return values[np.take_along_axis(np.asarray(self.label), labels, axis=-1), places]
 
     def collect(
         self, features: Float[Array, "chunks *batch shards rows embedding"]
@@ -97,16 +99,17 @@ def pack(
     for at in np.ndindex(chunks, shards):
         slots[at][places[at][within[at]]] = np.flatnonzero(within[at])
     end = np.where(counts > 0, start + counts - 1, 0)
+    row = np.argsort(label.swapaxes(0, 1), axis=None)[-len(lengths) :]
     return Packing(
         parts=Parts(
-            position=jnp.asarray(np.maximum(slots, 0) % len(place), jnp.int32),
-            slots=jnp.asarray(slots, jnp.int32),
-            places=jnp.asarray(places, jnp.int32),
-            within=jnp.asarray(within),
-            end=jnp.asarray(end, jnp.int32),
+            position=(np.maximum(slots, 0) % len(place)).astype(np.int32),
+            slots=slots.astype(np.int32),
+            places=places.astype(np.int32),
+            within=within,
+            end=end.astype(np.int32),
         ),
-        label=jnp.asarray(label, jnp.int32),
-        row=jnp.asarray(np.argsort(label.swapaxes(0, 1), axis=None)[-len(lengths) :], jnp.int32),
+        label=label.astype(np.int32),
+        row=row.astype(np.int32),
     )
 
 
@@ -118,7 +121,8 @@ def _cut(weights: Int[np.ndarray, " items"], parts: int) -> list[Int[np.ndarray,
 
 
 def take(
-    rows: Shaped[Array, "*batch shards before width"], index: Int[Array, "shards after"]
+    rows: Shaped[Array, "*batch shards before width"],
+    index: Int[Array | np.ndarray, "shards after"],
 ) -> Shaped[Array, "*batch shards after width"]:
     """The rows at `index`, shard by shard."""
     pick = lambda part, chosen: part.take(chosen, axis=-2, mode="clip")  # noqa: E731

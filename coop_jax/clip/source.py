@@ -188,7 +188,7 @@ class SafetensorsFiles:
         from safetensors import SafetensorError
 
         try:
-            with self._open(path, framework="flax") as file:
+            with self._open(path, framework="np") as file:
                 yield file
         except SafetensorError as error:
             raise InputError(
@@ -207,4 +207,4 @@ class SafetensorsFiles:
     def read(self, name: str) -> np.ndarray:
         """One tensor."""
         with self._reading(self._file_of[name]) as file:
-            return np.asarray(file.get_tensor(name))
+            return file.get_tensor(name)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -42,9 +43,9 @@ class TextTower(nnx.Module):
             nnx.initializers.normal(width**-0.5)(rngs(), (width, embedding), dtype)
         )
 
-    def embed(self, tokens: Int[Array, "*texts"]) -> Float[Array, "*texts width"]:
+    def embed(self, tokens: Int[Array | np.ndarray, "*texts"]) -> Float[Array, "*texts width"]:
         """Token embeddings, without positions."""
-        return self.token_embedding[...][tokens].astype(self.dtype)
+        return jnp.take(self.token_embedding[...], tokens, axis=0).astype(self.dtype)
 
     def end(self, tokens: Int[Array, "texts length"]) -> Int[Array, " texts"]:
         """Where the text feature is read: the first end token of each text."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -248,7 +248,7 @@ def build(
         for name in sorted(present - {slot.name for slot in table} - IGNORED_NAMES)
         if not name.endswith(IGNORED)
     ]
-    values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
+    values = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
     for slot in table:
         place = slot.place(values[slot.path])
         if slot.name not in present:
@@ -264,9 +264,7 @@ def build(
             f"{where}: {len(problems)} tensors do not fit a CLIP of these dimensions"
             f" ({'; '.join(problems)}); use a complete, unmodified checkpoint"
         )
-    filled = [
-        (path, leaf.replace(jnp.asarray(values[path], leaf.dtype))) for path, leaf in flat.items()
-    ]
+    filled = [(path, leaf.replace(jax.device_put(values[path]))) for path, leaf in flat.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 

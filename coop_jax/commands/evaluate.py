@@ -57,11 +57,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Classify the images of the split; show and save how well that went."""
     from coop_jax import confusion, terminal
-    from coop_jax.classifier import load_dataset
     from coop_jax.commands import loading
+    from coop_jax.data import catalog
 
     terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
-    dataset = load_dataset(chosen.dataset, chosen.data_dir, chosen.class_names)
+    dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
     ready = loading.ready(chosen)
     rows, failures = _judge(ready, dataset, chosen.split)
     code = loading.report_unreadable(failures, len(rows) + len(failures))

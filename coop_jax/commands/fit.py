@@ -33,7 +33,7 @@ PARAMETERS = {
     "batch_size": (int, "images per step; default 32"),
     "learning_rate": (float, "at the beginning; default 0.002"),
 }
-"""Parameters of `Classifier`, whose defaults hold where nothing is said."""
+"""Parameters of `Learner`, whose defaults hold where nothing is said."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,13 +64,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Learn, save, and say how well the test images are classified."""
-    from coop_jax.classifier import Classifier, load_dataset
     from coop_jax.commands import loading
+    from coop_jax.data import catalog
+    from coop_jax.learner import Learner
     from coop_jax.prompts import files
 
     folder = chosen.prompt
     files.check_new(folder)
-    classifier = Classifier(
+    learner = Learner(
         chosen.clip,
         method=chosen.method,
         settings=_settings(chosen.method, chosen.set),
@@ -79,11 +80,11 @@ def run(chosen: argparse.Namespace) -> int:
         tokenizer=chosen.tokenizer,
         data_dir=chosen.data_dir or "",
     )
-    classifier.fit(chosen.dataset, class_names=chosen.class_names)
-    classifier.save(folder)
-    print(f"saved {folder}: {chosen.method}, {len(classifier.classes_)} classes", flush=True)
-    test = load_dataset(chosen.dataset, chosen.data_dir, chosen.class_names).test
-    found = classifier.predict_many(test)
+    learner.fit(chosen.dataset, class_names=chosen.class_names)
+    learner.save(folder)
+    print(f"saved {folder}: {chosen.method}, {len(learner.classes_)} classes", flush=True)
+    test = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names).test
+    found = learner.predict_many(test)
     if len(found.kept):
         right = (found.probabilities.argmax(axis=1) == test.labels[found.kept]).mean()
         print(f"accuracy on the test images: {right:.1%}", flush=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from coop_jax import clip as clip_package
 from coop_jax import prompts
-from coop_jax.classifier import DEFAULT, load_dataset
 from coop_jax.data.listing import IMAGE_SUFFIXES, is_image
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
@@ -41,8 +40,7 @@ class Ready:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """What classifies images."""
-        size = DEFAULT["encode_batch_size"]
-        return Predictor(self.method, self.clip, encode_batch_size=size)
+        return Predictor(self.method, self.clip)
 
 
 def ready(chosen: argparse.Namespace) -> Ready:
@@ -75,7 +73,9 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
     """
     kind, _, name = text.partition(":")
     if kind == "dataset" and name:
-        dataset = load_dataset(name, data_dir)
+        from coop_jax.data import catalog
+
+        dataset = catalog.load(name, data_dir)
         return Classes(dataset.class_names, dataset.ids, dataset.repeated)
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path):

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from coop_jax.data import copies, digits, overlay, own, records
+from coop_jax.data import copies, overlay, own, records
 from coop_jax.data.examples import Dataset, Examples, FileSource
 from coop_jax.data.listing import SPLITS, Listing, label_array, spoken
 from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
+from coop_jax.terminal import check_name
 
 DIGITS = "digits"
 
@@ -22,7 +23,7 @@ def names() -> list[str]:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
 ) -> Dataset:
@@ -42,6 +43,10 @@ def load(
         InputError: there is no such dataset, a layout cannot be used, files are absent, or the
             data directory cannot be written.
     """
+    for path in (name, data_dir, class_names):
+        if path:
+            check_name(path)
+    name = os.fspath(name)
     if name in names() and class_names:
         raise InputError(
             f"expected a class-name file for own images alone, got {class_names} for {name}; the"
@@ -133,6 +138,8 @@ def _official(name: str, row: Official, data_dir: Path) -> Dataset:
 
 
 def _digits(data_dir: str | os.PathLike[str] | None) -> Dataset:
+    from coop_jax.data import digits  # TFDS takes a while
+
     builder = digits.prepare(digits.Digits(data_dir=data_dir))
     place = Path(builder.data_path)
     splits = {}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from coop_jax.data import decoding, records
 from coop_jax.data.examples import Source
@@ -189,6 +187,8 @@ def _write_shard(
     advance: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     file = folder / shard.file_name
     if file.exists():
         advance(shard.stop - shard.start)
@@ -224,6 +224,8 @@ def _read(path: Path) -> bytes:
 def _write_metadata(
     listing: Listing, shards: Sequence[Shard], states: dict[str, np.ndarray], folder: Path
 ) -> None:
+    import tensorflow_datasets as tfds
+
     splits = [
         tfds.core.SplitInfo(
             name=split,
@@ -242,6 +244,8 @@ def _write_metadata(
 
 
 def _features(class_names: Sequence[str]) -> Any:
+    import tensorflow_datasets as tfds
+
     twice = {name for name in class_names if class_names.count(name) > 1}
     names = [f"{n} ({label})" if n in twice else n for label, n in enumerate(class_names)]
     return tfds.features.FeaturesDict(

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from tensorflow_datasets.core import tfds_path
-
 from coop_jax.data.listing import (
     Files,
     Listing,
@@ -171,6 +169,8 @@ def _by_wnid(folder: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:
 
 def _flat_validation(root: Path, folder: Path, labels: dict[str, int]) -> Files:
     """Label number n of the ground truth is that of ILSVRC2012_val_{n:08d}, n from 1."""
+    from tensorflow_datasets.core import tfds_path
+
     truth = tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     rows = []
     below = folder.relative_to(root).as_posix()

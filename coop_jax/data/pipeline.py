@@ -1,9 +1,9 @@
 """The one way for pixels to flow: requests in, batches of pixels out, read by Grain's threads."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
-import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -100,16 +100,30 @@ def _batches(
 
     places = [(n, i) for n, batch in enumerate(batches) for i in range(0, len(batch), _CHUNK)]
     ahead = threads + -(-batch_size // _CHUNK)
-    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    served = iter(grain.MapDataset.source(places).map(serve).to_iter_dataset(read_options))
-    try:
+    with contextlib.closing(_each(serve, places, threads, ahead)) as served:
         for number, batch in enumerate(batches):
             left = len(batch)
             while left:
                 left -= next(served)
             yield made.pop(number)
-    finally:
-        served.close()
+
+
+def _each(
+    serve: Callable[[tuple[int, int]], int],
+    places: list[tuple[int, int]],
+    threads: int,
+    ahead: int,
+) -> Generator[int, None, None]:
+    """Yield serve(place) for each place in turn, made by Grain's threads unless it is one alone."""
+    if len(places) <= 1:
+        yield from map(serve, places)
+        return
+    import grain  # takes longer than one chunk
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    served = iter(grain.MapDataset.source(places).map(serve).to_iter_dataset(options))
+    with contextlib.closing(served):
+        yield from served
 
 
 def _check(requests: np.ndarray, count: int, seed: int, batch_size: int) -> None:

@@ -6,14 +6,16 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int, Int32
 
 from coop_jax.data.examples import Source
 from coop_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from tensorflow_datasets.core import DatasetBuilder
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class Records:
         return self._sources[part][int(position - self._starts[part])]
 
 
-def open_copy(path: Path) -> tfds.core.DatasetBuilder:
+def open_copy(path: Path) -> "DatasetBuilder":
     """A builder that reads the files that TFDS has written to a folder.
 
     Args:
@@ -47,6 +49,8 @@ def open_copy(path: Path) -> tfds.core.DatasetBuilder:
     Raises:
         InputError: the folder cannot be read, or its files are no ArrayRecord files.
     """
+    import tensorflow_datasets as tfds
+
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as error:  # TFDS raises many kinds
@@ -65,8 +69,10 @@ def open_copy(path: Path) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def open_split(builder: tfds.core.DatasetBuilder, split: str) -> Source:
+def open_split(builder: "DatasetBuilder", split: str) -> Source:
     """Random access to the records of a split; images stay encoded."""
+    import tensorflow_datasets as tfds
+
     features: Any = builder.info.features
     decoders = {
         name: tfds.decode.SkipDecoding()

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -77,7 +78,7 @@ class Method(nnx.Module):
         )
         self.context = Learned(context)
         self.meta_net = MetaNet(clip.config.embedding, width, rngs=rngs)
-        self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
+        self.start = Derived(clip.text.embed(np.asarray([tokenizer.start], np.int32)))
         self.packed = prompts.Packed(layout.tokens, layout.lengths, shards)
 
     def settings(self) -> dict[str, Any]:

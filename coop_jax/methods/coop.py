@@ -65,7 +65,7 @@ class Method(nnx.Module):
         self.class_token_position = config["class_token_position"]
         self.shared_context = layout.shared_context
         self.context = Learned(context, per_class=not shared, shard_axis=None if shared else 0)
-        self.start = Derived(clip.text.embed(jnp.asarray([tokenizer.start])))
+        self.start = Derived(clip.text.embed(np.asarray([tokenizer.start], np.int32)))
         # Each device can keep the contexts of its own classes if they have the same number of them.
         self.groups = 1 if shared or len(class_names) % shards else shards
         self.packed = prompts.Packed(

@@ -55,17 +55,17 @@ class Packed(nnx.Module):
         for field in dataclasses.fields(Parts):
             setattr(self, field.name, self.sharded(getattr(packing.parts, field.name)))
         self.label = self.sharded(packing.label)
-        self.row = Derived(packing.row)
+        self.row = Derived(jax.device_put(packing.row))
         self.tokens = self.lay(tokens)
 
     def lay(self, values: Int[np.ndarray, "classes suffix"]) -> Derived:
         """What belongs to each token, given for each place of each class's text."""
-        return self.sharded(self.packing.lay(jnp.asarray(values, jnp.int32)))
+        return self.sharded(self.packing.lay(values.astype(np.int32)))
 
     @staticmethod
-    def sharded(value: Array) -> Derived:
+    def sharded(value: Array | np.ndarray) -> Derived:
         """A variable whose second axis, the shards of the classes, may be split over devices."""
-        return Derived(value, shard_axis=1)
+        return Derived(jax.device_put(value), shard_axis=1)
 
     @property
     def packing(self) -> Packing:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -46,7 +45,7 @@ class Method(nnx.Module):
             ]
         )
         self.templates = len(templates)
-        self.start = Derived(clip.text.embed(jnp.asarray(tokens[0, :1])))
+        self.start = Derived(clip.text.embed(tokens[0, :1]))
         self.packed = prompts.Packed(
             tokens[:, 1:], prompts.end_positions(tokens, tokenizer.end), shards
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -276,7 +276,7 @@ def _fill(method: Any, values: Mapping[str, np.ndarray]) -> None:
             " version: fetch or learn it again"
         )
     filled = [
-        (path, variable.replace(jnp.asarray(values[_dotted(path)]))) for path, variable in flat
+        (path, variable.replace(jax.device_put(values[_dotted(path)]))) for path, variable in flat
     ]
     nnx.update(method, nnx.from_flat_state(filled))
 

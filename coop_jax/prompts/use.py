@@ -8,7 +8,7 @@ from flax import nnx
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
-from coop_jax.config import DTYPES
+from coop_jax.clip.config import DTYPES
 from coop_jax.errors import InputError
 from coop_jax.prompts.prompt import Prompt
 

@@ -1,0 +1,390 @@
+"""Learn a prompt and classify images with it: fit, predict, score, save and load."""
+
+import inspect
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from coop_jax import clip as clip_package
+from coop_jax import config as config_module
+from coop_jax import fitting, prompts
+from coop_jax.clip import source
+from coop_jax.data import catalog, few_shot, memory
+from coop_jax.data.examples import Dataset, Examples
+from coop_jax.data.memory import Images, Labels
+from coop_jax.errors import InputError
+from coop_jax.methods.base import check_settings
+from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
+from coop_jax.prompts.use import apply, load_clip
+
+DEFAULT = config_module.default()
+"""The official settings (coop_protocol sections 3 to 6)."""
+
+PathLike = str | os.PathLike[str]
+
+
+class Learner:
+    """A frozen CLIP and a prompt that is learned from a few labelled images.
+
+    Args:
+        clip: "tiny", a backbone of the papers, a hub id, a folder or a file, as
+            `coop_jax.clip.load` takes it.
+        method: a module of `coop_jax.methods`; "zero_shot" learns nothing, and `fit` notes the
+            classes alone.
+        settings: those of the method that differ from its `default_config()`, e.g. {"n_ctx": 4}.
+        shots: training images per class, drawn as CoOp's code draws them; None for all there are.
+        epochs: None for the CoOp paper's number: 50 for 1 shot, 100 for 2 and 4, 200 above. Where
+            `shots` is None, the largest class has the shots: name fewer epochs if that is many.
+        seed: of the draw, the initial context, the batches and the augmentation.
+        batch_size: training images per step.
+        learning_rate: of the paper's schedule.
+        optimizer: other settings of `optim.OptimizerConfig`, e.g. {"warmup_epochs": 0}.
+        augmentation: what differs from the official one: "scale" and "ratio", the smallest and
+            largest area and aspect ratio of random crops; "flip", the probability of a horizontal
+            flip.
+        dtype: of the CLIP: "float32", "bfloat16" or "float16".
+        tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
+        data_dir: where datasets that are named lie; by default TFDS's folder.
+        encode_batch_size: images that the frozen tower takes at once.
+        feature_cache: a folder that keeps the features of training images for later fits.
+
+    Attributes:
+        classes_: class names, in the order of the columns of `predict_proba`; like the others,
+            after `fit` or `load`.
+        method_: the method, an NNX module, with what it has learned.
+        clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it.
+        tokenizer_: its tokenizer.
+        training_: how it was trained, as the saved prompt has it.
+        losses_: the loss of every training step; after `fit` alone.
+    """
+
+    def __init__(
+        self,
+        clip: PathLike = "ViT-B/16",
+        *,
+        method: str = "coop",
+        settings: Mapping[str, Any] | None = None,
+        shots: int | None = 16,
+        epochs: int | None = None,
+        seed: int = 1,
+        batch_size: int = DEFAULT["batch_size"],
+        learning_rate: float = DEFAULT["optimizer"]["learning_rate"],
+        optimizer: Mapping[str, Any] | None = None,
+        augmentation: Mapping[str, Any] | None = None,
+        dtype: str = DEFAULT["clip"]["dtype"],
+        tokenizer: PathLike = "",
+        data_dir: PathLike = "",
+        encode_batch_size: int = DEFAULT["encode_batch_size"],
+        feature_cache: PathLike = "",
+    ):
+        self.clip = clip
+        self.method = method
+        self.settings = settings
+        self.shots = shots
+        self.epochs = epochs
+        self.seed = seed
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.augmentation = augmentation
+        self.dtype = dtype
+        self.tokenizer = tokenizer
+        self.data_dir = data_dir
+        self.encode_batch_size = encode_batch_size
+        self.feature_cache = feature_cache
+
+    def fit(
+        self,
+        images: PathLike | Images,
+        labels: Labels | None = None,
+        *,
+        class_names: PathLike | Sequence[str] | None = None,
+    ) -> Self:
+        """Learn a prompt; from the beginning, whatever was learned before.
+
+        Args:
+            images: a dataset, whose training images are used: a folder, a `.csv`, a `.json` or a
+                name of the catalogue (`coop_jax.data.catalog.load`). Or a list of images: paths,
+                PIL images or uint8 arrays [height, width, 3]; or an array [images, height, width,
+                3].
+            labels: with images, a class name per image, or its place in `class_names`.
+            class_names: with images, the classes in the order of `classes_`, by default sorted;
+                with a folder, `.csv` or `.json`, a file that names the classes.
+
+        Raises:
+            InputError: a setting, image, label or class name that will not do.
+        """
+        config, seed = self._config(), _whole("seed", self.seed)
+        dataset = self._training_set(images, labels, class_names)
+        dataset = few_shot.draw(dataset, config["sampling"], self.shots, seed)
+        if self.shots is not None:
+            few_shot.warn_about_short_classes(dataset, self.shots)
+        if "templates" in config["method"] and "templates" not in (self.settings or {}):
+            config["method"]["templates"] = dataset.templates
+        clip, tokenizer = load_clip(**config["clip"])
+        method = fitting.create(config, dataset, clip, tokenizer, seed)
+        epochs = fitting.epochs_for(config, dataset, self.shots)
+        losses = fitting.learn(method, config, dataset, clip, seed=seed, epochs=epochs)
+        record = prompts.training_record(
+            config,
+            dataset=dataset.full_name,
+            images=len(dataset.train),
+            shots=self.shots,
+            seed=seed,
+            epochs=epochs if len(losses) else None,
+        )
+        self.losses_ = losses
+        self._settings = config["method"]
+        self._backbone = source.backbone(os.fspath(self.clip))
+        return self._have(method, clip, tokenizer, dataset.class_names, dataset.ids, record)
+
+    def predict(self, images: Images) -> np.ndarray:
+        """The class name of every image, as `classes_` has it.
+
+        Raises:
+            InputError: as `logits`.
+        """
+        return self._fitted().classes_[self.logits(images).argmax(axis=1)]
+
+    def predict_proba(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+        """Every class's probability: the softmax of `logits`.
+
+        Raises:
+            InputError: as `logits`.
+        """
+        return softmax(self.logits(images))
+
+    def logits(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+        """The method's logits under the test transform.
+
+        Args:
+            images: a list, as `fit` takes them.
+
+        Raises:
+            InputError: before `fit`; or images that are none or cannot be read, named all at once.
+        """
+        return self._fitted()._predictor.logits(images)
+
+    def predict_many(self, images: Images | Examples) -> Predictions:
+        """The probabilities of those images that can be read, and what is wrong with the others.
+
+        Args:
+            images: a list, as `fit` takes them, or a split of a dataset.
+
+        Raises:
+            InputError: before `fit`, or what is given are no images.
+        """
+        return self._fitted()._predictor.predict(images)
+
+    def score(
+        self,
+        images: PathLike | Images,
+        labels: Labels | None = None,
+        sample_weight: Float[np.ndarray, " images"] | None = None,
+        *,
+        class_names: PathLike | None = None,
+    ) -> float:
+        """The share of images that are classified rightly, from 0 to 1.
+
+        Args:
+            images: as `fit` takes them; of a dataset the test images are used.
+            labels: with images, a class name per image, or its place in `classes_`.
+            sample_weight: how much each image counts; equally by default.
+            class_names: with a folder, `.csv` or `.json`, the file that names its classes.
+
+        Raises:
+            InputError: as `logits`; labels of other classes than `classes_`; or weights that are
+                not one number per image, none negative and not all zero.
+        """
+        names = self._fitted().classes_.tolist()
+        if isinstance(images, str | os.PathLike):
+            _refuse_labels(labels)
+            dataset = self._open(images, class_names)
+            examples, ids = dataset.test, np.asarray(dataset.ids)
+            right = memory.label_numbers(ids[examples.labels], self._class_ids)
+        else:
+            given = _required(labels)
+            examples = memory.labelled(images, given, names, split="test")
+            right = examples.labels
+        weights = memory.checked_weights(sample_weight, len(right))
+        found = self._predictor.classify(self._predictor.encode(examples)).argmax(axis=1)
+        return float(np.average(found == right, weights=weights))
+
+    def save(self, folder: PathLike) -> None:
+        """Write the learned prompt into a new folder, as `prompts.save` does.
+
+        Raises:
+            InputError: before `fit`; nothing was learned; or the folder will not do.
+        """
+        self._fitted()
+        learned = prompts.of(
+            self.method_,
+            name=self._settings["name"],
+            settings=self._settings,
+            clip=self.clip_,
+            backbone=self._backbone,
+            class_names=self.classes_.tolist(),
+            class_ids=self._class_ids,
+            training=self.training_,
+        )
+        prompts.save(learned, Path(folder))
+
+    @classmethod
+    def load(
+        cls,
+        place: PathLike,
+        clip: PathLike | None = None,
+        class_names: Sequence[str] | None = None,
+        **parameters: Any,
+    ) -> Self:
+        """A classifier with a saved prompt.
+
+        Args:
+            place: a folder that `save` wrote, or a hub id.
+            clip: the CLIP that it was learned with, where that has another name or place here.
+            class_names: the classes to tell apart; by default those that it was learned on.
+            parameters: others of the constructor, e.g. `dtype`.
+
+        Raises:
+            InputError: no such prompt, another CLIP, class names that do not fit, or a parameter
+                that there is not or that the prompt has.
+        """
+        given = ("clip", "method", "settings")
+        known = [name for name in inspect.signature(cls).parameters if name not in given]
+        if unknown := [name for name in parameters if name not in known]:
+            raise InputError(
+                f"expected parameters among {', '.join(known)}, got {', '.join(unknown)}; leave out"
+                " what is not among them (method and settings are the prompt's)"
+            )
+        learned = prompts.load(_text("place", place))
+        classifier = cls(
+            clip or learned.backbone,
+            method=learned.method,
+            settings=learned.settings,
+            **parameters,
+        )
+        config = classifier._config()["clip"]
+        chosen = None if class_names is None else memory.checked_names(class_names)
+        method, loaded, tokenizer = apply(
+            learned,
+            config["name"] if clip else None,
+            dtype=config["dtype"],
+            tokenizer=config["tokenizer"],
+            class_names=chosen,
+        )
+        names, ids = chosen or learned.class_names, chosen or learned.class_ids
+        classifier._backbone = learned.backbone
+        classifier._settings = {"name": learned.method, **learned.settings}
+        return classifier._have(method, loaded, tokenizer, names, ids, learned.training)
+
+    def _have(
+        self,
+        method: Any,
+        clip: clip_package.CLIP,
+        tokenizer: clip_package.Tokenizer,
+        class_names: Sequence[str],
+        class_ids: Sequence[str],
+        training: Mapping[str, Any],
+    ) -> Self:
+        """Keep what was learned; a fit that fails leaves everything as it was."""
+        self.method_, self.clip_, self.tokenizer_ = method, clip, tokenizer
+        self.training_, self.classes_ = dict(training), np.asarray(class_names)
+        self._class_ids = tuple(class_ids)
+        size = _whole("encode_batch_size", self.encode_batch_size)
+        self._predictor = Predictor(method, clip, encode_batch_size=size)
+        return self
+
+    def _config(self) -> dict[str, Any]:
+        """The parameters as the config of a run, checked."""
+        check_alone()
+        settings = {} if self.settings is None else self.settings
+        check_settings(self.method, settings)
+        config = config_module.default(self.method)
+        config["method"] |= dict(settings)
+        config["clip"] |= {
+            "name": _text("clip", self.clip),
+            "dtype": self.dtype,
+            "tokenizer": _text("tokenizer", self.tokenizer),
+        }
+        if self.shots is not None:
+            config["shots"] = (_whole("shots", self.shots),)
+        config["feature_cache"] = _text("feature_cache", self.feature_cache)
+        config["epochs"] = 0 if self.epochs is None else _whole("epochs", self.epochs)
+        config["batch_size"] = _whole("batch_size", self.batch_size)
+        config["encode_batch_size"] = _whole("encode_batch_size", self.encode_batch_size)
+        config["optimizer"]["learning_rate"] = self.learning_rate
+        config["optimizer"] |= _mapping("optimizer", self.optimizer)
+        config["augmentation"] |= _mapping("augmentation", self.augmentation)
+        config_module.check(config)
+        return config
+
+    def _training_set(self, images: Any, labels: Any, class_names: Any) -> Dataset:
+        if not isinstance(images, str | os.PathLike):
+            return memory.dataset(images, _required(labels), class_names)
+        _refuse_labels(labels)
+        if class_names is not None and not isinstance(class_names, str | os.PathLike):
+            raise InputError(
+                f"expected a file that names the classes of {os.fspath(images)}, got a list; write"
+                " one line 'label class name' per class into a file, and name that"
+            )
+        return self._open(images, class_names)
+
+    def _open(self, name: PathLike, class_names: PathLike | None) -> Dataset:
+        data_dir = _text("data_dir", self.data_dir)
+        names = _text("class_names", class_names or "")
+        return catalog.load(_text("images", name), data_dir or None, names or None)
+
+    def _fitted(self) -> Self:
+        if not hasattr(self, "_predictor"):
+            raise InputError(
+                "expected a classifier that was fitted, got a new one; call fit, or Classifier.load"
+            )
+        return self
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(
+            f"expected {name} as a whole number, got {value!r}; give one such as 1"
+        ) from None
+
+
+def _text(name: str, value: Any) -> str:
+    try:
+        return os.fspath(value)
+    except TypeError:
+        raise InputError(
+            f"expected {name} as a text or a path, got {value!r:.80}; give one"
+        ) from None
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(
+            f"expected {name} as settings by name, got {value!r:.80}; give a mapping, or None"
+        )
+    return dict(value or {})
+
+
+def _required(labels: Labels | None) -> Labels:
+    if labels is None:
+        raise InputError(
+            "expected a label for every image, got none; give labels, or the path or name of a"
+            " dataset alone"
+        )
+    return labels
+
+
+def _refuse_labels(labels: Labels | None) -> None:
+    if labels is not None:
+        raise InputError(
+            "expected a dataset's path or name without labels, got labels too; leave them out, or"
+            " put the path of a single image into a list"
+        )
