@@ -287,7 +287,7 @@ def test_other_classes_are_told_apart(kind, data, mine, run, tmp_path):
     for name in ("red", "blue"):
         for number in range(4):
             path = tmp_path / "two" / name / f"{number}.png"
-            write_image(path, np.random.default_rng(0))
+            write_image(path, np.random.default_rng(number))
     given = {"list": "blue, red", "file": tmp_path / "names.txt"}
     classes = given.get(kind, f"dataset:{tmp_path / 'two'}")
     image = data / "test" / "green" / "0.png"

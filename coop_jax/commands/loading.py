@@ -12,7 +12,8 @@ from typing import Any
 
 from coop_jax import clip as clip_package
 from coop_jax import prompts
-from coop_jax.data.listing import IMAGE_SUFFIXES, is_image
+from coop_jax.data import folders
+from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
 from coop_jax.prompts import Prompt
@@ -98,9 +99,8 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
 def find_images(names: Sequence[str]) -> list[str]:
     """The paths of image files: those named, those in named folders, those that patterns match.
 
-    A folder is searched with all folders below it, in sorted order; hidden files and folders are
-    passed over, and so are files that are no images by their names. A file that is named or matched
-    is taken as it is. Every path is listed once.
+    A folder is searched with all folders below it, in sorted order, as `own.read` searches a
+    class's. A file that is named or matched is taken as it is. Every path is listed once.
 
     Raises:
         InputError: a name is neither file nor folder, a pattern matches nothing, or a folder has no
@@ -124,14 +124,15 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def _below(path: str) -> list[str]:
-    """A file itself, or the images in a folder and in those below it."""
+    """A file itself, or the images in a folder and in those below it, with links to nothing."""
     if not os.path.isdir(path):
         return [path]
     found = []
-    for folder, below, files in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        shown = (name for name in sorted(files) if is_image(name) and not name.startswith("."))
-        found += [os.path.join(folder, name) for name in shown]
+    for folder in folders.scan(Path(path)).walk():
+        below = os.path.relpath(folder.path, path)
+        place = path if below == os.curdir else os.path.join(path, below)
+        gone = (name for name in folder.broken if not (folder.path / name).exists())
+        found += [os.path.join(place, name) for name in sorted((*folder.images, *gone))]
     return found
 
 

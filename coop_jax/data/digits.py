@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from coop_jax.data.sampling import split_by_class
+from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -50,7 +50,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         images, labels = load_digits(return_X_y=True)
         pixels = np.rint(images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
-        train, val, test = split_by_class(labels, (0.5, 0.2))
+        train, val, test = split_by_class(labels, FRACTIONS)
         splits = {"train": train, "val": val, "test": test}
         return {
             split: self._generate_examples(pixels, labels, indices)

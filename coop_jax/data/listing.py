@@ -1,6 +1,7 @@
 """Which files a dataset has, and what they show: found before any image is read."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -16,9 +17,23 @@ from coop_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = tuple(
-    [".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *HEIF_SUFFIXES,
 )
+"""Endings of files that count as images; those of HEIF need pillow-heif."""
+
+LEFTOVERS = frozenset(
+    [
+        *("__macosx", "icon\r"),
+        *("thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+        *("$recycle.bin", "recycler", "system volume information", "lost+found"),
+        *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot"),
+        *("picasa.ini", "zbthumbnail.info", "__pycache__"),
+    ]
+)
+"""Files and folders of archives, servers and systems that nobody put there, in small letters."""
 
 
 class Files(NamedTuple):
@@ -55,13 +70,19 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder is passed over: it is hidden, or no one's work (`LEFTOVERS`)."""
+    lower = name.lower()
+    return lower.startswith(".") or lower in LEFTOVERS or lower.endswith(":zone.identifier")
+
+
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones are passed over.
+    """The folders in a folder, sorted by name; leftovers are passed over.
 
     Raises:
         InputError: there is no such folder, or it has none.
     """
-    found = [folder / entry.name for entry in _entries(folder) if entry.is_dir()]
+    found = [folder / entry.name for entry in entries_of(folder) if entry.is_dir()]
     if not found:
         raise InputError(
             f"expected a folder per class in {folder}, got none; put each class's images into a"
@@ -71,12 +92,12 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def has_folders(folder: Path) -> bool:
-    """Whether there are folders in a folder; hidden ones are passed over.
+    """Whether there are folders in a folder; leftovers are passed over.
 
     Raises:
         InputError: there is no such folder.
     """
-    return any(entry.is_dir() for entry in _entries(folder))
+    return any(entry.is_dir() for entry in entries_of(folder))
 
 
 def labelled_folders(
@@ -84,7 +105,7 @@ def labelled_folders(
 ) -> dict[str, Files]:
     """The image files of each split's class folders, sorted by name within a class.
 
-    What else is in the folders, but for hidden files, is warned of in one line.
+    What else is in the folders, but for leftovers, is warned of in one line.
 
     Raises:
         InputError: a folder has no image file.
@@ -100,11 +121,12 @@ def labelled_folders(
             labels += [label] * len(images)
             others += [f"{below}/{name}" for name in strange]
         found[split] = Files(paths, labels)
-    _warn_of_others(root, others)
+    warn_of_others(root, others)
     return found
 
 
-def _warn_of_others(root: Path, others: Sequence[str]) -> None:
+def warn_of_others(root: Path, others: Sequence[str]) -> None:
+    """Say in one line what is passed over, if anything is."""
     if others:
         logger.warning(
             "%s: passed over %d files and folders that are no images by their names: %s",
@@ -112,11 +134,15 @@ def _warn_of_others(root: Path, others: Sequence[str]) -> None:
         )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name; hidden files and folders are passed over."""
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name; leftovers are passed over.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            shown = [entry for entry in entries if not is_leftover(entry.name)]
     except OSError as error:
         raise InputError(
             f"expected a folder {folder}, got an error ({error.strerror}); create it or put the"
@@ -131,18 +157,18 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         InputError: there is none, or one is a link to nothing or a folder.
     """
-    entries = _entries(folder)
+    entries = entries_of(folder)
     found = [entry for entry in entries if is_image(entry.name)]
     if not found:
         raise InputError(
             f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
-            " or remove the folder"
+            " or move the folder away"
         )
     broken = [entry.name for entry in found if not entry.is_file()]
     if broken:
         raise InputError(
             f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
-            " restore or remove them"
+            " restore them or move them away"
         )
     others = [entry.name for entry in entries if not is_image(entry.name)]
     return [entry.name for entry in found], others
@@ -256,6 +282,22 @@ def check_files(listing: Listing, place: str) -> Listing:
             f" {len(absent)} of them ({some(absent)}); restore the files or correct the split"
         )
     return listing
+
+
+def check_heif(listing: Listing, place: str) -> None:
+    """See that images in HEIF, as telephones make them, can be read.
+
+    Raises:
+        InputError: there are some, and pillow-heif, which reads them, is not installed.
+    """
+    paths = [path for files in listing.splits.values() for path in files.paths]
+    found = sorted({path for path in paths if path.lower().endswith(HEIF_SUFFIXES)})
+    if found and importlib.util.find_spec("pillow_heif") is None:
+        raise InputError(
+            f"{place}: expected images that Pillow reads, got {len(found)} in HEIF"
+            f" ({some(found)}); convert them to JPEG, or install what reads them: pip install"
+            " pillow-heif"
+        )
 
 
 def label_array(files: Files) -> np.ndarray:

@@ -14,8 +14,7 @@ from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.examples import Dataset, Examples, Source
 from coop_jax.data.listing import SPLITS, Files, read_split_file, some
 from coop_jax.data.official import Official
-from coop_jax.data.own import FRACTIONS
-from coop_jax.data.sampling import split_by_class
+from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -1,30 +1,24 @@
 """A user's own images: a folder, a table, or a CoOp-style split; nothing to program."""
 
 import csv
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from coop_jax.data import folders, parts
 from coop_jax.data.listing import (
     SPLITS,
     Files,
     Listing,
     check_files,
-    class_folders,
-    labelled_folders,
+    check_heif,
     read_split_file,
     some,
     spoken,
+    warn_of_others,
 )
-from coop_jax.data.sampling import split_by_class
 from coop_jax.errors import InputError
-
-LEAST_IMAGES = 4
-OTHER_NAMES_OF_VAL = ("valid", "validation", "dev")
-FRACTIONS = (0.5, 0.2)
-"""Train's and val's share of every class where the user gives no split (protocol 2.1)."""
 
 
 def read(path: Path, class_names: Path | None = None) -> Listing:
@@ -32,8 +26,9 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
 
     Args:
         path: one of
-            a folder `{train,test[,val]}/<class>/*.jpg`;
-            a folder `<class>/*.jpg`, which is split 50 / 20 / 30 % per class;
+            a folder `{train,test[,val]}/<class>/*.jpg`, where the splits may have the other names
+            that `folders.SPLIT_NAMES` has;
+            a folder `<class>/*.jpg`, which `parts.cut` splits about 50 / 20 / 30 %;
             a `.csv` with the columns `path`, `label` and, if it is split already, `split`;
             a `.json` with lists train, val and test of [path, label, class name].
             Paths in files are relative to the file's folder.
@@ -42,8 +37,9 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
             number (separated by a tab if it has spaces). Without it, labels are the names.
 
     Raises:
-        InputError: the layout is not one of these, an image is absent, train or test is empty, or
-            the class-name file does not name exactly the classes.
+        InputError: the layout is not one of these, an image is absent or needs what is not
+            installed, train or test is empty, or the class-name file does not name exactly the
+            classes.
     """
     if path.suffix.lower() == ".json":
         listing = check_files(read_split_file(path, path.parent), str(path))
@@ -52,80 +48,81 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
         listing, labels = _table(path)
     elif path.is_file():
         raise InputError(f"expected a folder, a .csv or a .json, got the file {path}; choose one")
-    elif (path / "train").is_dir() or (path / "test").is_dir():
-        listing, labels = _split_folder(path)
     else:
-        folders = class_folders(path)
-        labels = [folder.name for folder in folders]
-        numbered = [(folder, label) for label, folder in enumerate(folders)]
-        files = labelled_folders(path, {"all": numbered})["all"]
-        listing = Listing(path, spoken(labels), _cut(files, labels, str(path)))
+        listing, labels = _folder(path)
+    check_heif(listing, str(path))
     if class_names is not None:
         names = _read_class_names(class_names, labels)
         listing = Listing(listing.root, names, listing.splits)
     return listing
 
 
-def _split_folder(root: Path) -> tuple[Listing, list[str]]:
-    folders = {
-        split: class_folders(root / split)
-        for split in SPLITS
-        if split != "val" or (root / split).is_dir()
-    }
-    misnamed = [name for name in OTHER_NAMES_OF_VAL if (root / name).is_dir()]
-    if misnamed and "val" not in folders:
-        raise InputError(
-            f"expected validation images in {root / 'val'}, got a folder {misnamed[0]}; rename it"
-            " to val or move it away"
-        )
-    labels = [folder.name for folder in folders["train"]]
-    for split, found in folders.items():
+def _folder(root: Path) -> tuple[Listing, list[str]]:
+    classes = folders.arrange(root)
+    is_cut = "all" in classes
+    labels = [folder.name for folder in classes["all" if is_cut else "train"]]
+    for found in classes.values():
         unknown = sorted({folder.name for folder in found} - set(labels))
         if unknown:
             raise InputError(
-                f"expected in {root / split} only classes that {root / 'train'} has, got also "
-                f"{some(unknown)}; add training images of them or remove the folders"
+                f"expected in {found[0].path.parent} only classes that train has, got also"
+                f" {some(unknown)}; add training images of them or move the folders away"
             )
-    numbers = {name: number for number, name in enumerate(labels)}
-    splits = labelled_folders(
-        root,
-        {
-            split: [(folder, numbers[folder.name]) for folder in folders.get(split, ())]
-            for split in SPLITS
-        },
-    )
+    every = [folder for found in classes.values() for folder in found]
+    broken = [path for folder in every for path in folder.paths(root, "broken")]
+    if broken:
+        raise InputError(
+            f"expected image files in {root}, got links to nothing or no files: {some(broken)};"
+            " restore them or move them away"
+        )
+    warn_of_others(root, [path for folder in every for path in folder.paths(root, "others")])
+    files = {split: _files(root, found, labels) for split, found in classes.items()}
+    if is_cut:
+        files = parts.cut(root, files["all"], labels, str(root))
+    splits = {split: files.get(split, Files()) for split in SPLITS}
     return Listing(root, spoken(labels), splits), labels
+
+
+def _files(root: Path, classes: Sequence[folders.Folder], labels: Sequence[str]) -> Files:
+    """The images in and below class folders, with the place of each folder's name in `labels`."""
+    found = [folder.paths(root, "images") for folder in classes]
+    numbers = [labels.index(folder.name) for folder in classes]
+    return Files(
+        list(itertools.chain.from_iterable(found)),
+        [number for number, paths in zip(numbers, found, strict=True) for _ in paths],
+    )
 
 
 def _table(path: Path) -> tuple[Listing, list[str]]:
     columns, rows = _read_rows(path)
-    is_split = "split" in columns
-    labels = sorted({row["label"] for row in rows if row.get("split", "train") == "train"})
+    labels = sorted({row["label"] for row in rows if row["split"] in ("train", "all")})
     unknown = sorted({row["label"] for row in rows} - set(labels))
     if unknown:
         raise InputError(
             f"{path}: expected training images of every label, got none of {some(unknown)};"
-            " add some or remove the lines"
+            " add some or leave out the lines"
         )
     number = {label: index for index, label in enumerate(labels)}
-
-    def files(split: str | None) -> Files:
-        chosen = [row for row in rows if split is None or row["split"] == split]
-        return Files([row["path"] for row in chosen], [number[row["label"]] for row in chosen])
-
-    splits = (
-        {split: files(split) for split in SPLITS}
-        if is_split
-        else _cut(files(None), labels, str(path))
-    )
-    for split in ("train", "test"):
-        if not splits[split].paths:
-            raise InputError(f"{path}: expected images of split {split}, got none; add lines")
-    return check_files(Listing(path.parent, spoken(labels), splits), str(path)), labels
+    files = {}
+    for split in SPLITS if "split" in columns else ("all",):
+        chosen = [row for row in rows if row["split"] == split]
+        numbers = [number[row["label"]] for row in chosen]
+        files[split] = Files([row["path"] for row in chosen], numbers)
+    for split, found in files.items():
+        if split != "val" and not found.paths:
+            of_split = f" of split {split}" * ("split" in columns)
+            raise InputError(f"{path}: expected images{of_split}, got none; add lines")
+    check_files(Listing(path.parent, (), files), str(path))
+    if "all" in files:
+        files = parts.cut(path.parent, files["all"], labels, str(path))
+    return Listing(path.parent, spoken(labels), files), labels
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and the rows of a table, without the spaces around names and values."""
+    """The columns and the rows of a table, without the spaces around names and values.
+
+    A row without a split has the split "all".
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -143,33 +140,15 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     for number, cells in lines[1:]:
         row = dict(zip(columns, cells, strict=False))
         complete = len(cells) == len(columns) and row["path"] and row["label"]
-        if not complete or row.get("split", "test") not in SPLITS:
+        split = folders.split_of(row["split"]) if "split" in row else "all"
+        if not complete or split is None:
             raise InputError(
                 f"{path}:{number}: expected {', '.join(columns)}, not empty (a split is one of"
                 f" {', '.join(SPLITS)}), got {cells}; correct the line, with quotes around a value"
                 " that has a comma"
             )
-        rows.append(row)
+        rows.append(row | {"split": split})
     return columns, rows
-
-
-def _cut(files: Files, labels: Sequence[str], place: str) -> dict[str, Files]:
-    """Cut files without a split into train, val and test, class by class."""
-    if not labels:
-        raise InputError(f"{place}: expected images, got none; add lines")
-    counts = np.bincount(files.labels)
-    least = int(counts.argmin())
-    if counts[least] < LEAST_IMAGES:
-        raise InputError(
-            f"{place}: expected at least {LEAST_IMAGES} images of every class, to cut them into"
-            f" train, val and test, got {counts[least]} of {labels[least]}; add images or make the"
-            " split yourself"
-        )
-    parts: list[list[int]] = [part.tolist() for part in split_by_class(files.labels, FRACTIONS)]
-    return {
-        split: Files([files.paths[i] for i in part], [files.labels[i] for i in part])
-        for split, part in zip(SPLITS, parts, strict=True)
-    }
 
 
 def _read_class_names(path: Path, labels: Sequence[str]) -> tuple[str, ...]:

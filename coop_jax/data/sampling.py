@@ -8,6 +8,9 @@ from jaxtyping import Int
 
 from coop_jax.errors import InputError
 
+FRACTIONS = (0.5, 0.2)
+"""Train's and val's share of every class where there is no split (protocol 2.1)."""
+
 
 def few_shot(
     train_labels: Int[np.ndarray, " train"] | Sequence[int],
