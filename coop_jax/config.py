@@ -127,16 +127,12 @@ def default(method: str = "coop") -> dict[str, Any]:
     }
 
 
-def names(config: Mapping[str, Any]) -> list[str]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """All settings, those of a group with its name in front."""
-    return list(_flat(config))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
     return found
@@ -160,14 +156,14 @@ def check(config: Mapping[str, Any]) -> None:
     name = config["method"].get("name")
     settings = {"name": name, **methods.default_config(name)}
     _check_keys(config["method"], settings, "config.method")
-    flat = _flat(config)
+    values = flat(config)
     for key, (is_valid, expectation) in RANGES.items():
         try:
-            valid = is_valid(flat[key])
+            valid = is_valid(values[key])
         except TypeError:
             valid = False
         if not valid:
-            raise InputError(f"config.{key}: expected {expectation}, got {flat[key]}")
+            raise InputError(f"config.{key}: expected {expectation}, got {values[key]}")
     metrics.require(config["loggers"])
 
 
@@ -195,8 +191,8 @@ def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
                 f" files and no {CONFIG_FILE}; name another --workdir"
             )
         return
-    earlier = _flat(source.read_json(path))
-    now = _flat(json.loads(json.dumps(config)))
+    earlier = flat(source.read_json(path))
+    now = flat(json.loads(json.dumps(config)))
     different = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
     if different:
         raise InputError(

@@ -1,34 +1,59 @@
-"""Train and evaluate: python -m coop_jax.main --config=configs/quickstart.py --workdir=DIR."""
+"""Train and evaluate as a config says; the same command again goes on where it stopped.
 
-import re
+coop_jax run --config=quickstart --workdir=/tmp/quickstart
+coop_jax run --config=coop_few_shot:dtd --config.data_dir=DATA --workdir=runs/dtd
+"""
+
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
-
-from coop_jax import compilation_cache, terminal
-from coop_jax.errors import InputError
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment, e.g. configs/quickstart.py; --config.KEY=VALUE changes it."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for results and checkpoints.")
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes, on a TPU pod slice or a cluster (see README)."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of the first process, where the cluster does not say it."
-)
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes, with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them, from 0, with --coordinator.")
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of a user error.")
+from coop_jax import command_line, config_files
 
 
-def run(config: dict[str, Any], workdir: Path) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("--config", required=True, metavar="NAME", help=config_files.CHOSEN_HELP)
+    command_line.add_settings(parser, 'e.g. --config.clip.name=ViT-B/16 --config.shots="(1,4)"')
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=command_line.path,
+        metavar="FOLDER",
+        help="for results and checkpoints",
+    )
+    several = parser.add_argument_group("one of several processes")
+    several.add_argument(
+        "--distributed", action="store_true", help="on a TPU pod slice or a cluster"
+    )
+    several.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of the first process, where the cluster does not say it",
+    )
+    several.add_argument(
+        "--processes", type=command_line.positive, metavar="N", help="how many there are"
+    )
+    several.add_argument(
+        "--process", type=command_line.whole, metavar="I", help="which one this is, from 0"
+    )
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run the chosen config, as one of several processes where that is said."""
+    config = config_files.load(chosen.config, chosen.settings)
+    cluster = chosen.coordinator, chosen.processes, chosen.process
+    if chosen.distributed or cluster != (None, None, None):
+        from coop_jax import parallel
+
+        parallel.join(*cluster)
+    run_and_show(config, chosen.workdir)
+    return 0
+
+
+def run_and_show(config: dict[str, Any], workdir: Path) -> None:
     """Run the config's protocol in the workdir and show what came of it."""
     from coop_jax import interpret, parallel, protocols, report
     from coop_jax.task import Task
@@ -61,70 +86,10 @@ def run(config: dict[str, Any], workdir: Path) -> None:
         console.print(f"picture: {picture}")
 
 
-def first_cause(error: BaseException) -> BaseException:
-    """The user's error below what ml_collections wraps around it, if there is one."""
-    found, below = error, error.__cause__ or error.__context__
-    while below is not None:
-        found = below if isinstance(below, InputError) else found
-        below = below.__cause__ or below.__context__
-    return found
-
-
-def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parse the flags; a wrong flag or an unknown setting is a user's error."""
-    try:
-        return flags.FLAGS(arguments)
-    except (AttributeError, KeyError) as error:
-        named = re.search(r"[A-Za-z_]\w*", str(error))
-        unknown = named.group() if named else str(error)
-        from coop_jax import config
-
-        valid = ", ".join(config.names(config.default()))
-        wrong = InputError(f"--config: unknown setting {unknown!r}; expected one of {valid}")
-    except SyntaxError as error:
-        wrong = InputError(f"--config: expected a Python file with get_config(), got {error}")
-    except (flags.Error, TypeError, ValueError) as error:
-        wrong = first_cause(error)
-    sys.exit(terminal.refuse(wrong))
-
-
-def chosen_config() -> dict[str, Any]:
-    """The config that the flags name.
-
-    Raises:
-        InputError: no config file is named, or there is no such file.
-    """
-    if flags.FLAGS["config"].value is None:
-        raise InputError("expected --config=FILE, e.g. configs/quickstart.py; see README.md")
-    try:
-        return _CONFIG.value.to_dict()
-    except OSError as error:
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise InputError(
-            f"--config: expected a config file, but {path} cannot be read; see configs/"
-        ) from error
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Check the flags and run."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-
-    def check_and_run() -> int:
-        if len(arguments) > 1:
-            raise InputError(f"expected flags only, got {arguments[1]!r}; see --help")
-        config = chosen_config()
-        if _WORKDIR.value is None:
-            raise InputError("expected --workdir=FOLDER for results and checkpoints")
-        if _DISTRIBUTED.value or _COORDINATOR.value is not None:
-            from coop_jax import parallel
-
-            parallel.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        run(config, Path(_WORKDIR.value).expanduser())
-        return 0
-
-    sys.exit(terminal.command(check_and_run, _TRACEBACK.value))
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("run", __name__, words)
 
 
 if __name__ == "__main__":
-    compilation_cache.keep()
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(main())

@@ -1,7 +1,6 @@
-"""What the commands share: messages, a progress bar, new files, and how they end."""
+"""What the commands share: messages, a progress bar, and new files."""
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -22,9 +21,6 @@ from rich.progress import (
 from rich.text import Text
 
 from coop_jax.errors import InputError
-
-USER_ERROR = 2
-"""Exit code when the input was wrong."""
 
 
 class RateColumn(ProgressColumn):
@@ -159,12 +155,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def refuse(error: BaseException) -> int:
-    """Say in one line what was wrong; the exit code."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return USER_ERROR
-
-
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """What this package logs goes to standard error, a line each."""
@@ -181,20 +171,3 @@ def messages() -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         package.propagate = propagate
-
-
-def command(run: Callable[[], int], traceback: bool = False) -> int:
-    """Run a command; the exit code: what `run` returns, or `USER_ERROR` for bad input.
-
-    Raises:
-        InputError: bad input, if a traceback is wanted.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
-        sys.stdout.reconfigure(errors="surrogateescape")
-    with messages():
-        try:
-            return run()
-        except InputError as error:
-            if traceback:
-                raise
-            return refuse(error)

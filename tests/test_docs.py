@@ -17,18 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from makers import write_images
 
 import coop_jax
+from coop_jax import command_line, methods, protocols
 from coop_jax import config as config_module
-from coop_jax import main as main_module
-from coop_jax import methods, protocols
-from coop_jax.__main__ import create_parser
-from coop_jax.data import catalog, check, doctor, official, prepare
-from coop_jax.report import __main__ as report
-from coop_jax.sweep import __main__ as sweep
-from coop_jax.sweep.groups import load_config
+from coop_jax.commands import COMMANDS
+from coop_jax.config_files import load
+from coop_jax.data import catalog, doctor, official
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -161,46 +157,29 @@ def commands():
     return list(dict.fromkeys(found))
 
 
-def options_of(main, capsys):
-    """The options that a command's --help shows."""
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    return set(re.findall(r"--[a-z_]+", capsys.readouterr().out))
-
-
-def check_module(name, words, capsys):
-    """The module can be run so, as far as can be seen without running it."""
-    given = {word.partition("=")[0] for word in words if word.startswith("--")}
-    settings = [word for word in words if word.startswith("--config.")]
-    options = {option for option in given if not option.startswith("--config.")}
-    chosen = []
-    if name == "coop_jax.main":
-        chosen = [word.partition("=")[2] for word in words if word.startswith("--config=")]
-        assert len(chosen) == 1 and flags.FLAGS is main_module.flags.FLAGS
-        unknown = {option for option in options if option[2:] not in flags.FLAGS}
-    else:
-        argparse = {"data.check": check, "data.prepare": prepare, "report": report, "sweep": sweep}
-        module = argparse[name.removeprefix("coop_jax.")]
-        unknown = options - options_of(module.main, capsys)
-        if module is sweep:
-            chosen = [word for word in words if word.startswith("configs/")]
-            assert chosen
-    assert not unknown
-    for config in chosen:
-        config_module.check(load_config(config, settings))
+def check_command(name, words):
+    """The command can be typed so, as far as can be seen without running it."""
+    module = importlib.import_module(COMMANDS[name][0])
+    if not words:  # named in a sentence
+        return
+    chosen = command_line.Parser(name, module).read(words)
+    for config in getattr(chosen, "configs", [getattr(chosen, "config", None)]):
+        if config:
+            config_module.check(load(config, chosen.settings))
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_are_understood(command, capsys, monkeypatch, example):
+def test_commands_are_understood(command, monkeypatch, example):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
     if "python" in words:
         at = words.index("python")
         assert all(re.match(r"srun$|--|[A-Z_]+=", word) for word in words[:at])
         assert words[at + 1] == "-m"
-        check_module(words[at + 2], words[at + 3 :], capsys)
+        modules = {module.removesuffix(".__main__"): name for name, (module, _) in COMMANDS.items()}
+        check_command(modules[words[at + 2]], words[at + 3 :])
     elif words[0] == "coop_jax":
-        create_parser().parse_args(words[1:])
+        check_command(words[1], words[2:])
     elif words[:3] == ["pip", "install", "-e"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert set(re.findall(r"\w+", words[3])) <= set(project["optional-dependencies"])
@@ -212,7 +191,7 @@ def test_commands_are_understood(command, capsys, monkeypatch, example):
 
 @every_page
 def test_settings_exist(page):
-    known = {*config_module.names(config_module.default())}
+    known = {*config_module.flat(config_module.default())}
     known |= {f"method.{name}" for method in methods.available() for name in setting_names(method)}
     named = re.findall(r"--config\.([\w.]+)", TEXTS[page])
     assert set(named) - {"KEY"} <= known
@@ -246,7 +225,7 @@ def test_settings_and_defaults_of_a_run():
     rows = table("settings.md", "setting")
     said = {row[0].strip("`"): value(row[1].strip("`")) for row in rows}
     expected = {}
-    for name in config_module.names(config):
+    for name in config_module.flat(config):
         group, _, key = name.rpartition(".")
         expected[name] = config[group][key] if group else config[name]
     own = {f"method.{name}" for name in methods.default_config("coop")}
@@ -306,8 +285,8 @@ def test_the_example_of_a_method_learns(example, tmp_path, monkeypatch):
         "templates": "('a photo of a {}.',)",
         "data_dir": tmp_path,
     }
-    settings = [f"--config.{name}={value}" for name, value in changes.items()]
-    config = load_config(f"configs/quickstart.py:{EXAMPLE}", settings)
+    settings = [f"{name}={value}" for name, value in changes.items()]
+    config = load(f"configs/quickstart.py:{EXAMPLE}", settings)
     _, _, (before, after) = protocols.run(config, tmp_path / "run")
     assert (before.method, after.method) == ("zero_shot", EXAMPLE)
     assert after.accuracy > before.accuracy + 5

@@ -178,7 +178,7 @@ def test_a_data_directory_that_cannot_be_written_is_said(tmp_path, capsys):
     ("arguments", "message"),
     (
         (["dtd", "nothing"], 'or the path of a folder, .csv or .json, got "nothing"'),
-        (["dtd", "--workers=0"], "--workers: expected at least 1, got 0"),
+        (["dtd", "--workers=0"], "--workers: expected a whole number of at least 1, got '0'"),
         (["dtd", "--class_names=names.txt"], "--class_names: expected own images alone, got dtd"),
         (["ucf101"], "TFDS has no images of it that would do"),
         (["fgvc_aircraft"], "TFDS has no images of it that would do"),
@@ -195,7 +195,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
 def test_without_tensorflow_the_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert prepare.main(["dtd", f"--data_dir={tmp_path}"]) == 2
-    assert "run `pip install -e '.[prepare]'`" in capsys.readouterr().err
+    assert "run `pip install 'coop_jax[prepare]'`" in capsys.readouterr().err
 
 
 CATALOGUED = [name for name, row in OFFICIAL.items() if row.tfds]

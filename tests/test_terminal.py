@@ -2,28 +2,19 @@ import io
 import logging
 import re
 
-import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from coop_jax import terminal
-from coop_jax.errors import InputError
 from coop_jax.progress import track
 
 
-def wrong():
-    logging.getLogger("coop_jax.somewhere").info("said before")
-    raise InputError("expected a,\n got b")
-
-
-def test_a_command_ends_with_one_line_and_leaves_logging_as_it_was(capsys):
+def test_messages_are_lines_and_leave_logging_as_it_was(capsys):
     package = logging.getLogger("coop_jax")
     before = package.level, package.propagate, list(package.handlers)
-    assert terminal.command(lambda: 7) == 7
-    assert terminal.command(wrong) == terminal.USER_ERROR == 2
-    assert capsys.readouterr().err == "said before\nerror: expected a, got b\n"
-    with pytest.raises(InputError):
-        terminal.command(wrong, traceback=True)
+    with terminal.messages():
+        logging.getLogger("coop_jax.somewhere").info("said")
+    assert capsys.readouterr().err == "said\n"
     assert (package.level, package.propagate, list(package.handlers)) == before
 
 

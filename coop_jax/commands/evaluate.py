@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
 
@@ -41,16 +42,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="default test; all is the three together",
     )
     parser.add_argument(
-        "--class-names", type=options.path, metavar="FILE", help="lines 'label class name'"
+        "--class-names", type=command_line.path, metavar="FILE", help="lines 'label class name'"
     )
     parser.add_argument(
-        "--csv", type=options.path, metavar="FILE", help="save label and prediction of every image"
+        "--csv",
+        type=command_line.path,
+        metavar="FILE",
+        help="save label and prediction of every image",
     )
     parser.add_argument(
-        "--png", type=options.path, metavar="FILE", help="save the confusion matrix as a picture"
+        "--png",
+        type=command_line.path,
+        metavar="FILE",
+        help="save the confusion matrix as a picture",
     )
     parser.add_argument(
-        "--json", type=options.path, metavar="FILE", help="save the numbers, of each class too"
+        "--json", type=command_line.path, metavar="FILE", help="save the numbers, of each class too"
     )
 
 

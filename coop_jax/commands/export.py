@@ -19,6 +19,7 @@ import re
 import shlex
 from pathlib import Path
 
+from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
 
@@ -27,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     options.add_prompt(parser)
     parser.add_argument(
-        "file", type=options.path, help="new file: .safetensors, .stablehlo or .pth.tar-EPOCHS"
+        "file", type=command_line.path, help="new file: .safetensors, .stablehlo or .pth.tar-EPOCHS"
     )
 
 

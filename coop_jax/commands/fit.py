@@ -17,21 +17,22 @@ import contextlib
 import sys
 from typing import Any
 
+from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
 
 
 def shots(text: str) -> int | None:
     """Images per class; None for all there are."""
-    return None if text == "all" else int(text)
+    return None if text == "all" else command_line.positive(text)
 
 
 PARAMETERS = {
     "shots": (shots, "training images per class, or all; default 16"),
-    "epochs": (int, "default the CoOp paper's, by the shots"),
-    "seed": (int, "of all that is drawn; default 1"),
-    "batch_size": (int, "images per step; default 32"),
-    "learning_rate": (float, "at the beginning; default 0.002"),
+    "epochs": (command_line.whole, "default the CoOp paper's, by the shots"),
+    "seed": (command_line.whole, "of all that is drawn; default 1"),
+    "batch_size": (command_line.positive, "images per step; default 32"),
+    "learning_rate": (command_line.number, "at the beginning; default 0.002"),
 }
 """Parameters of `Learner`, whose defaults hold where nothing is said."""
 
@@ -39,7 +40,7 @@ PARAMETERS = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("dataset", help="folder, .csv, .json, or name of the catalogue")
-    parser.add_argument("prompt", type=options.path, help="new folder for what is learned")
+    parser.add_argument("prompt", type=command_line.path, help="new folder for what is learned")
     options.add_clip(
         parser,
         "backbone of the papers, hub id, folder, file, or tiny; default ViT-B/16",
@@ -57,7 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a setting of the method, e.g. n_ctx=4, class_specific=True; may be repeated",
     )
     parser.add_argument(
-        "--class-names", type=options.path, metavar="FILE", help="lines 'label class name'"
+        "--class-names", type=command_line.path, metavar="FILE", help="lines 'label class name'"
     )
     options.add_data(parser)
 

@@ -9,13 +9,14 @@ PyTorch is not needed.
 
 import argparse
 
+from coop_jax import command_line
 from coop_jax.commands import options
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("file", type=options.path, help="prompt_learner/model.pth.tar-EPOCHS")
-    parser.add_argument("prompt", type=options.path, help="new folder for the prompt")
+    parser.add_argument("file", type=command_line.path, help="prompt_learner/model.pth.tar-EPOCHS")
+    parser.add_argument("prompt", type=command_line.path, help="new folder for the prompt")
     options.add_clip(parser, "the CLIP it was learned with, e.g. RN50 or ViT-B/16", required=True)
     parser.add_argument(
         "--classes",

@@ -13,6 +13,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
 
@@ -24,7 +25,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     options.add_prompt(parser, classes=False)
     parser.add_argument(
-        "--top", type=options.positive, default=3, metavar="K", help="words per vector; default 3"
+        "--top",
+        type=command_line.positive,
+        default=3,
+        metavar="K",
+        help="words per vector; default 3",
     )
     parser.add_argument(
         "--class",

@@ -1,7 +1,6 @@
 """Arguments that several commands have, and readers of their values."""
 
 import argparse
-from pathlib import Path
 
 CLASSES = "a,b,c: these; FILE: one per line; dataset:NAME: those of a dataset"
 
@@ -47,15 +46,3 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", metavar="FOLDER", help="where named datasets lie; default $TFDS_DATA_DIR"
     )
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
-def path(text: str) -> Path:
-    """A path, with ~ as the home folder."""
-    return Path(text).expanduser()

@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from coop_jax import command_line
 from coop_jax.commands import options
 
 Row = tuple[str, int, str, float]
@@ -27,10 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_prompt(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
     parser.add_argument(
-        "--top", type=options.positive, default=1, metavar="K", help="the K likeliest classes"
+        "--top", type=command_line.positive, default=1, metavar="K", help="the K likeliest classes"
     )
-    parser.add_argument("--csv", type=options.path, metavar="FILE", help="save a table here")
-    parser.add_argument("--json", type=options.path, metavar="FILE", help="save as JSON here")
+    parser.add_argument("--csv", type=command_line.path, metavar="FILE", help="save a table here")
+    parser.add_argument("--json", type=command_line.path, metavar="FILE", help="save as JSON here")
 
 
 def run(chosen: argparse.Namespace) -> int:

@@ -7,13 +7,13 @@ The other commands take user/name in place of a folder as well.
 
 import argparse
 
-from coop_jax.commands import options
+from coop_jax import command_line
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("repository", help="user/name")
-    parser.add_argument("prompt", type=options.path, help="new folder for the prompt")
+    parser.add_argument("prompt", type=command_line.path, help="new folder for the prompt")
     parser.add_argument("--revision", help="a branch, tag or commit; default the latest")
 
 

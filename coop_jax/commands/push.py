@@ -8,12 +8,12 @@
 
 import argparse
 
-from coop_jax.commands import options
+from coop_jax import command_line
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("prompt", type=options.path, help="folder of a prompt")
+    parser.add_argument("prompt", type=command_line.path, help="folder of a prompt")
     parser.add_argument("repository", help="user/name; a new one, or one with a prompt")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
 

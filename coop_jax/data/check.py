@@ -1,7 +1,10 @@
-"""The dataset doctor: python -m coop_jax.data.check NAME [NAME ...|all] [--data_dir DIR] [--quick].
+"""Find out what is missing or broken in datasets.
 
-Compares what is on disk with what the papers used, decodes every image, and says how to mend what
-is wrong.
+  coop_jax check dtd eurosat --data_dir=DATA
+  coop_jax check photographs
+
+Counts, class names and the split are compared with what the papers used, and every image is
+decoded. Exit code 0: all is well; 1: problems were found, with what to do; 2: wrong input.
 """
 
 import argparse
@@ -12,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coop_jax import command_line
 from coop_jax.data import catalog, doctor
 from coop_jax.data.doctor import Findings
 from coop_jax.data.official import OFFICIAL
-from coop_jax.terminal import command, count_images
+from coop_jax.terminal import count_images
 
 ALL = "all"
 PROBLEMS = 1
@@ -49,17 +53,8 @@ def _classes(findings: Findings) -> int | None:
     return row.n_classes if row else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the datasets that the arguments name.
-
-    Returns:
-        0 if all is well, `PROBLEMS` if not, 2 for bad input.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m coop_jax.data.check",
-        description="Check datasets: counts, class names, the split, and that every image can be"
-        " decoded. Exit code 0: all is well; 1: problems were found; 2: bad input.",
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
     parser.add_argument(
         "names",
         nargs="+",
@@ -69,26 +64,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
     parser.add_argument("--quick", action="store_true", help="do not decode the images")
-    chosen = parser.parse_args(arguments)
 
-    def run() -> int:
-        names = [n for name in chosen.names for n in (OFFICIAL if name == ALL else (name,))]
-        catalog.check_names(names)
-        data_dir = catalog.data_directory(chosen.data_dir)
-        console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
-        faulty = []
-        for name in dict.fromkeys(names):
-            findings = doctor.examine(name, data_dir)
-            if not chosen.quick and findings.dataset is not None:
-                with count_images(doctor.count(findings), name) as advance:
-                    doctor.decode(findings, advance)
-            show(findings, console)
-            faulty += [name] if findings.problems else []
-        if faulty:
-            console.print(f"problems in {', '.join(faulty)}", soft_wrap=True, markup=False)
-        return PROBLEMS if faulty else 0
 
-    return command(run)
+def run(chosen: argparse.Namespace) -> int:
+    """Check the datasets; 0 if all is well, `PROBLEMS` if not."""
+    names = [n for name in chosen.names for n in (OFFICIAL if name == ALL else (name,))]
+    catalog.check_names(names)
+    data_dir = catalog.data_directory(chosen.data_dir)
+    console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
+    faulty = []
+    for name in dict.fromkeys(names):
+        findings = doctor.examine(name, data_dir)
+        if not chosen.quick and findings.dataset is not None:
+            with count_images(doctor.count(findings), name) as advance:
+                doctor.decode(findings, advance)
+        show(findings, console)
+        faulty += [name] if findings.problems else []
+    if faulty:
+        console.print(f"problems in {', '.join(faulty)}", soft_wrap=True, markup=False)
+    return PROBLEMS if faulty else 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("check", __name__, words)
 
 
 if __name__ == "__main__":

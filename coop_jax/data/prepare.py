@@ -1,7 +1,9 @@
-"""Make a dataset quick to read: python -m coop_jax.data.prepare NAME [NAME ...] [--data_dir DIR].
+"""Make datasets quick to read.
+
+  coop_jax prepare dtd eurosat --data_dir=DATA
 
 Image files in folders are copied bit for bit into shards; a dataset of the papers whose images are
-not there is downloaded and prepared by TFDS.
+not there is downloaded and prepared by TFDS (needs pip install 'coop_jax[prepare]').
 """
 
 import argparse
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from coop_jax import command_line
 from coop_jax.data import catalog, copies, overlay
 from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.listing import Listing
 from coop_jax.data.official import OFFICIAL
 from coop_jax.errors import InputError
-from coop_jax.terminal import command, count_images, one_line
+from coop_jax.terminal import count_images, one_line
 
 
 def prepare(
@@ -66,7 +69,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             f"expected TensorFlow, with which TFDS prepares {request}, got none; run"
-            " `pip install -e '.[prepare]'`: training and testing need no TensorFlow"
+            " `pip install 'coop_jax[prepare]'`: training and testing need no TensorFlow"
         )
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
@@ -88,16 +91,8 @@ def _copy(title: str, listing: Listing, data_dir: Path, workers: int | None) -> 
         return f"prepared copy {copies.write(title, listing, data_dir, workers, advance)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare the datasets that the arguments name; the exit code.
-
-    Bad input is one line on standard error and exit code 2.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m coop_jax.data.prepare",
-        description="Make datasets quick to read: copy image files into shards, or let TFDS"
-        " download a dataset of the papers (needs pip install -e '.[prepare]').",
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
     parser.add_argument(
         "names",
         nargs="+",
@@ -105,27 +100,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"{', '.join(catalog.names())}, or a folder, .csv or .json of own images",
     )
     parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
-    parser.add_argument("--workers", type=int, help="threads; default one per processor")
+    parser.add_argument(
+        "--workers", type=command_line.positive, help="threads; default one per processor"
+    )
     parser.add_argument("--class_names", metavar="FILE", help="class names of own images")
-    chosen = parser.parse_args(arguments)
 
-    def run() -> int:
-        if chosen.workers is not None and chosen.workers < 1:
-            raise InputError(f"--workers: expected at least 1, got {chosen.workers}; raise it")
-        catalog.check_names(chosen.names)
-        official = [name for name in chosen.names if name in catalog.names()]
-        if chosen.class_names and official:
-            raise InputError(
-                f"--class_names: expected own images alone, got {', '.join(official)}; the"
-                " catalogue has its class names"
-            )
-        data_dir = catalog.data_directory(chosen.data_dir)
-        for name in chosen.names:
-            place = prepare(name, data_dir, chosen.class_names, chosen.workers)
-            print(f"{name}: {place}", flush=True)
-        return 0
 
-    return command(run)
+def run(chosen: argparse.Namespace) -> int:
+    """Prepare the datasets."""
+    catalog.check_names(chosen.names)
+    official = [name for name in chosen.names if name in catalog.names()]
+    if chosen.class_names and official:
+        raise InputError(
+            f"--class_names: expected own images alone, got {', '.join(official)}; the"
+            " catalogue has its class names"
+        )
+    data_dir = catalog.data_directory(chosen.data_dir)
+    for name in chosen.names:
+        place = prepare(name, data_dir, chosen.class_names, chosen.workers)
+        print(f"{name}: {place}", flush=True)
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("prepare", __name__, words)
 
 
 if __name__ == "__main__":

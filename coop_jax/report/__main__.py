@@ -1,45 +1,45 @@
-"""python -m coop_jax.report PATHS... [--markdown] [--csv FILE] [--png FILE]."""
+"""Tables and pictures from results.jsonl.
+
+coop_jax report runs/dtd
+coop_jax report runs --csv report.csv --png report.png
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from coop_jax import report
+from coop_jax import command_line, report
 from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.results import Result
-from coop_jax.terminal import command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the tables, and saves them as CSV and the pictures where asked; the exit code.
-
-    Bad input is one line on standard error and exit code 2.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m coop_jax.report", description="Tables and pictures from results.jsonl."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
     parser.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=command_line.path,
         metavar="PATHS",
         help="workdirs, results files, or folders of workdirs; read together if several",
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="save all numbers, unrounded")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="save the picture here")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--csv", type=command_line.path, metavar="FILE", help="save all numbers, unrounded"
+    )
+    parser.add_argument(
+        "--png", type=command_line.path, metavar="FILE", help="save the picture here"
+    )
 
-    def run() -> int:
-        try:
-            _report(options.paths, options.markdown, options.csv, options.png)
-        except OSError as error:
-            raise InputError(f"expected files to read and to write, got {error}") from error
-        return 0
 
-    return command(run)
+def run(chosen: argparse.Namespace) -> int:
+    """Print the tables, and save them as CSV and the pictures where asked; the exit code."""
+    try:
+        _report(chosen.paths, chosen.markdown, chosen.csv, chosen.png)
+    except OSError as error:
+        raise InputError(f"expected files to read and to write, got {error}") from error
+    return 0
 
 
 def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path | None) -> None:
@@ -90,6 +90,11 @@ def _read(path: Path) -> list[Result]:
     if not results:
         raise InputError(f"expected results in {path}, got an empty file; run an evaluation first")
     return results
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("report", __name__, words)
 
 
 if __name__ == "__main__":

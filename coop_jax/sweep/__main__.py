@@ -1,9 +1,23 @@
-"""python -m coop_jax.sweep CONFIG[:ARGUMENT] ... --workdir=DIR; see --help."""
+"""Run many configs, on this machine or with Ray.
+
+  coop_jax sweep coop_few_shot:dtd linear_probe:dtd --config.data_dir=DATA --workdir=runs/sweep
+
+A group is one config: its shots and seeds run in one process, on features that are encoded once, in
+the workdir DIR/groups/NAME. DIR/results.jsonl has the results of all groups, each once, DIR/logs
+what each said. The same command again goes on where it stopped, and more configs may be added.
+
+Without Ray the groups run here, one after the other. With Ray each is a task on some node of the
+cluster, which is tried again if it crashes or its node is lost. Then DIR, the datasets and the
+files of the CLIP must lie on storage that all nodes see under the same paths, and all nodes need
+the same installation.
+
+Exit code 0: all groups came to their end; 1: some failed; 2: wrong input, found before anything was
+started.
+"""
 
 import argparse
 import datetime
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -13,11 +27,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coop_jax import results, sweep
+from coop_jax import command_line, config_files, results, sweep
 from coop_jax.errors import InputError
 from coop_jax.sweep.execute import Outcome, in_this_process, on_ray
 from coop_jax.sweep.groups import GROUPS, Group, open_inputs, plan
-from coop_jax.terminal import command
 
 logger = logging.getLogger(sweep.__name__)
 
@@ -54,7 +67,7 @@ class Collection:
         unfinished.replace(self.path)
 
 
-def run(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) -> list[Outcome]:
+def follow(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) -> list[Outcome]:
     """Follow the groups, and collect their results after each; those that failed.
 
     Raises:
@@ -98,35 +111,38 @@ def _show(failed: Iterable[Outcome], console: Console) -> None:
 
 
 def _amount(text: str) -> float:
-    if not (amount := float(text)) >= 0:
-        raise ValueError
+    if not (amount := command_line.number(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, got {text!r:.80}")
     return amount
 
 
 def _resource(text: str) -> tuple[str, float]:
     name, _, amount = text.rpartition("=")
     if not name:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"expected NAME=AMOUNT, got {text!r:.80}")
     return name, _amount(amount)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m coop_jax.sweep",
-        description=(sweep.__doc__ or "").partition("\n\n")[2],
-        epilog="Exit code 0: all groups came to their end; 1: some failed; 2: bad input, found"
-        " before anything was started.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+RAY_OPTIONS = {
+    "cpus": (_amount, 1, "CPU cores per group"),
+    "gpus": (_amount, 0, "GPUs per group"),
+    "retries": (command_line.whole, 3, "how often a crashed group is tried again"),
+}
+"""What Ray needs to know: how it is read, the default, and what it is."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help=config_files.CHOSEN_HELP)
     parser.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="configs/FILE.py or configs/FILE.py:ARGUMENT"
+        "--workdir",
+        type=command_line.path,
+        required=True,
+        metavar="DIR",
+        help="folder of the whole sweep",
     )
-    parser.add_argument(
-        "--workdir", type=Path, required=True, metavar="DIR", help="folder of the whole sweep"
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="change a setting of every config")
-    ray = parser.add_argument_group("with Ray (pip install -e '.[ray]')")
+    command_line.add_settings(parser, "change a setting of every config")
+    ray = parser.add_argument_group("with Ray (pip install 'coop_jax[ray]')")
     ray.add_argument(
         "--ray",
         nargs="?",
@@ -134,58 +150,50 @@ def _parser() -> argparse.ArgumentParser:
         help="--ray=HOST:PORT: run on that cluster; --ray: on the one that this machine belongs to,"
         " or else on this machine alone; --ray=local: on this machine alone",
     )
-    ray.add_argument("--cpus", type=_amount, default=1, help="CPU cores per group; default 1")
-    ray.add_argument("--gpus", type=_amount, default=0, help="GPUs per group; default 0")
+    for name, (kind, value, text) in RAY_OPTIONS.items():
+        ray.add_argument(f"--{name}", type=kind, metavar="N", help=f"{text}; default {value}")
     ray.add_argument(
         "--resource",
         type=_resource,
         action="append",
-        default=[],
         metavar="NAME=AMOUNT",
         help="any other resource per group, e.g. TPU=4; may be repeated",
     )
-    ray.add_argument(
-        "--retries", type=int, default=3, help="how often a crashed group is tried again; default 3"
-    )
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sweep that the arguments name.
+def run(chosen: argparse.Namespace) -> int:
+    """Run the groups that are left; 0 if all is well, `FAILURES` if a group failed."""
+    for name in (*RAY_OPTIONS, "resource"):
+        if chosen.ray is None and getattr(chosen, name) is not None:
+            raise InputError(f"expected --ray with --{name}, got none; add --ray")
+    workdir = chosen.workdir.absolute()
+    groups = plan(chosen.configs, chosen.settings, workdir)
+    left = [group for group in groups if not group.is_finished]
+    open_inputs(left)
+    if len(left) < len(groups):
+        logger.info("%d of %d groups are finished", len(groups) - len(left), len(groups))
+    failed = follow(left, _start(left, chosen), workdir)
+    console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
+    if failed:
+        _show(failed, console)
+    console.print(f"results: {workdir / results.FILE_NAME}", soft_wrap=True, markup=False)
+    return FAILURES if failed else 0
 
-    Returns:
-        0 if all is well, `FAILURES` if a group failed, 2 for bad input.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    overrides = [word for word in words if re.match(r"--config\.[\w.]+=", word)]
-    # An optional value would take the config that follows.
-    rest = ["--ray=" if word == "--ray" else word for word in words if word not in overrides]
-    parser = _parser()
-    options = parser.parse_intermixed_args(rest)
-    workdir = options.workdir.expanduser().absolute()
-    needs = {"CPU": options.cpus, "GPU": options.gpus, **dict(options.resource)}
 
-    def check_and_run() -> int:
-        for name in ("cpus", "gpus", "resource", "retries"):
-            if options.ray is None and getattr(options, name) != parser.get_default(name):
-                raise InputError(f"expected --ray with --{name}, got none; add --ray")
-        groups = plan(options.configs, overrides, workdir)
-        left = [group for group in groups if not group.is_finished]
-        open_inputs(left)
-        if len(left) < len(groups):
-            logger.info("%d of %d groups are finished", len(groups) - len(left), len(groups))
-        if not left or options.ray is None:
-            outcomes = in_this_process(left)
-        else:
-            outcomes = on_ray(left, options.ray, needs, options.retries)
-        failed = run(left, outcomes, workdir)
-        console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
-        if failed:
-            _show(failed, console)
-        console.print(f"results: {workdir / results.FILE_NAME}", soft_wrap=True, markup=False)
-        return FAILURES if failed else 0
+def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outcome]:
+    if not groups or chosen.ray is None:
+        return in_this_process(groups)
+    numbers = {
+        name: value if getattr(chosen, name) is None else getattr(chosen, name)
+        for name, (_, value, _) in RAY_OPTIONS.items()
+    }
+    needs = {"CPU": numbers["cpus"], "GPU": numbers["gpus"], **dict(chosen.resource or ())}
+    return on_ray(groups, chosen.ray, needs, numbers["retries"])
 
-    return command(check_and_run)
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("sweep", __name__, words)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError as error:
         raise InputError(
-            "expected the package ray for --ray, got none; pip install -e '.[ray]'"
+            "expected the package ray for --ray, got none; pip install 'coop_jax[ray]'"
         ) from error
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")

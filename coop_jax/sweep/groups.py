@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coop_jax import results
+from coop_jax import config_files, results
 from coop_jax.errors import InputError
-from coop_jax.terminal import one_line
 
 GROUPS, LOGS = "groups", "logs"
 FINISHED_FILE = "finished"
@@ -49,41 +48,7 @@ class Group(NamedTuple):
         return finished.read_text() == str(len(results.read(found)))
 
 
-def load_config(chosen: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The settings of FILE or FILE:ARGUMENT, changed as `coop_jax.main` changes them.
-
-    Args:
-        chosen: e.g. "configs/coop_few_shot.py:dtd".
-        overrides: "--config.KEY=VALUE" each.
-
-    Raises:
-        InputError: there is no such config, or it has no such setting or value.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    from coop_jax.main import first_cause
-
-    arguments = ["sweep", f"--config={chosen}", *overrides]
-    values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-        return flag.value.to_dict()
-    except (
-        *(AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError),
-        flags.Error,
-    ) as error:
-        cause = first_cause(error)
-        if isinstance(cause, InputError):
-            raise cause from None
-        raise InputError(
-            f"expected a config file and settings that it has, got: {one_line(error):.300}; see"
-            " configs/"
-        ) from error
-
-
-def plan(chosen: Sequence[str], overrides: Sequence[str], workdir: Path) -> list[Group]:
+def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[Group]:
     """The groups that the configs name, all of them checked; nothing is written.
 
     Raises:
@@ -99,7 +64,7 @@ def plan(chosen: Sequence[str], overrides: Sequence[str], workdir: Path) -> list
     earlier: dict[str, str] = {}
     for word in chosen:
         with _naming(word):
-            group = Group(word, load_config(word, overrides), workdir)
+            group = Group(word, config_files.load(word, settings), workdir)
             _check(group)
             for key in (group.name, json.dumps(group.config, sort_keys=True)):
                 if key in earlier:

@@ -1,0 +1,118 @@
+"""Config files: found by name or path, loaded, and changed by `--config.KEY=VALUE`."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coop_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+FOLDER = Path(__file__).parent / "configs"
+"""The configs that come with the package: the repository's folder `configs`."""
+
+CHOSEN_HELP = "name of a config that comes with the package, or path of one; its words after a :"
+KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    tuple: 'values such as "(1,2)"',
+}
+"""What is expected of a setting, by its type."""
+
+
+def names() -> list[str]:
+    """The configs that can be named without a path."""
+    return sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def find(file: str) -> Path:
+    """The file of a config's name or path.
+
+    Raises:
+        InputError: there is none.
+    """
+    if file in names():
+        return FOLDER / f"{file}.py"
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"--config: expected one of {', '.join(names())}, or the path of a config file, got"
+            f" {file!r:.80}, which is not there; {_advice(path.stem, names())}"
+        )
+    return path
+
+
+def load(chosen: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a config, with changes.
+
+    Args:
+        chosen: its name or path, and what its `get_config` is given after a colon: "quickstart",
+            "coop_few_shot:dtd,middle", "mine/config.py".
+        settings: "KEY=VALUE" each.
+
+    Raises:
+        InputError: there is no such config, or it has no such setting or value.
+    """
+    config = _read(chosen)
+    for setting in settings:
+        _change(config, setting)
+    return config.to_dict()
+
+
+def _advice(word: str, known: Iterable[str]) -> str:
+    """What to do about a word that is none of those known."""
+    last = word.rpartition(".")[2]
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    close += [name for name in known if last in name.split(".")]
+    return f"did you mean {close[0]}?" if close else "choose one"
+
+
+def _read(chosen: str) -> "ConfigDict":
+    from ml_collections import ConfigDict
+
+    file, colon, words = chosen.partition(":")
+    path = find(file)
+    loader = SourceFileLoader(path.stem, str(path))
+    spec = spec_from_loader(path.stem, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+        return ConfigDict(module.get_config(*[words] * bool(colon)))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        raise InputError(
+            f"--config: expected a Python file with get_config(), got {path}"
+            f" ({type(error).__name__}: {error}); correct it"
+        ) from error
+
+
+def _change(config: "ConfigDict", setting: str) -> None:
+    from absl import flags
+    from ml_collections import config_flags
+
+    from coop_jax.config import flat
+
+    known = flat(config.to_dict())
+    key, _, value = setting.partition("=")
+    if key not in known:
+        raise InputError(
+            f"--config.{key:.80}: expected one of {', '.join(known)}, got no such setting; "
+            + _advice(key, known)
+        )
+    words = ["", f"--config.{setting}"]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+    try:
+        values(words)
+    except (flags.Error, ValueError, TypeError) as error:
+        kind = KINDS.get(type(known[key]), "another value")
+        raise InputError(
+            f"--config.{key}: expected {kind}, got {value!r:.80}; correct it"
+        ) from error

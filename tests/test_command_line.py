@@ -1,0 +1,158 @@
+"""From what is typed to the exit code, whatever the command."""
+
+import io
+import signal
+import sys
+
+import pytest
+from test_imports import run_python
+
+from coop_jax import command_line
+from coop_jax.__main__ import main
+from coop_jax.commands import COMMANDS
+from coop_jax.errors import InputError
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must end with one line and exit code 2; that line."""
+
+    def run_refused(*words):
+        assert main(list(words)) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        return err[len("error: ") : -1]
+
+    return run_refused
+
+
+def raising(error):
+    """A command that ends so."""
+
+    def run():
+        raise error
+
+    return run
+
+
+def test_an_unknown_command_is_told_all_that_there_are(refused):
+    line = refused("fti", "photographs")
+    assert line.endswith("got 'fti'; did you mean fit?")
+    assert all(name in line for name in COMMANDS)
+    assert refused("xyzzy").endswith("choose one")
+
+
+FIT, RUN = ("fit", "images", "mine"), ("run", "--config=quickstart")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((*FIT, "--shots=0"), "--shots: expected a whole number of at least 1, got '0'"),
+        ((*FIT, "--shots", "few"), "--shots: expected a whole number of at least 1, got 'few'"),
+        ((*FIT, "--epochs=-1"), "--epochs: expected a whole number of at least 0, got '-1'"),
+        ((*FIT, "--learning-rate=x"), "--learning-rate: expected a number, got 'x'"),
+        ((*FIT, "--dtype=f8"), "--dtype: expected one of float32, bfloat16, float16, got 'f8'"),
+        ((*FIT, "--shotz=1"), "expected coop_jax fit's own options, got --shotz=1; did you mean"),
+        ((*FIT, "--shots"), "--shots: expected one argument; see coop_jax fit --help"),
+        (FIT[:2], "expected prompt, got none; see coop_jax fit --help"),
+        (("fit", "images", "gs://b/mine"), "prompt: expected a path that this machine sees, got"),
+        (RUN, "expected --workdir, got none; see coop_jax run --help"),
+        (
+            (*RUN, "--workdir=gs://b/w"),
+            "--workdir: expected a path that this machine sees, got",
+        ),
+        ((*RUN, "--workdir=http://e/w"), "--workdir: expected a path that this machine sees, got"),
+        ((*RUN, "--workdir=w", "more"), "expected coop_jax run's own options, got more; see"),
+        ((*RUN, "--workdir=w", "--config.epochs=x"), "--config.epochs: expected a whole number, g"),
+        ((*RUN, "--workdir=w", "--config.epochs"), "--config.epochs: expected a whole number, got"),
+        ((*RUN, "--workdir=w", "--config.lr=1"), "--config.lr: expected one of"),
+        (
+            ("run", "--config=quikstart", "--workdir=w"),
+            "--config: expected one of cocoop_base",
+        ),
+        (
+            ("predict", "mine", "a.png", "--top=0"),
+            "--top: expected a whole number of at least 1",
+        ),
+        (
+            ("check", "dtd", "--config.epochs=1"),
+            "expected coop_jax check's own options, got --c",
+        ),
+        (("sweep", "quickstart", "--workdir=w", "--cpus=-1"), "--cpus: expected at least 0, got"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_with_the_option_as_typed(
+    words, line, refused, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert refused(*words).startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_read_with_a_sign_or_a_space():
+    words = ["--config=a", "--config.b=(1, 2)", "--config.c", "3", "--config.d", "--workdir=w"]
+    chosen = command_line.Parser("run", sys.modules["coop_jax.main"]).read(words)
+    assert chosen.settings == ["b=(1, 2)", "c=3", "d"]
+
+
+def test_options_and_words_come_in_any_order():
+    module = sys.modules["coop_jax.sweep.__main__"]
+    chosen = command_line.Parser("sweep", module).read(["a", "--ray", "b", "--workdir=w", "c"])
+    assert (chosen.configs, chosen.ray) == (["a", "b", "c"], "")
+
+
+def test_ends(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert command_line.end(lambda: 7) == 7
+    assert command_line.end(raising(InputError("expected a,\n got b"))) == 2
+    assert capsys.readouterr().err == "error: expected a, got b\n"
+    assert command_line.end(raising(KeyboardInterrupt())) == 130
+    assert command_line.end(raising(KeyboardInterrupt()), resumes=True) == 130
+    interrupted = "interrupted\ninterrupted; the same command goes on where it stopped\n"
+    assert capsys.readouterr().err == interrupted
+    assert command_line.end(raising(BrokenPipeError())) == 1
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError):
+        command_line.end(raising(InputError("a")), traceback=True)
+    with pytest.raises(PermissionError):
+        command_line.end(raising(PermissionError("a file, not standard output")))
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_full_standard_output_is_one_line(length, capsys, monkeypatch):
+    """Printed at once or not before the end, by a command or by its help."""
+    for run in (lambda: print("x" * length) or 0, lambda: main(["fit", "--help"])):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert command_line.end(run) == 1
+            monkeypatch.undo()
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "make room" in err
+
+
+def test_a_closed_standard_output_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["report", "absent"]) == 1
+    assert "standard output" in capsys.readouterr().err
+
+
+def test_a_closed_standard_error_harms_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert main(["fti"]) == 2 and sys.stdout.getvalue() == ""
+    sys.stderr.close()
+
+
+def test_ctrl_c_ends_a_process(tmp_path):
+    finished = run_python(
+        """
+        import os, signal
+        from coop_jax import prompts
+        from coop_jax.__main__ import main
+
+        prompts.load = lambda place: os.kill(os.getpid(), signal.SIGINT)
+        raise SystemExit(main(["interpret", "mine"]))
+        """
+    )
+    assert (finished.returncode, finished.stderr) == (130, "interrupted\n")
