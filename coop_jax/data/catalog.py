@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coop_jax.data import copies, overlay, own, records
+from coop_jax.data import copies, overlay, own, records, repeats
 from coop_jax.data.examples import Dataset, Examples, FileSource
 from coop_jax.data.listing import SPLITS, Listing, label_array, spoken
 from coop_jax.data.official import OFFICIAL, Official
@@ -81,11 +81,13 @@ def own_listing(
     """The name and the files of a user's own images.
 
     Raises:
-        InputError: the name is neither in the catalogue nor a path, or as `own.read`.
+        InputError: the name is neither in the catalogue nor a path, or as `own.read` and
+            `repeats.check_listing`.
     """
     check_names([name])
     path = Path(name).expanduser().resolve()
     listing = own.read(path, Path(class_names).expanduser() if class_names else None)
+    repeats.check_listing(listing, str(path))
     return path.stem if path.is_file() else path.name, listing
 
 

@@ -3,8 +3,10 @@
   coop_jax check dtd eurosat --data_dir=DATA
   coop_jax check photographs
 
-Counts, class names and the split are compared with what the papers used, and every image is
-decoded. Exit code 0: all is well; 1: problems were found, with what to do; 2: wrong input.
+Counts, class names and the split are compared with what the papers used, every image is decoded,
+and images that are there more than once are found. What training would refuse is a problem; what
+may be meant, such as an image that is both in train and in test, is a warning. Exit code 0: no
+problems; 1: problems were found, with what to do; 2: wrong input.
 """
 
 import argparse
@@ -44,6 +46,8 @@ def show(findings: Findings, console: Console) -> None:
         console.print(table)
     for note in findings.notes:
         console.print(f"  {escape(note)}", soft_wrap=True)
+    for warning in findings.warnings:
+        console.print(f"  [yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     for problem in findings.problems:
         console.print(f"  [red]problem:[/red] {escape(problem)}", soft_wrap=True)
 
@@ -63,11 +67,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         " .json of own images",
     )
     parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
-    parser.add_argument("--quick", action="store_true", help="do not decode the images")
+    parser.add_argument("--quick", action="store_true", help="do not read the images")
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Check the datasets; 0 if all is well, `PROBLEMS` if not."""
+    """Check the datasets; `PROBLEMS` if there are problems, 0 if not, whatever the warnings."""
     names = [n for name in chosen.names for n in (OFFICIAL if name == ALL else (name,))]
     catalog.check_names(names)
     data_dir = catalog.data_directory(chosen.data_dir)
@@ -75,7 +79,9 @@ def run(chosen: argparse.Namespace) -> int:
     faulty = []
     for name in dict.fromkeys(names):
         findings = doctor.examine(name, data_dir)
-        if not chosen.quick and findings.dataset is not None:
+        if chosen.quick:
+            doctor.compare_paths(findings)
+        elif findings.dataset is not None:
             with count_images(doctor.count(findings), name) as advance:
                 doctor.decode(findings, advance)
         show(findings, console)

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from coop_jax.errors import InputError
@@ -128,6 +129,21 @@ def orientation(image: Image.Image) -> int:
         written = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
         found = int(written[1]) if written else 1
     return found if found in _TURNS else 1
+
+
+def highest(image: Image.Image, encoded: bytes) -> int:
+    """Return the highest value of a decoded 16-bit image, of which Pillow may keep the high byte.
+
+    -1 for an image of fewer bits.
+    """
+    if image.mode.startswith("I"):
+        return int(np.asarray(image).max())
+    bits = encoded[24] if image.format == "PNG" else getattr(image, "tag_v2", {}).get(258, (8,))[0]
+    if bits != 16:
+        return -1
+    colours = [highest for _, highest in np.atleast_2d(image.getextrema())]
+    has_alpha = image.mode in ("LA", "RGBA")
+    return 256 * max(colours[: len(colours) - has_alpha]) + 255
 
 
 def _orientation_tag(exif: bytes) -> int:

@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from coop_jax.data import catalog, class_names
+from coop_jax.data import catalog, class_names, decoding, repeats
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
@@ -20,6 +21,12 @@ from coop_jax.terminal import one_line
 
 SHOWN = 20
 """How many files, or class names, are named."""
+
+CONTEXT_VECTORS = 16
+"""What the papers' prompts have, and those of `fit` unless the user says otherwise."""
+
+DARK = 2**14
+"""Below it are all values of an image of 12 bits, or 14, in a file of 16 bits."""
 
 _CHUNK = 256
 
@@ -32,6 +39,7 @@ class Findings:
         name: the dataset's name.
         dataset: the dataset, if it could be opened.
         problems: what is wrong and how to mend it, a line each.
+        warnings: what may be meant, but changes what results mean, a line each.
         notes: what is as it should be, or good to know, a line each.
         absent: files that the split names and that are not there.
     """
@@ -39,6 +47,7 @@ class Findings:
     name: str
     dataset: Dataset | None = None
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
@@ -72,6 +81,7 @@ def examine(name: str, data_dir: Path) -> Findings:
     if row:
         _check_counts(findings, row)
         _check_class_names(findings, row)
+    _check_names_as_texts(findings, findings.dataset)
     return findings
 
 
@@ -155,6 +165,27 @@ def _check_class_names(findings: Findings, row: Official) -> None:
     )
 
 
+def _check_names_as_texts(findings: Findings, dataset: Dataset) -> None:
+    """Look for names that no method takes: empty, of the same text, or too long for any CLIP."""
+    from coop_jax.clip.tokenizer import CONTEXT_LENGTH, check_class_names, least_tokens
+
+    try:
+        check_class_names(dataset.class_names, dataset.repeated)
+    except InputError as error:
+        findings.problems.append(one_line(error))
+    most = CONTEXT_LENGTH - CONTEXT_VECTORS - len(("start", "full stop", "end"))
+    long = [
+        f"{name!r:.80} ({count} or more)"
+        for name in dataset.class_names
+        if (count := least_tokens(name)) > most
+    ]
+    if long:
+        findings.problems.append(
+            f"expected class names of at most {most} tokens, which a CLIP of {CONTEXT_LENGTH} has"
+            f" left beside {CONTEXT_VECTORS} context vectors, got {some(long, SHOWN)}; shorten them"
+        )
+
+
 def _chosen_classes(dataset: Dataset) -> tuple[str, ...]:
     """CoOp's names of the wnids whose folders ImageNet-A's or -R's images are in."""
     names = class_names.imagenet()
@@ -162,62 +193,140 @@ def _chosen_classes(dataset: Dataset) -> tuple[str, ...]:
     return tuple(names.get(wnid, wnid) for wnid in wnids)
 
 
+class Seen(NamedTuple):
+    """What is seen of an image: what is wrong with it, or else its content and what is unusual.
+
+    Attributes:
+        error: why it cannot be read.
+        digest: SHA-256 of its bytes.
+        lies: it has an EXIF orientation that would turn it.
+        highest: of a 16-bit image the highest value, else -1.
+    """
+
+    error: str = ""
+    digest: bytes | None = None
+    lies: bool = False
+    highest: int = -1
+
+
 def decode(findings: Findings, advance: Callable[[int], None], threads: int | None = None) -> None:
     """Decode every image that is there; broken ones are problems.
 
+    Images that are there more than once (the same bytes) are warnings.
+
     Args:
-        findings: the dataset; problems are added to it.
+        findings: the dataset; problems, warnings and notes are added to it.
         advance: is told how many more images are done.
         threads: by default one per processor.
     """
-    broken: list[str] = []
     missing = set(findings.absent)
-    for examples in _distinct(findings):
+    seen: dict[str, list[Seen]] = {}
+    for split, examples in _distinct(findings).items():
 
-        def look(chunk: range, examples: Examples = examples) -> list[str]:
-            errors = [_error(examples, i) for i in chunk if examples.file_names[i] not in missing]
+        def look(chunk: range, examples: Examples = examples) -> list[Seen]:
+            found = [
+                Seen() if examples.file_names[index] in missing else _look(examples, index)
+                for index in chunk
+            ]
             advance(len(chunk))
-            return [error for error in errors if error]
+            return found
 
         chunks = (
             range(start, min(start + _CHUNK, len(examples)))
             for start in range(0, len(examples), _CHUNK)
         )
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            broken += itertools.chain.from_iterable(pool.map(look, chunks))
+            seen[split] = list(itertools.chain.from_iterable(pool.map(look, chunks)))
     total = count(findings)
+    broken = [one.error for found in seen.values() for one in found if one.error]
     if broken:
         findings.problems.append(f"{len(broken)} of {total} images cannot be read")
         findings.problems += broken[:SHOWN]
     elif not missing:
         findings.notes.append(f"all {total} images can be read")
+    _describe_unusual(findings, seen)
+    _compare(findings, {split: [one.digest for one in found] for split, found in seen.items()})
+
+
+def compare_paths(findings: Findings) -> None:
+    """Look for images that are there more than once, by their paths alone."""
+    splits = _distinct(findings)
+    paths = {split: one.file_names.tolist() for split, one in splits.items()}
+    _compare(
+        findings, {split: list(map(os.path.normpath, found)) for split, found in paths.items()}
+    )
+
+
+def _compare(findings: Findings, keys: dict[str, list[Any]]) -> None:
+    """Warn of images that are there more than once.
+
+    ImageNet's val and test are one on purpose; of other datasets each split counts.
+    """
+    dataset = findings.dataset
+    if dataset is None:
+        return
+    splits = {split: getattr(dataset, split) for split in SPLITS}
+    if findings.name not in OFFICIAL:
+        for split, other in itertools.permutations(SPLITS, 2):
+            if split not in keys and other in keys and _same_files(splits[split], splits[other]):
+                keys = keys | {split: keys[other]}
+    findings.warnings += repeats.describe(splits, keys, dataset.class_names)
+
+
+def _describe_unusual(findings: Findings, seen: dict[str, list[Seen]]) -> None:
+    """Say how many images have an orientation, and which 16-bit images have fewer bits in them."""
+    dataset = findings.dataset
+    if dataset is None:
+        return
+    lying = sum(one.lies for found in seen.values() for one in found)
+    if lying:
+        turned = dataset.train.upright
+        what = "turned as it says" if turned else "not turned, as in the official code"
+        findings.notes.append(f"images with an EXIF orientation: {lying}, which are {what}")
+    dark = {
+        str(getattr(dataset, split).file_names[index]): one.highest
+        for split, found in seen.items()
+        for index, one in enumerate(found)
+        if 0 < one.highest < DARK
+    }
+    if dark:
+        findings.warnings.append(
+            f"16-bit images with no value above {max(dark.values()):,} of 65,535, as"
+            f" {max(dark.values()).bit_length()}-bit data has: {len(dark)} ({some([*dark])}), which"
+            " are nearly black; scale their values to 16 bits"
+        )
 
 
 def count(findings: Findings) -> int:
     """How many images `decode` looks at."""
-    return sum(len(examples) for examples in _distinct(findings))
+    return sum(map(len, _distinct(findings).values()))
 
 
-def _distinct(findings: Findings) -> Iterator[Examples]:
+def _distinct(findings: Findings) -> dict[str, Examples]:
     """The splits, without one that has another's images, as ImageNet's has; nothing is kept."""
-    if findings.dataset is None:
-        return
-    seen: list[np.ndarray] = []
-    for split in SPLITS:
-        examples: Examples = getattr(findings.dataset, split)
-        if not any(np.array_equal(examples.file_names, other) for other in seen):
-            seen.append(examples.file_names)
-            yield dataclasses.replace(examples, cache=ImageCache(0))
+    distinct: dict[str, Examples] = {}
+    if findings.dataset is not None:
+        for split in SPLITS:
+            examples: Examples = getattr(findings.dataset, split)
+            if not any(_same_files(examples, other) for other in distinct.values()):
+                distinct[split] = dataclasses.replace(examples, cache=ImageCache(0))
+    return distinct
 
 
-def _error(examples: Examples, index: int) -> str | None:
+def _same_files(examples: Examples, other: Examples) -> bool:
+    return np.array_equal(examples.file_names, other.file_names)
+
+
+def _look(examples: Examples, index: int) -> Seen:
     try:
-        examples.image(index)
+        encoded = examples.encoded(index)
+        image = decoding.decode(encoded, examples.place(index), upright=False)
     except InputError as error:
-        return one_line(error)
+        return Seen(one_line(error))
     except Exception as error:  # a damaged shard raises many kinds
-        return (
+        return Seen(
             f"expected the image {examples.file_names[index]} of {examples.split}, got"
             f" {type(error).__name__}: {one_line(error)}; remove the copy and prepare it again"
         )
-    return None
+    lies = decoding.orientation(image) != 1
+    return Seen("", hashlib.sha256(encoded).digest(), lies, decoding.highest(image, encoded))

@@ -177,7 +177,8 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
 def read_split_file(path: Path, root: Path) -> Listing:
     """Read a CoOp-style split: JSON with lists train, val and test of [path, label, class name].
 
-    Labels are numbered from 0; class names are those of the train list (protocol 2.4).
+    Labels are numbered from 0; class names are those of the train list (protocol 2.4), and those of
+    the other lists must be the same.
 
     Args:
         path: the JSON file.
@@ -208,7 +209,9 @@ def read_split_file(path: Path, root: Path) -> Listing:
         rows = content.get(split, [])
         for number, row in enumerate(rows):
             _check_row(row, f"{path}: {split}[{number}]")
-            if split == "train" and names.setdefault(row[1], row[2]) != row[2]:
+            if split == "train":
+                names.setdefault(row[1], row[2])
+            if names.get(row[1], row[2]) != row[2]:
                 raise InputError(
                     f"{path}: expected one name per label, got {names[row[1]]!r} and {row[2]!r} for"
                     f" label {row[1]}; correct one"

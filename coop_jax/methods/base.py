@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.clip import CLIP, Tokenizer
-from coop_jax.clip.tokenizer import clean
+from coop_jax.clip.tokenizer import check_class_names
+from coop_jax.clip.tokenizer import readable as readable
 from coop_jax.errors import InputError
 
 NOT_METHODS = ("base", "prompts")
@@ -68,11 +68,6 @@ class ClosedForm(Protocol):
             InputError: the method cannot be fitted to these images.
         """
         ...
-
-
-def readable(class_name: str) -> str:
-    """A class name as prompts spell it: underscores are spaces (coop_protocol section 2.4)."""
-    return class_name.replace("_", " ")
 
 
 def cross_entropy(
@@ -183,34 +178,6 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
                 f"method {name}: expected {key} as {type(default).__name__}, like {default!r}, got"
                 f" {value!r:.80}; correct it"
             )
-
-
-def check_class_names(names: Sequence[str], repeated: Sequence[str] = ()) -> None:
-    """Refuse a list of class names that cannot define a classifier.
-
-    Raises:
-        InputError: the list is empty, a name is empty, or names that are not in `repeated` read the
-            same to the tokenizer.
-    """
-    if not names:
-        raise InputError("expected at least one class name, got none; name the classes")
-    spelled = [clean(readable(name)) for name in names]
-    empty = [str(label) for label, name in enumerate(spelled) if not name]
-    if empty:
-        raise InputError(
-            f"expected a name for every class, got an empty one for label {', '.join(empty)};"
-            " name it"
-        )
-    repeats = [
-        f"{name!r} ({count} times)"
-        for name, count in Counter(spelled).items()
-        if count > 1 and name not in repeated
-    ]
-    if repeats:
-        raise InputError(
-            f"expected different class names, got {', '.join(repeats)}; rename or merge these"
-            " classes"
-        )
 
 
 def create(
