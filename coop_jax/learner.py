@@ -20,6 +20,7 @@ from coop_jax.data.memory import Images, Labels
 from coop_jax.errors import InputError
 from coop_jax.methods.base import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
+from coop_jax.prompts import seen
 from coop_jax.prompts.use import apply, load_clip
 
 DEFAULT = config_module.default()
@@ -100,7 +101,7 @@ class Learner:
 
     def fit(
         self,
-        images: PathLike | Images,
+        images: PathLike | Dataset | Images,
         labels: Labels | None = None,
         *,
         class_names: PathLike | Sequence[str] | None = None,
@@ -109,9 +110,9 @@ class Learner:
 
         Args:
             images: a dataset, whose training images are used: a folder, a `.csv`, a `.json` or a
-                name of the catalogue (`coop_jax.data.catalog.load`). Or a list of images: paths,
-                PIL images or uint8 arrays [height, width, 3]; or an array [images, height, width,
-                3].
+                name of the catalogue, as `coop_jax.data.catalog.load` takes it, or what it returns.
+                Or a list of images: paths, PIL images or uint8 arrays [height, width, 3]; or an
+                array [images, height, width, 3].
             labels: with images, a class name per image, or its place in `class_names`.
             class_names: with images, the classes in the order of `classes_`, by default sorted;
                 with a folder, `.csv` or `.json`, a file that names the classes.
@@ -132,8 +133,7 @@ class Learner:
         losses = fitting.learn(method, config, dataset, clip, seed=seed, epochs=epochs)
         record = prompts.training_record(
             config,
-            dataset=dataset.full_name,
-            images=len(dataset.train),
+            dataset=dataset,
             shots=self.shots,
             seed=seed,
             epochs=epochs if len(losses) else None,
@@ -183,7 +183,7 @@ class Learner:
 
     def score(
         self,
-        images: PathLike | Images,
+        images: PathLike | Dataset | Images,
         labels: Labels | None = None,
         sample_weight: Float[np.ndarray, " images"] | None = None,
         *,
@@ -192,17 +192,18 @@ class Learner:
         """The share of images that are classified rightly, from 0 to 1.
 
         Args:
-            images: as `fit` takes them; of a dataset the test images are used.
+            images: as `fit` takes them; of a dataset the test images are used, but for those that
+                this was learned from, whose number is logged. Of images that are given all count.
             labels: with images, a class name per image, or its place in `classes_`.
             sample_weight: how much each image counts; equally by default.
             class_names: with a folder, `.csv` or `.json`, the file that names its classes.
 
         Raises:
-            InputError: as `logits`; labels of other classes than `classes_`; or weights that are
-                not one number per image, none negative and not all zero.
+            InputError: as `logits`; labels of other classes than `classes_`; weights that are not
+                one number per image, none negative and not all zero; or all images were used.
         """
         names = self._fitted().classes_.tolist()
-        if isinstance(images, str | os.PathLike):
+        if isinstance(images, str | os.PathLike | Dataset):
             _refuse_labels(labels)
             dataset = self._open(images, class_names)
             examples, ids = dataset.test, np.asarray(dataset.ids)
@@ -212,8 +213,12 @@ class Learner:
             examples = memory.labelled(images, given, names, split="test")
             right = examples.labels
         weights = memory.checked_weights(sample_weight, len(right))
-        found = self._predictor.classify(self._predictor.encode(examples)).argmax(axis=1)
-        return float(np.average(found == right, weights=weights))
+        chosen = seen.to_count(self.training_, examples, leave_out=labels is None)
+        if weights is not None:
+            weights = memory.checked_weights(weights[chosen], len(chosen))
+        encoded = self._predictor.encode(examples.subset(chosen))
+        found = self._predictor.classify(encoded).argmax(axis=1)
+        return float(np.average(found == right[chosen], weights=weights))
 
     def save(self, folder: PathLike) -> None:
         """Write the learned prompt into a new folder, as `prompts.save` does.
@@ -324,17 +329,19 @@ class Learner:
         return config
 
     def _training_set(self, images: Any, labels: Any, class_names: Any) -> Dataset:
-        if not isinstance(images, str | os.PathLike):
+        if not isinstance(images, str | os.PathLike | Dataset):
             return memory.dataset(images, _required(labels), class_names)
         _refuse_labels(labels)
         if class_names is not None and not isinstance(class_names, str | os.PathLike):
             raise InputError(
-                f"expected a file that names the classes of {os.fspath(images)}, got a list; write"
-                " one line 'label class name' per class into a file, and name that"
+                f"expected a file that names the classes of {images!s:.80}, got a list; write one"
+                " line 'label class name' per class into a file, and name that"
             )
         return self._open(images, class_names)
 
-    def _open(self, name: PathLike, class_names: PathLike | None) -> Dataset:
+    def _open(self, name: PathLike | Dataset, class_names: PathLike | None) -> Dataset:
+        if isinstance(name, Dataset) and class_names is None:
+            return name
         data_dir = _text("data_dir", self.data_dir)
         names = _text("class_names", class_names or "")
         return catalog.load(_text("images", name), data_dir or None, names or None)

@@ -86,8 +86,7 @@ class Task:
             class_ids=dataset.ids,
             training=prompts.training_record(
                 experiment.config,
-                dataset=dataset.full_name,
-                images=len(self.examples),
+                dataset=dataset,
                 shots=self.shots,
                 seed=self.seed,
                 epochs=None if experiment.is_closed_form else self.epochs,

@@ -343,8 +343,43 @@ def test_evaluate_leaves_out_what_cannot_be_read(data, mine, run, monkeypatch):
     finally:
         broken.unlink()
     assert code == 1 and out[-1] == "images\t21"
-    assert "train/blue/broken.png" in err[0] and err[1] == "1 of 22 images could not be read"
+    assert err[0] == (
+        "9 of 10 train images were used to learn this prompt; they are counted all the same"
+    )
+    assert "train/blue/broken.png" in err[1] and err[2:] == ["1 of 22 images could not be read"]
     assert re.match(r"colours, train: \d+\.\d % of 9 images; macro F1 \d+\.\d %", table[0])
+
+
+@pytest.fixture
+def mixed(data, tmp_path):
+    """The images of three colours, where six training images are in test, too."""
+    root = shutil.copytree(data, tmp_path / "mixed")
+    for name in COLOURS:
+        for number in range(2):
+            image = root / "train" / name / f"{number}.png"
+            shutil.copy(image, root / "test" / name / f"copy_of_{number}.png")
+    return root
+
+
+def test_images_that_were_learned_from_do_not_count(data, mine, mixed, run, refused, tmp_path):
+    said = "6 of 18 test images were used to learn this prompt; they are left out"
+    _, expected, _ = run("evaluate", mine, data)
+    table, numbers = tmp_path / "t.csv", tmp_path / "n.json"
+    code, out, err = run("evaluate", mine, mixed, "--csv", table, "--json", numbers)
+    assert (code, out, err) == (0, expected, [said])
+    assert out[-1] == "images\t12" and json.loads(numbers.read_text())["images"] == 12
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["path"] for row in rows] == sorted(
+        path.relative_to(data).as_posix() for path in (data / "test").glob("*/*.png")
+    )
+    code, out, err = run("fit", mixed, tmp_path / "new", *FIT, "--epochs=1")
+    assert (code, err) == (0, [said])
+    score = Classifier.load(tmp_path / "new").score(data)
+    assert out[1] == f"accuracy on the test images: {score:.1%}"
+    shutil.rmtree(mixed / "test")
+    shutil.copytree(mixed / "train", mixed / "test")
+    line = refused("evaluate", mine, mixed)
+    assert "that this prompt was not learned from, got 9, all of which were used" in line
 
 
 def test_evaluate_refuses_other_classes_and_takes_those_of_a_dataset(mine, run, refused, tmp_path):

@@ -8,6 +8,9 @@ The last one is for a prompt that was learned on other classes. Elsewhere than o
 accuracy, macro F1 (both in percent) and the number of images are printed, with tabs between name
 and value. Exit code 0: all done; 1: some images could not be read, and the numbers are of the
 others; 2: wrong input.
+
+Images that the prompt was learned from are left out, as standard error says, unless --split asks
+for the training images: train and all.
 """
 
 import argparse
@@ -99,11 +102,13 @@ Row = tuple[str, int, int, float, float]
 
 
 def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], list[str]]:
-    """A row for every image that can be read, and what is wrong with the others."""
+    """A row for every image that counts and can be read, and what is wrong with others."""
     import numpy as np
 
     from coop_jax.data import memory
+    from coop_jax.prompts import seen
 
+    is_test = split in ("val", "test")
     rows: list[Row] = []
     failures: list[str] = []
     for name in ("train", "val", "test") if split == "all" else (split,):
@@ -117,6 +122,8 @@ def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], l
             raise InputError(
                 f"{error}, or take those of a dataset: --classes dataset:NAME"
             ) from error
+        counted = seen.to_count(ready.prompt.training, examples, leave_out=is_test)
+        examples, labels = examples.subset(counted), labels[counted]
         found = ready.predictor.predict(examples)
         failures += found.failures.values()
         for place, probabilities in zip(found.kept, found.probabilities, strict=True):

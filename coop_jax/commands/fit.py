@@ -68,7 +68,7 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.commands import loading
     from coop_jax.data import catalog
     from coop_jax.learner import Learner
-    from coop_jax.prompts import files
+    from coop_jax.prompts import files, seen
 
     folder = chosen.prompt
     files.check_new(folder)
@@ -81,10 +81,13 @@ def run(chosen: argparse.Namespace) -> int:
         tokenizer=chosen.tokenizer,
         data_dir=chosen.data_dir or "",
     )
-    learner.fit(chosen.dataset, class_names=chosen.class_names)
+    dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
+    learner.fit(dataset)
     learner.save(folder)
     print(f"saved {folder}: {chosen.method}, {len(learner.classes_)} classes", flush=True)
-    test = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names).test
+    used = seen.among(learner.training_, dataset.test)
+    seen.tell(used, "test", "left out")
+    test = dataset.test.subset((~used).nonzero()[0])
     found = learner.predict_many(test)
     if len(found.kept):
         right = (found.probabilities.argmax(axis=1) == test.labels[found.kept]).mean()

@@ -124,15 +124,14 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def _below(path: str) -> list[str]:
-    """A file itself, or the images in a folder and in those below it, with links to nothing."""
+    """A file itself, or the images in and below a folder, with those that are links to nothing."""
     if not os.path.isdir(path):
         return [path]
     found = []
     for folder in folders.scan(Path(path)).walk():
         below = os.path.relpath(folder.path, path)
         place = path if below == os.curdir else os.path.join(path, below)
-        gone = (name for name in folder.broken if not (folder.path / name).exists())
-        found += [os.path.join(place, name) for name in sorted((*folder.images, *gone))]
+        found += [os.path.join(place, name) for name in sorted((*folder.images, *folder.broken))]
     return found
 
 

@@ -162,7 +162,7 @@ def _orientation_tag(exif: bytes) -> int:
 
 def _open(encoded: bytes, place: str) -> Image.Image:
     """Identify an image as `Image.open` does, which would warn of large ones and refuse larger."""
-    if _is_heif(encoded):
+    if is_heif(encoded):
         return _open_heif(encoded, place)
     for register_formats in (Image.preinit, Image.init):
         register_formats()
@@ -176,7 +176,8 @@ def _open(encoded: bytes, place: str) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _is_heif(encoded: bytes) -> bool:
+def is_heif(encoded: bytes) -> bool:
+    """Whether a file that begins so is HEIF, and not AVIF, which Pillow decodes."""
     brands = encoded[8 : int.from_bytes(encoded[:4])]
     is_container = encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS
     return is_container and b"avif" not in brands

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coop_jax.data import decoding
 from coop_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -288,19 +289,29 @@ def check_files(listing: Listing, place: str) -> Listing:
 
 
 def check_heif(listing: Listing, place: str) -> None:
-    """See that images in HEIF, as telephones make them, can be read.
+    """See that images in HEIF, as telephones make them, can be read; endings may be wrong.
 
     Raises:
         InputError: there are some, and pillow-heif, which reads them, is not installed.
     """
     paths = [path for files in listing.splits.values() for path in files.paths]
     found = sorted({path for path in paths if path.lower().endswith(HEIF_SUFFIXES)})
-    if found and importlib.util.find_spec("pillow_heif") is None:
+    if not found or importlib.util.find_spec("pillow_heif"):
+        return
+    found = [path for path in found if decoding.is_heif(_beginning(listing.root / path))]
+    if found:
         raise InputError(
             f"{place}: expected images that Pillow reads, got {len(found)} in HEIF"
-            f" ({some(found)}); convert them to JPEG, or install what reads them: pip install"
-            " pillow-heif"
+            f" ({some(found)}); convert them to JPEG (or pip install 'coop_jax[heic]')"
         )
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
 
 
 def label_array(files: Files) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from coop_jax.clip import source
 from coop_jax.errors import InputError
-from coop_jax.prompts import files
+from coop_jax.prompts import files, seen
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -130,12 +130,13 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
         if record["per_class"]
         else "Its context is shared by all classes, so that it can be used on others."
     )
+    training = {key: value for key, value in record["training"].items() if key != seen.KEY}
     rows = {
         "method": record["method"],
         "backbone": backbone,
         "fingerprint of the backbone's weights": record["fingerprint"],
         **{f"setting {key}": value for key, value in record["settings"].items()},
-        **dict(_flat(record["training"])),
+        **dict(_flat(training)),
     }
     return CARD_TEXT.format(
         front_matter=data.to_yaml(),

@@ -15,9 +15,10 @@ from coop_jax import methods
 from coop_jax.clip import CLIP, Tokenizer, fingerprint
 from coop_jax.clip.config import ViTConfig
 from coop_jax.clip.tokenizer import clean
+from coop_jax.data.examples import Dataset
 from coop_jax.errors import InputError
 from coop_jax.methods.base import readable
-from coop_jax.prompts import files, hub
+from coop_jax.prompts import files, hub, seen
 from coop_jax.provenance import versions
 
 
@@ -206,25 +207,29 @@ def of(
 def training_record(
     config: Mapping[str, Any],
     *,
-    dataset: str,
-    images: int,
+    dataset: Dataset,
     shots: int | None,
     seed: int,
     epochs: int | None,
 ) -> dict[str, Any]:
-    """What a prompt says of how it was learned.
+    """What a prompt says of how it was learned, with the digests of the images (`prompts.seen`).
 
     Args:
         config: the settings, as `coop_jax.config.default` has them.
-        dataset: what it was learned on.
-        images: how many of them.
+        dataset: what it was learned on: the few images that were drawn.
         shots: per class; None for all.
         seed: of the draw, the initial context, the batches and the augmentation.
         epochs: None for a method that is not trained by steps.
+
+    Raises:
+        InputError: an image cannot be read any more.
     """
+    is_closed = methods.is_closed_form(config["method"]["name"])
+    learned_from = [dataset.train] if epochs is not None or is_closed else []
+    learned_from += [dataset.val] if is_closed else []
     return {
-        "dataset": dataset,
-        "images": images,
+        "dataset": dataset.full_name,
+        "images": len(dataset.train),
         "shots": shots,
         "seed": seed,
         "epochs": epochs,
@@ -232,6 +237,7 @@ def training_record(
         "dtype": config["clip"]["dtype"],
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seen.KEY: seen.digests(*learned_from),
     }
 
 
