@@ -24,6 +24,11 @@ from coop_jax.clip.config import (
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Most of a test's time is compilation: of programs that run once, optimizing takes longer than it
+# saves. CI compares with the recorded numbers on optimized programs as well.
+PLAIN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+jax.config.update("jax_disable_most_optimizations", PLAIN != "false")
+
 # Many tests compile the same programs, some in processes of their own.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="coop_jax_tests_")
