@@ -1,5 +1,7 @@
 """Folders as people have them: what counts as a split, as a class, and as an image of it."""
 
+import os
+
 import pytest
 from makers import refusal, write_images
 
@@ -249,6 +251,29 @@ def test_an_empty_class_folder_and_a_link_to_nothing_are_named(tmp_path):
     assert "links to nothing or no files: train/dog/a.png; restore" in refusal(own.read, root)
     (root / "gone.png").write_bytes(b"there again")
     assert found(root) == (("cat", "dog"), [6, 0, 4])
+
+
+def test_pipes_and_links_in_a_circle_are_named(tmp_path):
+    root = write(tmp_path / "own", "train/cat", "test/cat")
+    odd = [root / "train" / "cat" / name for name in ("loop.png", "pipe.png")]
+    odd[0].symlink_to(odd[0])
+    os.mkfifo(odd[1])
+    names = [f"train/cat/{path.name}" for path in odd]
+    said = refusal(own.read, root)
+    assert f"links to nothing or no files: {', '.join(names)}; restore" in said
+    assert set(map(str, odd)) < set(find_images([str(root)]))
+    table = root / "labels.csv"
+    lines = [
+        "path,label,split",
+        *[f"{name},cat,train" for name in names],
+        "train/cat/0.jpg,cat,test",
+    ]
+    table.write_text("\n".join(lines))
+    assert f"got none for 2 of them ({', '.join(names)}); restore" in refusal(own.read, table)
+    (root / "circle").symlink_to(root / "circle")
+    for path in odd:
+        path.unlink()
+    assert found(root) == (("cat",), [4, 0, 4])
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def _below(path: str) -> list[str]:
-    """A file itself, or the images in and below a folder, with those that are links to nothing."""
+    """A file itself, or the images in a folder and in those below it; pipes and dead links, too."""
     if not os.path.isdir(path):
         return [path]
     found = []

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from coop_jax.data.listing import IMAGE_SUFFIXES, SPLITS, entries_of, is_image, some
+from coop_jax.data.listing import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    entries_of,
+    is_file,
+    is_folder,
+    is_image,
+    some,
+)
 from coop_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +38,7 @@ class Folder:
         path: where it is.
         images: names of the image files.
         others: names of the other files.
-        broken: names of what is called as an image but is no file, as a link to nothing.
+        broken: names of what is called as an image but is no regular file, as a link to nothing.
         folders: the folders in it.
     """
 
@@ -86,14 +94,14 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
     state = path.stat()
     above |= {(state.st_dev, state.st_ino)}
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             found = entry.stat()
             if (found.st_dev, found.st_ino) not in above:
                 folders.append(scan(path / entry.name, above))
         elif not is_image(entry.name):
             others.append(entry.name)
         else:
-            (images if entry.is_file() else broken).append(entry.name)
+            (images if is_file(entry) else broken).append(entry.name)
     return Folder(path, tuple(images), tuple(others), tuple(broken), tuple(folders))
 
 

@@ -1,5 +1,6 @@
 """Which files a dataset has, and what they show: found before any image is read."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -71,6 +72,20 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether there is a regular file, or a link to one; of links in a circle there is not."""
+    with contextlib.suppress(OSError):
+        return entry.is_file()
+    return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether there is a folder, or a link to one; of links in a circle there is not."""
+    with contextlib.suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file or folder is passed over: it is hidden, or no one's work (`LEFTOVERS`)."""
     lower = name.lower()
@@ -83,7 +98,7 @@ def class_folders(folder: Path) -> list[Path]:
     Raises:
         InputError: there is no such folder, or it has none.
     """
-    found = [folder / entry.name for entry in entries_of(folder) if entry.is_dir()]
+    found = [folder / entry.name for entry in entries_of(folder) if is_folder(entry)]
     if not found:
         raise InputError(
             f"expected a folder per class in {folder}, got none; put each class's images into a"
@@ -98,7 +113,7 @@ def has_folders(folder: Path) -> bool:
     Raises:
         InputError: there is no such folder.
     """
-    return any(entry.is_dir() for entry in entries_of(folder))
+    return any(is_folder(entry) for entry in entries_of(folder))
 
 
 def labelled_folders(
@@ -165,7 +180,7 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
             f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
             " or move the folder away"
         )
-    broken = [entry.name for entry in found if not entry.is_file()]
+    broken = [entry.name for entry in found if not is_file(entry)]
     if broken:
         raise InputError(
             f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
@@ -265,7 +280,7 @@ def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
     for folder, paths_there in by_folder.items():
         try:
             with os.scandir(root / folder) as entries:
-                found = {entry.name for entry in entries if entry.is_file()}
+                found = {entry.name for entry in entries if is_file(entry)}
         except (OSError, ValueError):  # an error for a name that no file can have
             found = set()
         absent += [path for path in paths_there if path.rpartition("/")[2] not in found]
