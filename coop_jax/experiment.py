@@ -19,6 +19,7 @@ from coop_jax.clip import source
 from coop_jax.data import catalog, pipeline, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
+from coop_jax.prompts.use import warn_of_embedded_clip
 from coop_jax.provenance import commit, digest, hash_files, versions
 
 NOT_SETTINGS = (
@@ -77,7 +78,9 @@ class Experiment:
 
     def load_dataset(self, name: str, class_names: str = "") -> Dataset:
         """Open a dataset from where the config says that datasets lie."""
-        return catalog.load(name, self.config["data_dir"] or None, class_names or None)
+        dataset = catalog.load(name, self.config["data_dir"] or None, class_names or None)
+        warn_of_embedded_clip(self.config["clip"]["name"], dataset.name)
+        return dataset
 
     @property
     def backbone(self) -> str:

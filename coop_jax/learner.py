@@ -21,7 +21,7 @@ from coop_jax.errors import InputError
 from coop_jax.methods.base import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
 from coop_jax.prompts import seen
-from coop_jax.prompts.use import apply, load_clip
+from coop_jax.prompts.use import apply, load_clip, warn_of_embedded_clip
 
 DEFAULT = config_module.default()
 """The official settings (coop_protocol sections 3 to 6)."""
@@ -122,6 +122,7 @@ class Learner:
         """
         config, seed = self._config(), _whole("seed", self.seed)
         dataset = self._training_set(images, labels, class_names)
+        warn_of_embedded_clip(config["clip"]["name"], dataset.name)
         dataset = few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
             few_shot.warn_about_short_classes(dataset, self.shots)
@@ -206,6 +207,7 @@ class Learner:
         if isinstance(images, str | os.PathLike | Dataset):
             _refuse_labels(labels)
             dataset = self._open(images, class_names)
+            warn_of_embedded_clip(self._backbone, dataset.name)
             examples, ids = dataset.test, np.asarray(dataset.ids)
             right = memory.label_numbers(ids[examples.labels], self._class_ids)
         else:
@@ -282,6 +284,7 @@ class Learner:
             tokenizer=config["tokenizer"],
             class_names=chosen,
         )
+        warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
         names, ids = chosen or learned.class_names, chosen or learned.class_ids
         classifier._backbone = learned.backbone
         classifier._settings = {"name": learned.method, **learned.settings}

@@ -21,6 +21,7 @@ from coop_jax.clip.config import (
     TransformerConfig,
     ViTConfig,
 )
+from coop_jax.prompts import use
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -99,6 +100,12 @@ def tiny_clip(tiny_tokenizer) -> clip_package.CLIP:
 def one_device():
     """A mesh of one device."""
     return parallel.create_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _said_once():
+    """What is said once in a process has been said, so that tests see their own messages alone."""
+    use._warn_of_embedded_clip()
 
 
 settings.register_profile("coop_jax", deadline=None, max_examples=30)

@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 from test_imports import assert_clean, run_python
 
-from coop_jax import Classifier, prompts
+from coop_jax import Classifier, config, experiment, prompts
 from coop_jax.__main__ import main
 from coop_jax.clip import source
 from coop_jax.commands import COMMANDS
 from coop_jax.data import catalog
+from coop_jax.prompts import use
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 FIT = ("--clip=tiny", "--shots=all", "--epochs=40", "--learning-rate=0.02", "--set", "n_ctx=4")
@@ -329,6 +330,31 @@ def test_evaluate_agrees_with_the_classifier(data, mine, run, tmp_path):
     assert record["accuracy"] == pytest.approx(100 * right / 12)
     with Image.open(picture) as image:
         assert image.format == "PNG" and min(image.size) > 500
+
+
+def test_what_the_embedded_clip_cannot_do_is_said_once(data, mine, run, tmp_path, caplog):
+    image, unsaid = data / "test" / "red" / "0.png", use._warn_of_embedded_clip.cache_clear
+    for words in (("predict", mine, image), ("evaluate", mine, data)):
+        unsaid()
+        (line,) = run(*words)[2]
+        assert "'tiny'" in line and "no photograph" in line and "ViT-B/16" in line
+        assert run(*words)[2] == []
+    settings = {**config.default("zero_shot"), "dataset": str(data)}
+    for use_it in (
+        lambda: Classifier.load(mine),
+        lambda: Classifier("tiny", method="zero_shot").fit([str(image)], ["red"]),
+        lambda: experiment.Experiment(settings, tmp_path / "run"),
+    ):
+        unsaid()
+        caplog.clear()
+        use_it()
+        assert "no photograph" in caplog.text
+    unsaid()
+    caplog.clear()
+    use.warn_of_embedded_clip("tiny", "digits")
+    use.warn_of_embedded_clip("ViT-B/16", "photographs")
+    assert not caplog.records
+    use.warn_of_embedded_clip("tiny", None)
 
 
 def test_evaluate_leaves_out_what_cannot_be_read(data, mine, run, monkeypatch):

@@ -69,10 +69,12 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax import confusion, terminal
     from coop_jax.commands import loading
     from coop_jax.data import catalog
+    from coop_jax.prompts.use import warn_of_embedded_clip
 
     terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
     ready = loading.ready(chosen)
+    warn_of_embedded_clip(ready.prompt.backbone, dataset.name)
     rows, failures = _judge(ready, dataset, chosen.split)
     code = loading.report_unreadable(failures, len(rows) + len(failures))
     if not rows:

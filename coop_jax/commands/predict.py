@@ -38,10 +38,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Classify the images and show or save what is found."""
     from coop_jax import terminal
     from coop_jax.commands import loading
+    from coop_jax.prompts.use import warn_of_embedded_clip
 
     terminal.check_new([path for path in (chosen.csv, chosen.json) if path])
     paths = loading.find_images(chosen.images)
     ready = loading.ready(chosen)
+    warn_of_embedded_clip(ready.prompt.backbone, ready.prompt.training.get("dataset"))
     found = ready.predictor.predict(paths)
     rows: list[Row] = []
     for place, probabilities in zip(found.kept, found.probabilities, strict=True):

@@ -1,6 +1,7 @@
 """A prompt with its CLIP, on all devices: what it takes to use it."""
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +9,13 @@ from flax import nnx
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
+from coop_jax.clip import source
 from coop_jax.clip.config import DTYPES
+from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.prompts.prompt import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 def apply(
@@ -82,3 +87,24 @@ def load_clip(
     whole = parallel.replicated(parallel.create_mesh())
     nnx.update(model, parallel.put(nnx.state(model), whole))
     return model, its_tokenizer
+
+
+def warn_of_embedded_clip(name: str, dataset: str | None) -> None:
+    """Say, once in a process, what the embedded CLIP cannot do, unless the images are the digits.
+
+    Args:
+        name: of a CLIP.
+        dataset: the name of what it is used on; None where it has none.
+    """
+    if name == source.EMBEDDED and dataset != catalog.DIGITS:
+        _warn_of_embedded_clip()
+
+
+@functools.cache
+def _warn_of_embedded_clip() -> None:
+    logger.warning(
+        "the CLIP %r knows printed digits, letters and simple shapes alone and has seen no"
+        " photograph: use it to try things out, and another, e.g. ViT-B/16, for images of anything"
+        " else",
+        source.EMBEDDED,
+    )
