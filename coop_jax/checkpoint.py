@@ -20,9 +20,17 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        latest = ocp.checkpoint_managers.LatestN(1)
+        handler, registry = (
+            ocp.StandardCheckpointHandler(),
+            ocp.handlers.DefaultCheckpointHandlerRegistry(),
+        )
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add("default", arguments, handler)
         self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+            self.folder,
+            options=ocp.CheckpointManagerOptions(preservation_policy=latest, create=True),
+            handler_registry=registry,
         )
 
     def latest_step(self) -> int | None:
@@ -49,7 +57,7 @@ class Checkpoints:
             return state
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
         expected = {name: leaf.shape for name, leaf in target.items()}
-        saved = dict(self._manager.item_metadata(step))
+        saved = dict(self._manager.metadata(step).item_metadata)
         got = {name: tuple(leaf.shape) for name, leaf in saved.items()}
         if got != expected:
             raise InputError(

@@ -48,7 +48,7 @@ def compile_evaluation(
     def sums(state, frozen, classes, features, labels, weights):
         scores = logits(state, frozen, classes, features)
         predicted = jnp.argmax(scores, axis=-1)
-        correct = weights * (predicted == labels)
+        correct = jnp.where(predicted == labels, weights, 0)
         zeros = jnp.zeros(scores.shape[-1])
         return {
             "correct": zeros.at[labels].add(correct),
