@@ -57,8 +57,8 @@ class Checkpoints:
             return state
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
         expected = {name: leaf.shape for name, leaf in target.items()}
-        saved = dict(self._manager.metadata(step).item_metadata)
-        got = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+        saved: Any = self._manager.metadata(step).item_metadata
+        got = {name: tuple(leaf.shape) for name, leaf in dict(saved).items()}
         if got != expected:
             raise InputError(
                 f"{self.folder}: expected a checkpoint of {expected}, got {got}; restore with the"
