@@ -4,7 +4,6 @@ import argparse
 import difflib
 import errno
 import importlib
-import io
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from coop_jax import compilation_cache
+from coop_jax import compilation_cache, printing
 from coop_jax.errors import InputError
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
@@ -205,8 +204,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     if sys.stdout is None:
         return _say("expected a standard output to print to, got one that is closed", FAILED)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be any bytes
-        sys.stdout.reconfigure(errors="surrogateescape")
+    printing.write_anything(sys.stdout)
     try:
         code = run()
     except SystemExit as asked:  # by --help
@@ -234,7 +232,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 def _say(what: object, code: int) -> int:
     """One line on standard error; the exit code."""
     beginning = "" if code == INTERRUPTED else "error: "
-    print(beginning + " ".join(str(what).split()), file=sys.stderr)
+    print(beginning + printing.escaped(" ".join(str(what).split())), file=sys.stderr)
     return code
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.printing import escaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ def nearest_words(
 def table(neighbours: list[list[Neighbour]], title: str) -> Table:
     """The nearest words as the paper's Table 4 has them: vector number, word and distance."""
     shown = Table(
-        title=title,
+        title=Text(escaped(title)),
         caption="as in the paper, few make sense: a vector may mean what no word does",
         box=box.SIMPLE_HEAD,
     )
@@ -65,5 +67,5 @@ def table(neighbours: list[list[Neighbour]], title: str) -> Table:
     shown.add_column("nearest words (distance)")
     for number, row in enumerate(neighbours, start=1):
         words = (f"{near.word} ({near.distance:.4f})" for near in row)
-        shown.add_row(str(number), ", ".join(words))
+        shown.add_row(str(number), Text(escaped(", ".join(words))))
     return shown

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import command_line, config_files
+from coop_jax.printing import escaped, plural
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run_and_show(config: dict[str, Any], workdir: Path) -> None:
         console.print(sheet)
     pictures = report.pictures(rows, workdir / "report.png")
     if context is not None:
-        title = f"nearest words, {shots} shots, seed {seed}"
+        title = f"nearest words, {plural(shots, 'shot')}, seed {seed}"
         if context.ndim == 3:
             title += f", context of {task.dataset.class_names[0]!r}"
         words = interpret.nearest_words(
@@ -80,10 +81,10 @@ def run_and_show(config: dict[str, Any], workdir: Path) -> None:
             whole_words=True,
         )
         console.print(interpret.table(words, title))
-    console.print(f"results: {experiment.results_path}")
-    console.print(f"learned prompts: {workdir / 'prompts'}")
+    print(escaped(f"results: {experiment.results_path}"))
+    print(escaped(f"learned prompts: {workdir / 'prompts'}"))
     for picture in pictures:
-        console.print(f"picture: {picture}")
+        print(escaped(f"picture: {picture}"))
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from rich.progress import Progress
 
-from coop_jax.terminal import progress_bar
+from coop_jax import printing
+from coop_jax.terminal import progress_bar, times
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,14 @@ class Tracker:
     def say(self, what: str) -> None:
         """One line about a finished piece of work, with the time left where there is no bar."""
         if self._bar is not None:
-            self._bar.console.print(what)
+            self._bar.console.print(printing.cell(what, self._bar.console), soft_wrap=True)
             return
         if not self._done:
             logger.info("%s", what)
             return
         elapsed = time.monotonic() - self._began
         left = elapsed * (self._total - self._done) / self._done
-        logger.info("%s  [%.0f s, about %.0f s left]", what, elapsed, left)
+        logger.info("%s  [%s]", what, times(elapsed, left))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from coop_jax import parallel, results
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
+from coop_jax.printing import percent
 from coop_jax.progress import track
 from coop_jax.results import Result
 from coop_jax.task import Task, run_together
@@ -100,13 +101,13 @@ def execute(experiment: Experiment, plan: Plan) -> list[Result]:
         for target, prompt, method in zero_shot:
             start = time.monotonic()
             row = experiment.record(method, target, name="zero_shot", prompt=prompt, start=start)
-            tracker.say(f"zero-shot CLIP, {_place(plan, row)}{prompt!r}: {row.accuracy:.1f} %")
+            tracker.say(f"zero-shot CLIP, {_place(plan, row)}{prompt!r}: {percent(row.accuracy)}")
         tracker.start()
         at_once = config["runs_at_once"]
         while tasks:
             together, tasks = tasks[:at_once], tasks[at_once:]
             for task, row in run_together(together, tracker):
-                tracker.say(f"{task.label}: {_place(plan, row)}{row.accuracy:.1f} %")
+                tracker.say(f"{task.label}: {_place(plan, row)}{percent(row.accuracy)}")
     parallel.wait("recorded every result")
     return results.read(path)
 

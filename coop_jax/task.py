@@ -17,6 +17,7 @@ from coop_jax.checkpoint import Checkpoints
 from coop_jax.data import few_shot
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
+from coop_jax.printing import plural
 from coop_jax.progress import Tracker
 
 
@@ -172,7 +173,7 @@ class Task:
     def label(self) -> str:
         """What to call the task."""
         name = self.experiment.method_name
-        return f"{name}, {self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}"
+        return f"{name}, {plural(self.shots, 'shot')}, seed {self.seed}"
 
     def restore(self) -> Any:
         """The trained method.

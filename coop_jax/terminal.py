@@ -1,6 +1,7 @@
 """What the commands share: messages, a progress bar, and new files."""
 
 import contextlib
+import datetime
 import logging
 import os
 import sys
@@ -15,11 +16,10 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
+from coop_jax import printing
 from coop_jax.errors import InputError
 
 
@@ -32,6 +32,24 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:,.{2 if speed < 10 else 0}f}/s" if speed else "")
 
 
+class TimesColumn(ProgressColumn):
+    """How long it has taken, and how long it will take."""
+
+    def render(self, task: Task) -> Text:
+        """Hours, minutes and seconds, each with what they are."""
+        return Text(times(task.finished_time or task.elapsed or 0.0, task.time_remaining))
+
+
+def times(elapsed: float, left: float | None) -> str:
+    """What has passed and what is left, in hours, minutes and seconds; None is not known."""
+    words = f"{_clock(elapsed)} elapsed"
+    return words if left is None else f"{words}, {_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator[Progress | None]:
     """A bar on standard error that counts `unit`, with rate and time left; None if no terminal."""
@@ -40,14 +58,12 @@ def progress_bar(unit: str) -> Iterator[Progress | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
         RateColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimesColumn(),
     )
     with Progress(*columns, console=console) as bar:
         yield bar
@@ -152,7 +168,15 @@ def write_new(contents: Mapping[Path, str | bytes]) -> None:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line."""
-    return " ".join(str(error).split())
+    return printing.escaped(" ".join(str(error).split()))
+
+
+class _Lines(logging.Formatter):
+    """Messages alone, each in one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message, whatever names are in it."""
+        return printing.escaped(record.message)
 
 
 @contextlib.contextmanager
@@ -160,7 +184,7 @@ def messages() -> Iterator[None]:
     """What this package logs goes to standard error, a line each."""
     package = logging.getLogger("coop_jax")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines())
     level, propagate = package.level, package.propagate
     package.addHandler(handler)
     package.setLevel(logging.INFO)

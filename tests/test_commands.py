@@ -136,7 +136,7 @@ def test_fit_says_how_good_it_is_and_what_comes_next(data, fitted):
     score = Classifier.load(folder).score(data)
     assert shown[:3] == [
         f"saved {folder}: coop, 3 classes",
-        f"accuracy on the test images: {score:.1%}",
+        f"accuracy on the test images: {100 * score:.1f} %",
         "",
     ]
     assert f"coop_jax predict {folder}" in shown[3] and score > 0.5
@@ -177,7 +177,7 @@ def test_fit_saves_what_it_learned_whatever_the_test_images_are(data, run, tmp_p
         broken.unlink()
     assert code == 1 and out[0] == f"saved {tmp_path / 'new'}: coop, 3 classes"
     score = Classifier.load(tmp_path / "new").score(data)
-    assert out[1:] == [f"accuracy on the test images: {score:.1%}"]
+    assert out[1:] == [f"accuracy on the test images: {100 * score:.1f} %"]
     assert "test/red/broken.png" in err[-2] and err[-1] == "1 of 13 images could not be read"
 
 
@@ -262,7 +262,7 @@ def test_predict_shows_a_table_on_a_terminal(data, mine, run, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.chdir(data)
     code, out, _ = run("predict", mine, "test/blue/0.png", "--top", "3")
-    assert code == 0 and re.search(r"test/blue/0.png +blue +\d+\.\d%", "\n".join(out))
+    assert code == 0 and re.search(r"test/blue/0.png +blue +\d+\.\d %", "\n".join(out))
 
 
 @pytest.mark.parametrize("kind", ["list", "file", "dataset"])
@@ -312,7 +312,9 @@ def test_evaluate_agrees_with_the_classifier(data, mine, run, tmp_path):
     classifier = Classifier.load(mine, class_names=["red", "violet", "green", "blue"])
     shown = dict(line.split("\t") for line in out)
     assert shown["images"] == "12"
-    assert float(shown["accuracy"]) == pytest.approx(100 * classifier.score(data), abs=1e-4)
+    accuracy, sign = shown["accuracy"].split(" ")
+    assert float(accuracy) == pytest.approx(100 * classifier.score(data), abs=1e-4)
+    assert sign == "%" and shown["macro_f1"].endswith(" %")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     paths = [data / row["path"] for row in rows]
     probabilities = classifier.predict_proba(paths)

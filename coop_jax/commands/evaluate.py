@@ -5,9 +5,9 @@
   coop_jax evaluate my_prompt dtd --classes dataset:dtd --data-dir DATA
 
 The last one is for a prompt that was learned on other classes. Elsewhere than on a terminal only
-accuracy, macro F1 (both in percent) and the number of images are printed, with tabs between name
-and value. Exit code 0: all done; 1: some images could not be read, and the numbers are of the
-others; 2: wrong input.
+accuracy, macro F1 (both with a percent sign) and the number of images are printed, with tabs
+between name and value. Exit code 0: all done; 1: some images could not be read, and the numbers are
+of the others; 2: wrong input.
 
 Images that the prompt was learned from are left out, as standard error says, unless --split asks
 for the training images: train and all.
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
+from coop_jax.printing import cell, console, percent, plural
 
 if TYPE_CHECKING:
     from coop_jax.commands.loading import Ready
@@ -85,7 +86,8 @@ def run(chosen: argparse.Namespace) -> int:
     paths, labels, predicted, *_ = zip(*rows, strict=True)
     names = ready.classes.names
     found = confusion.of(labels, predicted, names)
-    title = f"{dataset.name}, {chosen.split}: {found.accuracy:.1f} % of {len(paths)} images"
+    shown = f"{percent(found.accuracy)} of {plural(len(paths), 'image')}"
+    title = f"{dataset.name}, {chosen.split}: {shown}"
     _show(found, title)
     contents: dict[Path, str | bytes] = {}
     if chosen.csv:
@@ -146,24 +148,21 @@ def _csv(rows: list[Row], names: tuple[str, ...]) -> str:
 
 def _show(found: "Confusion", title: str) -> None:
     if not sys.stdout.isatty():
-        print("accuracy", f"{found.accuracy:.4f}", sep="\t")
-        print("macro_f1", f"{found.macro_f1:.4f}", sep="\t")
+        print("accuracy", f"{found.accuracy:.4f} %", sep="\t")
+        print("macro_f1", f"{found.macro_f1:.4f} %", sep="\t")
         print("images", found.counts.sum(), sep="\t")
         return
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    out = console()
     table = Table("hardest classes", box=box.SIMPLE_HEAD)
     for column in ("accuracy", "images"):
         table.add_column(column, justify="right")
     table.add_column("mostly taken for")
     for worst in found.hardest(WORST):
-        mostly = worst.mistaken_for or ""
-        shown = f"{worst.accuracy:.1f} %", str(worst.images), escape(mostly)
-        table.add_row(escape(worst.name), *shown)
-    console = Console(highlight=False)
-    console.print(f"{title}; macro F1 {found.macro_f1:.1f} %", markup=False)
+        shown = percent(worst.accuracy), str(worst.images), worst.mistaken_for or ""
+        table.add_row(*(cell(text, out) for text in (worst.name, *shown)))
+    out.print(cell(f"{title}; macro F1 {percent(found.macro_f1)}", out))
     if table.row_count:
-        console.print(table)
+        out.print(table)

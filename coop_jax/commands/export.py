@@ -22,6 +22,7 @@ from pathlib import Path
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
+from coop_jax.printing import escaped
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
     else:
         _export(chosen)
     for one in written:
-        print(f"saved {one}")
+        print(escaped(f"saved {one}"))
     return 0
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
+from coop_jax.printing import escaped, percent, plural
 
 
 def shots(text: str) -> int | None:
@@ -84,14 +85,15 @@ def run(chosen: argparse.Namespace) -> int:
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
     learner.fit(dataset)
     learner.save(folder)
-    print(f"saved {folder}: {chosen.method}, {len(learner.classes_)} classes", flush=True)
+    classes = plural(len(learner.classes_), "class", "classes")
+    print(escaped(f"saved {folder}: {chosen.method}, {classes}"), flush=True)
     used = seen.among(learner.training_, dataset.test)
     seen.tell(used, "test", "left out")
     test = dataset.test.subset((~used).nonzero()[0])
     found = learner.predict_many(test)
     if len(found.kept):
         right = (found.probabilities.argmax(axis=1) == test.labels[found.kept]).mean()
-        print(f"accuracy on the test images: {right:.1%}", flush=True)
+        print(f"accuracy on the test images: {percent(100 * right)}", flush=True)
     if sys.stdout.isatty():
         print(f"\nnext: coop_jax predict {folder} IMAGE ...\n      coop_jax interpret {folder}")
     return loading.report_unreadable(list(found.failures.values()), len(test))

@@ -11,6 +11,7 @@ import argparse
 
 from coop_jax import command_line
 from coop_jax.commands import options
+from coop_jax.printing import escaped, plural
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,5 +62,6 @@ def run(chosen: argparse.Namespace) -> int:
         dataset=dataset if kind == "dataset" else None,
     )
     prompts.save(learned, chosen.prompt)
-    print(f"saved {chosen.prompt}: {learned.method}, {len(classes.names)} classes")
+    count = plural(len(classes.names), "class", "classes")
+    print(escaped(f"saved {chosen.prompt}: {learned.method}, {count}"))
     return 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
+from coop_jax.printing import console, escaped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Show the nearest words."""
     import jax.numpy as jnp
-    from rich.console import Console
 
     from coop_jax import interpret, prompts
     from coop_jax.prompts.use import load_its_clip
@@ -71,12 +71,12 @@ def run(chosen: argparse.Namespace) -> int:
         )
         if sys.stdout.isatty():
             title = "nearest words" + f", context of {class_name!r}" * (class_name is not None)
-            Console().print(interpret.table(words, title))
+            console().print(interpret.table(words, title))
             continue
         for number, nearest in enumerate(words, start=1):
             for word, distance in ((near.word, near.distance) for near in nearest):
-                front = () if class_name is None else (class_name,)
-                print(*front, number, word, f"{distance:.4f}", sep="\t")
+                front = () if class_name is None else (escaped(class_name),)
+                print(*front, number, escaped(word), f"{distance:.4f}", sep="\t")
     return 0
 
 

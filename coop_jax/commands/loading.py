@@ -16,6 +16,7 @@ from coop_jax.data import folders
 from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
+from coop_jax.printing import escaped, plural
 from coop_jax.prompts import Prompt
 from coop_jax.prompts.use import apply
 
@@ -138,7 +139,7 @@ def _below(path: str) -> list[str]:
 def report_unreadable(failures: Sequence[str], of: int) -> int:
     """Say on standard error what could not be read; the exit code: 1 if there is any."""
     for line in failures:
-        print(line, file=sys.stderr)
+        print(escaped(line), file=sys.stderr)
     if failures:
-        print(f"{len(failures)} of {of} images could not be read", file=sys.stderr)
+        print(f"{len(failures)} of {plural(of, 'image')} could not be read", file=sys.stderr)
     return 1 if failures else 0

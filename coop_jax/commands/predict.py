@@ -1,12 +1,14 @@
-"""Class and probability of images: files, folders, patterns.
+r"""Class and probability of images: files, folders, patterns.
 
   coop_jax predict my_prompt cat.jpg
   coop_jax predict my_prompt folder/ 'more/*.jpg' --top 5 --csv predictions.csv
   coop_jax predict my_prompt folder/ --classes cat,dog,hen
 
 On a terminal a table; elsewhere a line per image (and class, with --top): path, class and
-probability, with tabs between them. Exit code 0: all done; 1: some images could not be read, as
-standard error says line by line, and the others are done; 2: wrong input.
+probability (from 0 to 1), with tabs between them. Tabs and ends of lines in names are written as \t
+and \n; the files that --csv and --json name have them as they are. Exit code 0: all done; 1: some
+images could not be read, as standard error says line by line, and the others are done; 2: wrong
+input.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 
 from coop_jax import command_line
 from coop_jax.commands import options
+from coop_jax.printing import cell, console, escaped, percent
 
 Row = tuple[str, int, str, float]
 """Path, rank from 1, class and probability."""
@@ -61,18 +64,19 @@ def run(chosen: argparse.Namespace) -> int:
 def _show(rows: Sequence[Row]) -> None:
     if not sys.stdout.isatty():
         for path, _, name, probability in rows:
-            print(path, name, f"{probability:.6f}", sep="\t")
+            print(escaped(path), escaped(name), f"{probability:.6f}", sep="\t")
         return
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("image", "class", box=box.SIMPLE_HEAD)
-    table.add_column("probability", justify="right")
+    out, table = console(), Table(box=box.SIMPLE_HEAD)
+    for column in ("image", "class"):
+        table.add_column(column, overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
     for path, rank, name, probability in rows:
-        table.add_row(escape(path) if rank == 1 else "", escape(name), f"{probability:.1%}")
-    Console().print(table)
+        shown = path if rank == 1 else "", name, percent(100 * probability)
+        table.add_row(*(cell(text, out) for text in shown))
+    out.print(table)
 
 
 def _csv(rows: Sequence[Row]) -> str:

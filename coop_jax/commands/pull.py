@@ -8,6 +8,7 @@ The other commands take user/name in place of a folder as well.
 import argparse
 
 from coop_jax import command_line
+from coop_jax.printing import escaped
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,5 +24,5 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.prompts import hub
 
     prompts.save(prompts.load(hub.pull(chosen.repository, chosen.revision)), chosen.prompt)
-    print(f"saved {chosen.prompt}")
+    print(escaped(f"saved {chosen.prompt}"))
     return 0

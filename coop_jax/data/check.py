@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from coop_jax import command_line
+from coop_jax import command_line, printing
 from coop_jax.data import catalog, doctor
 from coop_jax.data.doctor import Findings
 from coop_jax.data.official import OFFICIAL
+from coop_jax.printing import cell
 from coop_jax.terminal import count_images
 
 ALL = "all"
@@ -31,8 +31,8 @@ PROBLEMS = 1
 def show(findings: Findings, console: Console) -> None:
     """Print what was found."""
     dataset = findings.dataset
-    title = escape(findings.name if dataset is None else f"{findings.name} in {dataset.place}")
-    console.print(f"[bold]{title}[/bold]", soft_wrap=True)
+    title = findings.name if dataset is None else f"{findings.name} in {dataset.place}"
+    console.print(cell(title, console, "bold"), soft_wrap=True)
     if dataset is not None:
         table = Table()
         table.add_column("split")
@@ -45,11 +45,15 @@ def show(findings: Findings, console: Console) -> None:
             table.add_row(what, f"{number:,}", shown, style=colour)
         console.print(table)
     for note in findings.notes:
-        console.print(f"  {escape(note)}", soft_wrap=True)
-    for warning in findings.warnings:
-        console.print(f"  [yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    for problem in findings.problems:
-        console.print(f"  [red]problem:[/red] {escape(problem)}", soft_wrap=True)
+        console.print(cell(f"  {note}", console), soft_wrap=True)
+    for word, colour, lines in (
+        ("warning", "yellow", findings.warnings),
+        ("problem", "red", findings.problems),
+    ):
+        for line in lines:
+            shown = cell(f"  {word}: {line}", console)
+            shown.stylize(colour, 2, len(f"  {word}:"))
+            console.print(shown, soft_wrap=True)
 
 
 def _classes(findings: Findings) -> int | None:
@@ -75,7 +79,7 @@ def run(chosen: argparse.Namespace) -> int:
     names = [n for name in chosen.names for n in (OFFICIAL if name == ALL else (name,))]
     catalog.check_names(names)
     data_dir = catalog.data_directory(chosen.data_dir)
-    console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
+    console = printing.console()
     faulty = []
     for name in dict.fromkeys(names):
         findings = doctor.examine(name, data_dir)
@@ -87,7 +91,7 @@ def run(chosen: argparse.Namespace) -> int:
         show(findings, console)
         faulty += [name] if findings.problems else []
     if faulty:
-        console.print(f"problems in {', '.join(faulty)}", soft_wrap=True, markup=False)
+        console.print(cell(f"problems in {', '.join(faulty)}", console), soft_wrap=True)
     return PROBLEMS if faulty else 0
 
 

@@ -17,6 +17,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
 from coop_jax.terminal import one_line
 
 SHOWN = 20
@@ -98,7 +99,8 @@ def _open(findings: Findings, row: Official | None, data_dir: Path) -> Dataset:
     findings.absent = absent_files(listing.root, paths)
     if findings.absent:
         findings.problems.append(
-            f"{len(findings.absent)} of {len(paths)} images are missing:"
+            f"{len(findings.absent)} of {plural(len(paths), 'image')}"
+            f" {'is' if len(findings.absent) == 1 else 'are'} missing:"
             f" {some(findings.absent, SHOWN)}; restore them in {listing.root}"
         )
     return catalog.open_listing(findings.name, listing, (row.template,), data_dir=data_dir)
@@ -131,7 +133,7 @@ def _check_counts(findings: Findings, row: Official) -> None:
     lacking = sum(expected - number for _, number, expected in differing)
     allowed = row.tfds.allow_missing if row.tfds and "TFDS" in findings.dataset.place else 0
     if 0 < lacking <= allowed:
-        findings.notes.append(f"TFDS left out {lacking} broken images")
+        findings.notes.append(f"TFDS left out {plural(lacking, 'broken image')}")
     elif differing:
         shown = ", ".join(f"{expected} in {split}, got {n}" for split, n, expected in differing)
         findings.problems.append(
@@ -240,10 +242,10 @@ def decode(findings: Findings, advance: Callable[[int], None], threads: int | No
     total = count(findings)
     broken = [one.error for found in seen.values() for one in found if one.error]
     if broken:
-        findings.problems.append(f"{len(broken)} of {total} images cannot be read")
+        findings.problems.append(f"{len(broken)} of {plural(total, 'image')} cannot be read")
         findings.problems += broken[:SHOWN]
     elif not missing:
-        findings.notes.append(f"all {total} images can be read")
+        findings.notes.append(f"all {plural(total, 'image')} can be read")
     _describe_unusual(findings, seen)
     _compare(findings, {split: [one.digest for one in found] for split, found in seen.items()})
 

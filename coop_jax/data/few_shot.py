@@ -6,6 +6,7 @@ from dataclasses import replace
 from coop_jax.data import sampling
 from coop_jax.data.examples import Dataset
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def warn_about_short_classes(few: Dataset, shots: int, *, validation: bool = Fal
         short = sampling.short_classes(examples.labels, count, len(few.class_names))
         for label, n in short.items():
             logger.warning(
-                "class %r has %d %s images, fewer than %d%s: all of them are used",
-                *(few.class_names[label], n, kind, count, " shots" * (kind == "training")),
+                "class %r has %s, fewer than %s: all of them are used",
+                few.class_names[label],
+                plural(n, f"{kind} image"),
+                plural(count, "shot") if kind == "training" else count,
             )

@@ -16,6 +16,7 @@ from coop_jax.data.listing import SPLITS, Files, read_split_file, some
 from coop_jax.data.official import Official
 from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +162,8 @@ def _check_missing(
         )
     if missing:
         logger.warning(
-            "TFDS left out %d images of %s, and so do we: %s",
-            len(missing),
+            "TFDS left out %s of %s, and so do we: %s",
+            plural(len(missing), "image"),
             split_file.name,
             some(missing),
         )

@@ -151,11 +151,10 @@ def initial_context(
     ids = np.asarray(tokenizer.ids(text), np.int32)
     if len(ids) != n_ctx:
         logger.warning(
-            "context_init %r has %d tokens in %d words: as in the official code, only the first %d"
-            " are learned",
+            "context_init %r has more tokens (%d) than words (%d): as in the official code, only as"
+            " many are learned as there are words, the first",
             text,
             len(ids),
-            n_ctx,
             n_ctx,
         )
     return clip.text.token_embedding[...][ids[:n_ctx]].astype(jnp.float32), text

@@ -16,7 +16,6 @@ started.
 """
 
 import argparse
-import datetime
 import logging
 import sys
 import time
@@ -24,13 +23,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from coop_jax import command_line, config_files, results, sweep
 from coop_jax.errors import InputError
+from coop_jax.printing import cell, console, escaped, plural
 from coop_jax.sweep.execute import Outcome, in_this_process, on_ray
 from coop_jax.sweep.groups import GROUPS, Group, open_inputs, plan
+from coop_jax.terminal import times
 
 logger = logging.getLogger(sweep.__name__)
 
@@ -88,26 +88,22 @@ def follow(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) 
         failed += [outcome] if failure else []
         elapsed, left = time.monotonic() - began, len(groups) - done
         logger.info(
-            "%s: %s  [%s, %d left, about %s]",
-            *(group.name, f"failed: {failure}" if failure else f"{count} results"),
-            *(_duration(elapsed), left, _duration(elapsed / done * left)),
+            "%s: %s  [%s left; %s]",
+            *(group.name, f"failed: {failure}" if failure else plural(count, "result")),
+            *(plural(left, "group"), times(elapsed, elapsed / done * left)),
         )
     collection.write()
     return failed
 
 
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def _show(failed: Iterable[Outcome], console: Console) -> None:
+def _show(failed: Iterable[Outcome], out: Console) -> None:
     table = Table(title="groups that failed")
     for column in ("config", "why", "log"):
         table.add_column(column, overflow="fold")
     for group, failure in failed:
-        table.add_row(*map(escape, (group.chosen, failure or "", str(group.log))))
-    console.print(table)
+        words = group.chosen, failure or "", str(group.log)
+        table.add_row(*(cell(word, out) for word in words))
+    out.print(table)
 
 
 def _amount(text: str) -> float:
@@ -173,10 +169,9 @@ def run(chosen: argparse.Namespace) -> int:
     if len(left) < len(groups):
         logger.info("%d of %d groups are finished", len(groups) - len(left), len(groups))
     failed = follow(left, _start(left, chosen), workdir)
-    console = Console() if sys.stdout.isatty() else Console(width=120, no_color=True)
     if failed:
-        _show(failed, console)
-    console.print(f"results: {workdir / results.FILE_NAME}", soft_wrap=True, markup=False)
+        _show(failed, console())
+    print(escaped(f"results: {workdir / results.FILE_NAME}"))
     return FAILURES if failed else 0
 
 
