@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RIGHT, _WRONG = "#0072b2", "#d55e00"
-_LONGEST_NAME = 28
-_NAMED, _COUNTED = 250, 50
-"""Up to so many classes the axes name them, and the cells have numbers."""
+_LINE = 30
+"""Columns of a line that a name has."""
+
+_NAMED, _COUNTED, _ROOMY = 250, 50, 12
+"""Up to so many classes the axes name them, the cells have numbers, a name has several lines."""
 
 
 class OfClass(NamedTuple):
@@ -87,7 +88,7 @@ def of(labels: Sequence[int], predicted: Sequence[int], class_names: Sequence[st
 def png(confusion: Confusion, title: str) -> bytes:
     """The picture as a PNG file's bytes."""
     file = io.BytesIO()
-    draw(confusion, title).savefig(file, format="png")
+    draw(confusion, title).savefig(file, format="png", bbox_inches="tight", pad_inches=0.15)
     return file.getvalue()
 
 
@@ -95,33 +96,55 @@ def draw(confusion: Confusion, title: str) -> "Figure":
     """A cell for each pair of classes: blue where they are the same, orange where it is wrong.
 
     The more of a row's images a cell has, the stronger its colour. Up to 50 classes the cells have
-    their counts; up to 250 the axes name the classes, above they number them.
+    their counts; up to 250 the axes name the classes, above they number them from 0. A name is a
+    number with a "#" where no font has its letters: the log says which. The cells fill the figure,
+    and the words stand around it, so save it with bbox_inches="tight".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from coop_jax import fonts
+
     count = len(confusion.counts)
-    cell = 0.5 if count <= 12 else 0.27 if count <= _COUNTED else 0.14
-    side = max(cell * count, 2.5) if count <= _NAMED else 12.0
-    is_large = side > 14
-    figure = Figure((side + 2.4, side + 2.6), dpi=130 if is_large else 200, layout="constrained")
+    cell = 0.5 if count <= _ROOMY else 0.27 if count <= _COUNTED else 0.14
+    side = max(cell * count, 3.2) if count <= _NAMED else 12.0
+    size = 20 if side > 14 else 10
+    figure = Figure((side, side), dpi=130 if side > 14 else 200)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, lettering = figure.add_axes((0, 0, 1, 1)), fonts.Lettering()
     shares = confusion.counts / np.maximum(confusion.counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(_colours(shares), interpolation="nearest")
     if count <= _COUNTED:
         _number(axes, confusion.counts, shares, min(9.0, 30 * cell))
     if count <= _NAMED:
-        _name(axes, confusion.class_names, min(9.0, 50 * cell))
+        names = _fitted([lettering(name) for name in confusion.class_names])
+        _name(axes, names, min(9.0, 50 * cell))
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_color("#b0b0b0")
-    size = 20 if is_large else 10
-    shown = textwrap.fill(title, max(int(14 * side), 44))
-    figure.suptitle(shown, fontsize=size + 1, parse_math=False)
-    figure.supxlabel("Predicted (blue: right, orange: wrong)", fontsize=size)
-    figure.supylabel("Label", fontsize=size)
+    shown = fonts.wrapped(lettering(title), int(120 * side / size))
+    axes.set_title(shown, fontsize=size + 1, pad=size, parse_math=False)
+    axes.set_xlabel("Predicted (blue: right, orange: wrong)", fontsize=size, labelpad=size)
+    axes.set_ylabel("Label", fontsize=size, labelpad=size)
+    lettering.apply(figure)
+    lettering.explain()
     return figure
+
+
+def _fitted(names: Sequence[str]) -> list[str]:
+    """Names in the room that so many leave: as they are, in lines, or without their middles.
+
+    Different names stay different: they have more room if it takes that.
+    """
+    from coop_jax import fonts
+
+    lines, width = (3 if len(names) <= _ROOMY else 1), _LINE
+    shown = list(names)
+    for width in range(_LINE, 4 * _LINE, 7):
+        shown = [fonts.shortened(name, lines * width - 2 * lines) for name in names]
+        if len(set(shown)) == len(set(names)):
+            break
+    return [fonts.wrapped(name, width) if lines > 1 else name for name in shown]
 
 
 def _colours(shares: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns 3"]:
@@ -142,12 +165,11 @@ def _number(axes: "Axes", counts: np.ndarray, shares: np.ndarray, size: float) -
 
 
 def _name(axes: "Axes", names: Sequence[str], size: float) -> None:
-    shown = [
-        name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names
-    ]
     places = range(len(names))
-    axes.set_xticks(places, shown, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(places, shown, fontsize=size, parse_math=False)
+    axes.set_xticks(
+        places, names, rotation=90, multialignment="right", fontsize=size, parse_math=False
+    )
+    axes.set_yticks(places, names, fontsize=size, parse_math=False)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e4e4e4", linewidth=0.5)
