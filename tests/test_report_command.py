@@ -216,4 +216,4 @@ def test_gains_are_over_the_first_prompt_at_the_most_shots():
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["DTD", "Caltech101"]
     assert [bar.get_width() for bar in axes.patches] == [3.5, 1.5]
-    assert axes.get_title() == "CoOp, M = 16, end, 8 shots"
+    assert axes.get_title() == "CoOp, M = 16, end, 8 shots\nover zero-shot CLIP, RN50"

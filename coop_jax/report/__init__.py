@@ -6,22 +6,23 @@ The few-shot protocol, from base to new classes, cross-dataset transfer and doma
 each with the averages of the papers and, where the same was published, the papers' numbers.
 """
 
+import dataclasses
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from coop_jax.errors import InputError
+from coop_jax.printing import console
 from coop_jax.report import base_to_new, few_shot, summary, transfer
 from coop_jax.report.sheet import CSV_COLUMNS, Cell, Row, Sheet, Value, csv_text
 from coop_jax.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from coop_jax.fonts import Lettering
 
 __all__ = [
     "CSV_COLUMNS",
@@ -42,11 +43,6 @@ _SHEETS = {
     "domain_generalization": transfer.sheets,
 }
 """What makes the tables of a protocol; of any other, `few_shot.sheets`."""
-
-
-def console() -> Console:
-    """Standard output, wide enough for every table where it is not a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def tables(results: Iterable[Result]) -> list[Sheet]:
@@ -77,19 +73,26 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
       InputError: there are no results, or `path` does not end in `.png`.
     """
     path = check_picture_path(path)
+    from coop_jax import fonts
+
+    lettering = fonts.Lettering()
     drawn = [
         picture
         for protocol, chosen in _by_protocol(results).items()
-        for picture in _draw(protocol, chosen)
+        for picture in _draw(protocol, chosen, lettering)
     ]
-    saved = []
+    saved: list[Path] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn:
         target = path
         if len(drawn) > 1:
             target = path.with_stem("-".join([path.stem, *map(_slug, name)]))
+        while target in saved:
+            target = target.with_stem(target.stem + "_")
+        lettering.apply(figure)
         figure.savefig(target)
         saved.append(target)
+    lettering.explain()
     return saved
 
 
@@ -114,24 +117,32 @@ def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
     return summary.by_protocol(results)
 
 
-def _draw(protocol: str, results: list[Result]) -> list[tuple[tuple[str, ...], "Figure"]]:
+def _draw(
+    protocol: str, results: list[Result], lettering: "Lettering"
+) -> list[tuple[tuple[str, ...], "Figure"]]:
     """Pictures, each with the words that tell it from others."""
     from coop_jax.report import bars, curve
 
-    if protocol == "base_to_new":
-        groups = base_to_new.panels(protocol, results)
-        found = [(_words(sheets), bars.draw(sheets)) for sheets in groups]
-    elif protocol in _SHEETS:
-        found = []
-    else:
-        groups = few_shot.panels(protocol, results)
-        found = [(_words(sheets), curve.draw(sheets)) for sheets in groups]
-        found += [
-            (("gains", *_words(sheets)), bars.draw_over_zero_shot(sheets))
-            for sheets in groups
-            if len(sheets) > 1
-        ]
+    if _SHEETS.get(protocol) is transfer.sheets:
+        return []
+    is_base_to_new = protocol == "base_to_new"
+    panels = base_to_new.panels if is_base_to_new else few_shot.panels
+    found = []
+    for sheets in panels(protocol, results):
+        words, shown = _words(sheets), [_lettered(sheet, lettering) for sheet in sheets]
+        if is_base_to_new:
+            found.append((words, bars.draw(shown)))
+            continue
+        found.append((words, curve.draw(shown)))
+        if len(sheets) > 1:
+            found.append((("gains", *words), bars.draw_over_zero_shot(shown)))
     return [(words, figure) for words, figure in found if figure is not None]
+
+
+def _lettered(sheet: Sheet, lettering: "Lettering") -> Sheet:
+    rows = [dataclasses.replace(row, label=lettering(row.label)) for row in sheet.rows]
+    said = {"subject": lettering(sheet.subject), "backbone": lettering(sheet.backbone)}
+    return dataclasses.replace(sheet, rows=tuple(rows), **said)
 
 
 def _words(sheets: list[Sheet]) -> tuple[str, ...]:
@@ -142,4 +153,5 @@ def _words(sheets: list[Sheet]) -> tuple[str, ...]:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]+", "_", text)
+    """The text as part of a file's name."""
+    return re.sub(r"\W+", "_", text)[:60]

@@ -12,6 +12,7 @@ from pathlib import Path
 from coop_jax import command_line, report
 from coop_jax import results as results_file
 from coop_jax.errors import InputError
+from coop_jax.printing import escaped
 from coop_jax.results import Result
 
 
@@ -54,12 +55,12 @@ def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path |
             report.console().print(sheet)
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.write_text(report.csv_text(sheets))
-        print(f"saved {csv}", file=sys.stderr)
+        csv.write_text(report.csv_text(sheets), encoding="utf-8", errors="backslashreplace")
+        print(escaped(f"saved {csv}"), file=sys.stderr)
     if png is not None:
         saved = report.pictures(results, png)
         for path in saved:
-            print(f"saved {path}", file=sys.stderr)
+            print(escaped(f"saved {path}"), file=sys.stderr)
         if not saved:
             print("saved no picture: there is none for these results", file=sys.stderr)
 

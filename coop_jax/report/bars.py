@@ -6,8 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from coop_jax import fonts
+from coop_jax.printing import plural
 from coop_jax.report.sheet import Row, Sheet
-from coop_jax.report.summary import DATASETS, plural
+from coop_jax.report.summary import shown_name
 
 _GAIN, _LOSS = "#0072b2", "#d55e00"
 _RANKS = ("zero-shot", "linear-probe", "CoOp", "CoCoOp")
@@ -50,25 +52,30 @@ def draw_over_zero_shot(sheets: Sequence[Sheet]) -> Figure | None:
         if value is not None
     }
     gains = _gains(sheets, (ours, str(max(shots))), (_ZERO_SHOT, "0"))
-    title = f"{ours}, {plural(max(shots))}"
-    return _draw({title: gains}, f"Over {_ZERO_SHOT}, {sheets[0].backbone}")
+    title = f"{ours}, {plural(max(shots), 'shot')}\nover {_ZERO_SHOT}, {sheets[0].backbone}"
+    return _draw({title: gains})
 
 
-def _draw(panels: Mapping[str, Mapping[str, float]], title: str) -> Figure | None:
+def _draw(panels: Mapping[str, Mapping[str, float]], title: str = "") -> Figure | None:
     """A panel of bars for each title, side by side; None where no panel has any."""
     most = max(map(len, panels.values()))
     if not most:
         return None
     figure = Figure(figsize=(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most), dpi=200)
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     FigureCanvasAgg(figure)
     for index, (name, gains) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), index + 1)
         _draw_bars(axes, gains)
-        axes.set_title(name, fontsize=11, pad=6, parse_math=False)
-    figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.supxlabel("Absolute improvement (percentage points)", fontsize=10)
+        axes.set_title(_in_lines(name, 42), fontsize=11, pad=6, parse_math=False)
+        axes.set_xlabel("Absolute improvement (percentage points)", fontsize=9)
+    if title:
+        figure.suptitle(_in_lines(title, 90), fontsize=12, parse_math=False)
     return figure
+
+
+def _in_lines(title: str, width: int) -> str:
+    return "\n".join(fonts.wrapped(line, width) for line in title.split("\n"))
 
 
 def _name(row: Row) -> str:
@@ -93,7 +100,7 @@ def _gains(
     for sheet in sheets:
         our_mean, their_mean = (_mean(sheet, *place) for place in (ours, theirs))
         if our_mean is not None and their_mean is not None:
-            gains[DATASETS.get(sheet.subject, sheet.subject)] = our_mean - their_mean
+            gains[shown_name(sheet.subject)] = our_mean - their_mean
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
 
 
@@ -110,7 +117,7 @@ def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
     axes.barh(places, list(gains.values()), height=0.62, color=colours, zorder=3)
     for place, gain in zip(places, gains.values(), strict=True):
         axes.annotate(
-            f"{round(gain, 1) + 0.0:+.1f}",
+            f"{round(gain, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}"),
             (gain, place),
             xytext=(4 if gain >= 0 else -4, 0),
             textcoords="offset points",
@@ -118,7 +125,7 @@ def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
             verticalalignment="center",
             fontsize=8.5,
         )
-    axes.set_yticks(places, list(gains))
+    axes.set_yticks(places, [fonts.shortened(name, 36) for name in gains])
     axes.set_ylim(len(gains) - 0.4, -0.6)
     axes.margins(x=0.18)
     axes.axvline(0, color="#606060", linewidth=0.9, zorder=4)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from coop_jax.printing import plural
 from coop_jax.report import summary
 from coop_jax.report.sheet import Cell, Row, Sheet, Value
 from coop_jax.report.summary import Point, Series
@@ -98,7 +99,7 @@ def _average(
     """One sheet, or none where no row has values of every one of several datasets."""
     found = summary.one_template_each(summary.series(results))
     has_all = any(result.split == f"all{origin}" for result in results)
-    subject = f"average over {len(datasets)} datasets"
+    subject = f"average over {plural(len(datasets), 'dataset')}"
     rows = []
     for line in _lines(found):
         halves: dict[str, list[Cell | None]] = {
@@ -152,7 +153,7 @@ def _sheet(
     shots = summary.learned_shots(results)
     title = f"{subject}, {results[0].backbone}: {protocol}"
     title += f", split{origin}" if origin else ""
-    title += f", {summary.plural(*shots)}" if len(shots) == 1 else ""
+    title += f", {plural(shots[0], 'shot')}" if len(shots) == 1 else ""
     return Sheet(
         protocol=protocol,
         backbone=results[0].backbone,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from coop_jax.printing import plural
 from coop_jax.report import summary
 from coop_jax.report.sheet import Row, Sheet, Value
 from coop_jax.report.summary import Point, Series
@@ -54,7 +55,7 @@ def _one(protocol: str, first: Result, found: Sequence[Series]) -> Sheet:
         protocol=protocol,
         backbone=first.backbone,
         subject=first.dataset,
-        title=f"{title}, {first.n_classes} classes",
+        title=f"{title}, {plural(first.n_classes, 'class', 'classes')}",
         corner="shots per class",
         columns=tuple(map(str, shots)),
         rows=tuple(rows),
@@ -65,7 +66,7 @@ def _average(protocol: str, results: Sequence[Result], datasets: Sequence[str]) 
     """One sheet, or none where there is nothing that every one of several datasets has."""
     found = summary.one_template_each(summary.series(results))
     shots, first = _columns(found), results[0]
-    subject = f"average over {len(datasets)} datasets"
+    subject = f"average over {plural(len(datasets), 'dataset')}"
     rows = []
     for one in found:
         values = []

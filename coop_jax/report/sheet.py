@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from coop_jax.printing import cell, plural
 from coop_jax.report.published import FROM_MEMORY, Published
 
 ZERO_SHOT = "zero-shot CLIP, "
@@ -98,11 +99,10 @@ class Sheet:
         counts = _seed_counts(self.rows)
         caption = "accuracy in percent"
         if counts:
-            most = max(counts)
             caption += ": mean"
             if any(value.cell.deviation is not None for value in _values(self.rows)):
                 caption += " ± population standard deviation"
-            caption += " over 1 seed" if most == 1 else f" over {most} seeds"
+            caption += f" over {plural(max(counts), 'seed')}"
         if len(counts) > 1:
             caption += ", or (n) where fewer"
         return "; ".join([caption, *filter(None, [self.note]), *self._about_published()])
@@ -136,31 +136,37 @@ class Sheet:
                 yield dict(zip(CSV_COLUMNS, (*fields, value.difference), strict=True))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        body = self.body()
+        def text(shown: str, style: str = "") -> Text:
+            return cell(shown, console, style)
+
+        body, header = self.body(), [text(name) for name in self.header]
         gap = 2 if self.is_wide else 3
-        columns = zip(self.columns, *(line[1:] for line in body), strict=True)
-        widths = [gap + max(map(len, column)) for column in columns]
+        lines = [header, *([text(one) for one in line] for line in body)]
+        widths = [gap + max(one.cell_len for one in column) for column in zip(*lines, strict=True)]
+        del widths[0]
         parts = _fitting(widths, options.max_width - 2 - _NARROWEST_LABEL)
+        title, caption = text(self.title, "bold"), text(self.caption, "dim")
         for part in parts:
             table = Table(
-                title=Text(self.title, style="bold") if part is parts[0] else None,
-                caption=Text(self.caption, style="dim") if part is parts[-1] else None,
+                title=title if part is parts[0] else None,
+                caption=caption if part is parts[-1] else None,
                 box=box.SIMPLE_HEAD,
                 pad_edge=False,
                 padding=(0, 1, 0, gap - 2),
             )
             room = options.max_width - 2 - sum(widths[index] for index in part)
-            beside_title = len(self.title) - sum(widths[index] for index in part)
+            beside_title = title.cell_len - sum(widths[index] for index in part)
             labels = max(_NARROWEST_LABEL, min(room, beside_title))
-            table.add_column(self.corner, justify="left", min_width=labels)
+            table.add_column(header[0], justify="left", min_width=labels)
             for index in part:
                 table.add_column(
-                    self.columns[index],
+                    header[index + 1],
                     justify="right",
                     no_wrap=True,
                     min_width=widths[index] - gap,
                 )
-            _add_rows(table, ([line[0], *(line[index + 1] for index in part)] for line in body))
+            shown = ([line[0], *(line[index + 1] for index in part)] for line in body)
+            _add_rows(table, console, shown)
             yield table
 
     def _lines(self, row: Row) -> Iterator[list[str]]:
@@ -244,9 +250,10 @@ def _fitting(widths: Sequence[int], room: int) -> list[range]:
     return [*parts, range(start, len(widths))]
 
 
-def _add_rows(table: Table, lines: Iterable[Sequence[str]]) -> None:
+def _add_rows(table: Table, console: Console, lines: Iterable[Sequence[str]]) -> None:
     """Lines that belong to a row are dim; they are left out where all their cells are empty."""
     for line in lines:
         is_detail = line[0].startswith("  ")
         if any(line[1:]) or not is_detail:
-            table.add_row(*(Text(cell, style="dim" if is_detail else "") for cell in line))
+            style = "dim" if is_detail else ""
+            table.add_row(*(cell(text, console, style) for text in line))

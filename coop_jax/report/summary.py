@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from coop_jax.data.official import OFFICIAL
+from coop_jax.printing import plural
 from coop_jax.report import published
 from coop_jax.report.sheet import ZERO_SHOT, Cell, Value
 from coop_jax.results import Result
@@ -175,8 +176,8 @@ def series(results: Iterable[Result]) -> list[Series]:
         previous = seeds.get(result.seed, result).accuracy
         if previous != result.accuracy:
             log.warning(
-                "%s, %s, %s, %d shots, seed %d has several results: %r, then %r; the last counts",
-                *(result.dataset, result.split, label, result.shots, result.seed),
+                "%s, %s, %s, %s, seed %d has several results: %r, then %r; the last counts",
+                *(result.dataset, result.split, label, plural(result.shots, "shot"), result.seed),
                 *(previous, result.accuracy),
             )
         seeds[result.seed] = result
@@ -215,10 +216,11 @@ def one_template_each(found: Sequence[Series]) -> list[Series]:
 def by_shots(found: Sequence[Series]) -> list[tuple[Series, str, int]]:
     """A row per method and number of shots; its label tells the shots where there are several."""
     learned = {point.shots for one in found if not one.is_zero_shot for point in one.results}
+    rows = [(one, shots) for one in found for shots in sorted({p.shots for p in one.results})]
+    is_told = len(learned) > 1
     return [
-        (one, f"{one.label}, {plural(shots)}" if shots and len(learned) > 1 else one.label, shots)
-        for one in found
-        for shots in sorted({point.shots for point in one.results})
+        (one, one.label + f", {plural(shots, 'shot')}" * (is_told and shots > 0), shots)
+        for one, shots in rows
     ]
 
 
@@ -227,9 +229,10 @@ def learned_shots(results: Iterable[Result]) -> list[int]:
     return sorted({result.shots for result in results if result.prompt is None})
 
 
-def plural(shots: int) -> str:
-    """The number with its word."""
-    return "1 shot" if shots == 1 else f"{shots} shots"
+def shown_name(subject: str) -> str:
+    """A dataset or an average as pictures name it."""
+    is_average = subject.startswith("average over ")
+    return subject.capitalize() if is_average else DATASETS.get(subject, subject)
 
 
 def in_order(datasets: Iterable[str]) -> list[str]:
@@ -265,7 +268,7 @@ def _labels(results: Sequence[Result]) -> list[str]:
         place, label = (result.dataset, result.split), _label(result)
         text = label
         if len(classes[place]) > 1:
-            text += f", {result.n_classes} classes"
+            text += f", {plural(result.n_classes, 'class', 'classes')}"
         if len(configs[label]) > 1:
             text += f" [{_config_hash(result)[:6]}]"
         if len(data[place, label]) > 1:

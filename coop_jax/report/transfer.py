@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from coop_jax.printing import plural
 from coop_jax.report import summary
 from coop_jax.report.sheet import Row, Sheet
 from coop_jax.report.summary import Point
@@ -50,7 +51,7 @@ def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
     has_average = len(targets) > 1
     columns = [*trained, *targets]
     found = summary.one_template_each(summary.series(results))
-    average = f"average over {len(targets)} targets"
+    average = f"average over {plural(len(targets), 'target')}"
     rows = []
     for one, label, shots in summary.by_shots(found):
         points = [Point(name, split, shots) for name in columns]
@@ -78,7 +79,7 @@ def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
 
 
 def _note(targets: int, shots: Sequence[int]) -> str:
-    parts = [f"{summary.plural(*shots)} per class"] if len(shots) == 1 else []
+    parts = [f"{plural(shots[0], 'shot')} per class"] if len(shots) == 1 else []
     if targets:
         parts.append(f"average: over the {targets} targets, without the source")
     return "; ".join(parts)
