@@ -14,7 +14,7 @@ from makers import refusal
 from PIL import Image
 
 from coop_jax.clip import preprocess
-from coop_jax.data import decoding
+from coop_jax.data import decoding, memory
 from coop_jax.data.examples import Examples, FileSource, ImageCache
 from coop_jax.data.pipeline import pixels
 from coop_jax.errors import InputError
@@ -128,8 +128,10 @@ def test_what_might_never_end_is_not_read(tmp_path, monkeypatch):
     }
     examples = examples_of(tmp_path, *wanted)
     for index, (name, reason) in enumerate(wanted.items()):
-        line = refusal(examples.image, index)
-        assert f"file {name} of the test split" in line and reason in line
+        given = memory.examples([tmp_path / name], split="test")
+        for call in ((examples.image, index), (given.image, 0), (getattr, given, "content")):
+            line = refusal(*call)
+            assert f"{name} of the test split" in line and reason in line
 
 
 def with_palette(**options):

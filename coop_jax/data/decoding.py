@@ -199,10 +199,12 @@ def _check_size(size: tuple[int, int], file_bytes: int, place: str) -> None:
     small_file = ALWAYS + PER_BYTE * file_bytes
     if width * height <= min(LARGEST, small_file):
         return
-    limit, of = (LARGEST, "") if small_file >= LARGEST else (small_file, f" of {file_bytes} bytes")
+    limit, of, advice = LARGEST, "", "make it smaller"
+    if small_file < LARGEST:
+        limit, of, advice = small_file, f" of {file_bytes} bytes", "replace the file"
     raise InputError(
         f"expected an image of at most {limit / 1e6:.0f} megapixels in {place}{of}, got"
-        f" {width} x {height} ({width * height / 1e6:.0f} megapixels); make it smaller"
+        f" {width} x {height} ({width * height / 1e6:.0f} megapixels); {advice}"
     )
 
 

@@ -122,10 +122,14 @@ class Examples:
 
     @functools.cached_property
     def content(self) -> str:
-        """SHA-256 over the SHA-256 of every image's encoded bytes, in order."""
+        """SHA-256 over the SHA-256 of every image's encoded bytes, in order.
+
+        Raises:
+            InputError: a file cannot be read; names it and the split.
+        """
         whole = hashlib.sha256()
-        for key in self.indices.tolist():
-            whole.update(hashlib.sha256(self.source[key]["image"]).digest())
+        for index in range(len(self)):
+            whole.update(hashlib.sha256(self.encoded(index)).digest())
         return whole.hexdigest()
 
     def encoded(self, index: int) -> bytes:
