@@ -1,11 +1,12 @@
 """One command family: coop_jax COMMAND, or python -m coop_jax COMMAND; see --help."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 
 from coop_jax import command_line
-from coop_jax.commands import COMMANDS
+from coop_jax.commands import COMMANDS, completion, version
 from coop_jax.errors import InputError
 
 HELP = """usage: coop_jax COMMAND ...
@@ -23,13 +24,18 @@ All commands:
 
 {commands}
 
-coop_jax COMMAND --help tells the rest. Exit code 0: all done; 1: some of it failed, as
-standard error says; 2: wrong input, in one line. Nothing is overwritten.
+coop_jax COMMAND --help tells the rest, --version the version, and --version --verbose what a bug
+report needs. Completion by the Tab key: eval "$(register-python-argcomplete coop_jax)"
+
+Exit code 0: all done; 1: some of it failed, as standard error says; 2: wrong input, in one line.
+Nothing is overwritten.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; its exit code."""
+    if completion.ASKED in os.environ:
+        completion.answer()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in COMMANDS:
         name, *rest = words
@@ -38,11 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answer(words: Sequence[str]) -> int:
-    """Help, or else say that there is no such command.
+    """Show the version or the help, or else say that there is no such command.
 
     Raises:
         InputError: there is no such command.
     """
+    if "--version" in words and set(words) <= {"--version", "--verbose"}:
+        return version.show("--verbose" in words)
     if words and not {"-h", "--help"} & set(words):
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         raise InputError(

@@ -1,5 +1,6 @@
 """The device mesh and how arrays lie on it."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from coop_jax.errors import InputError
+from coop_jax.terminal import one_line
 
 Tree = TypeVar("Tree")
 
@@ -37,9 +39,26 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ) from error
 
 
-def create_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+def devices() -> list[Any]:
+    """The devices that JAX uses.
+
+    Raises:
+        InputError: there are none of the platform that `JAX_PLATFORMS` names.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # for cuda, JAX fails with an assertion
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = one_line(error).partition(" (set JAX_PLATFORMS")[0] or "no such device"
+        raise InputError(
+            f"JAX_PLATFORMS: expected a platform that JAX finds here, got {asked!r:.80} (JAX says:"
+            f" {reason:.200}); install what it needs, choose another, or unset JAX_PLATFORMS"
+        ) from error
+
+
+def create_mesh(chosen: Sequence[Any] | None = None) -> Mesh:
     """A one-dimensional mesh over these `jax.devices()`, by default all, with axis "data"."""
-    return Mesh(np.asarray(devices or jax.devices()), ("data",))
+    return Mesh(np.asarray(chosen or devices()), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -133,11 +133,12 @@ class Predictor:
 
 
 def check_alone() -> None:
-    """Refuse to be one of several processes, as on several hosts.
+    """Refuse to be one of several processes, as on several hosts, or without a device.
 
     Raises:
-        InputError: this is one of them.
+        InputError: this is one of them, or JAX finds no device.
     """
+    parallel.devices()
     if (processes := jax.process_count()) > 1:
         raise InputError(
             f"expected one process to learn or use a prompt in, got {processes}; start it on one"

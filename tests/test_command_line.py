@@ -156,3 +156,39 @@ def test_ctrl_c_ends_a_process(tmp_path):
         """
     )
     assert (finished.returncode, finished.stderr) == (130, "interrupted\n")
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+    """Misspelt, or an accelerator that this machine has not; with JAX's own words."""
+    finished = run_python(
+        f"""
+        import os
+        import sys
+
+        import numpy as np
+
+        from coop_jax.__main__ import main
+
+        for platform in ("gpuu", "cuda"):
+            os.environ["JAX_PLATFORMS"] = platform
+            import jax
+
+            jax.config.update("jax_platforms", platform)
+            from coop_jax import Classifier
+            from coop_jax.errors import InputError
+
+            assert main(["run", "--config=quickstart", "--workdir={tmp_path / "w"}"]) == 2
+            assert main(["sweep", "quickstart", "--workdir={tmp_path / "w"}"]) == 2
+            try:
+                Classifier("tiny").fit([np.zeros((8, 8, 3), np.uint8)] * 2, ["a", "b"])
+            except InputError as error:
+                print(error, file=sys.stderr)
+            assert main(["--version", "--verbose"]) == 0
+        """
+    )
+    lines = finished.stderr.splitlines()
+    assert finished.returncode == 0 and len(lines) == 6, finished.stderr
+    assert all("got 'gpuu' (JAX says: Unable to initialize" in line for line in lines[:3])
+    assert all("got 'cuda' (JAX says: " in line for line in lines[3:])
+    assert not (tmp_path / "w").exists()
+    assert finished.stdout.startswith("coop_jax ") and "none: JAX_PLATFORMS" in finished.stdout

@@ -61,8 +61,9 @@ def load_its_clip(
     """The CLIP that a prompt names, or another name for it, and its tokenizer; not yet compared.
 
     Raises:
-        InputError: there is none of that name here.
+        InputError: there is none of that name here, or JAX finds no device.
     """
+    parallel.devices()
     try:
         return load_clip(clip or learned.backbone, dtype, tokenizer)
     except InputError as error:
@@ -83,8 +84,8 @@ def load_clip(
     Raises:
         InputError: there is none of that name, or its files cannot be used.
     """
-    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
     whole = parallel.replicated(parallel.create_mesh())
+    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
     nnx.update(model, parallel.put(nnx.state(model), whole))
     return model, its_tokenizer
 

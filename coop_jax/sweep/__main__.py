@@ -177,6 +177,9 @@ def run(chosen: argparse.Namespace) -> int:
 
 def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outcome]:
     if not groups or chosen.ray is None:
+        from coop_jax import parallel
+
+        parallel.devices()
         return in_this_process(groups)
     numbers = {
         name: value if getattr(chosen, name) is None else getattr(chosen, name)
