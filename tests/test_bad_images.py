@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import struct
 import sys
 import warnings
@@ -14,7 +15,7 @@ from makers import refusal
 from PIL import Image
 
 from coop_jax.clip import preprocess
-from coop_jax.data import decoding, memory
+from coop_jax.data import catalog, decoding, memory, prepare
 from coop_jax.data.examples import Examples, FileSource, ImageCache
 from coop_jax.data.pipeline import pixels
 from coop_jax.errors import InputError
@@ -278,6 +279,19 @@ def test_an_exif_orientation_counts_in_own_images_alone(tmp_path, orientation, f
     for _ in range(2):
         assert_same_picture(own.image(0), UPRIGHT)
         assert_same_picture(official.image(0), UPRIGHT if format == "TIFF" else lying)
+
+
+def test_own_images_are_upright_in_their_files_and_in_a_copy(tmp_path):
+    (tmp_path / "phone.jpg").write_bytes(as_a_camera_saves(6, "JPEG", quality=95)[1])
+    shutil.copy(tmp_path / "phone.jpg", tmp_path / "again.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,split\nphone.jpg,cat,train\nagain.jpg,cat,test\n")
+    for place in ("folder", "prepared copy"):
+        dataset = catalog.load(str(table), tmp_path)
+        assert dataset.place.startswith(place)
+        for split in (dataset.train, dataset.test, dataset.test.subset([0])):
+            assert_same_picture(split.image(0), UPRIGHT)
+        prepare.prepare(str(table), tmp_path)
 
 
 @pytest.mark.parametrize("orientation", FROM_UPRIGHT)
