@@ -76,17 +76,18 @@ def _folder(root: Path) -> tuple[Listing, list[str]]:
             " restore them or move them away"
         )
     warn_of_others(root, [path for folder in every for path in folder.paths(root, "others")])
-    files = {split: _files(root, found, labels) for split, found in classes.items()}
+    place = {label: number for number, label in enumerate(labels)}
+    files = {split: _files(root, found, place) for split, found in classes.items()}
     if is_cut:
         files = parts.cut(root, files["all"], labels, str(root))
     splits = {split: files.get(split, Files()) for split in SPLITS}
     return Listing(root, spoken(labels), splits), labels
 
 
-def _files(root: Path, classes: Sequence[folders.Folder], labels: Sequence[str]) -> Files:
-    """The images in and below class folders, with the place of each folder's name in `labels`."""
+def _files(root: Path, classes: Sequence[folders.Folder], labels: dict[str, int]) -> Files:
+    """The images in and below class folders, with the label of each folder's name."""
     found = [folder.paths(root, "images") for folder in classes]
-    numbers = [labels.index(folder.name) for folder in classes]
+    numbers = [labels[folder.name] for folder in classes]
     return Files(
         list(itertools.chain.from_iterable(found)),
         [number for number, paths in zip(numbers, found, strict=True) for _ in paths],
