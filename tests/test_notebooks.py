@@ -4,13 +4,17 @@ import base64
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "colab").glob("*.ipynb"))}
@@ -23,9 +27,9 @@ def read(name):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs a notebook in an empty folder; its outputs, and what an expression in the end is."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name, value in run_notebooks.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     folder = tmp_path / "notebook"
     folder.mkdir()
 
@@ -34,10 +38,9 @@ def run(tmp_path, monkeypatch):
         pairs = ", ".join(f"{key!r}: {value}" for key, value in expressions.items())
         last = f"import json\nprint(json.dumps({{{pairs}}}))"
         notebook.cells.append(nbformat.v4.new_code_cell(last))
-        resources = {"metadata": {"path": str(folder)}}
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
-        outputs = [output for cell in notebook.cells[:-1] for output in cell.get("outputs", [])]
-        return outputs, json.loads(notebook.cells[-1].outputs[0].text)
+        run_notebooks.execute(notebook, folder)
+        *outputs, found = run_notebooks.outputs(notebook)
+        return outputs, json.loads(found.text)
 
     return execute
 
@@ -114,12 +117,19 @@ def test_the_method_is_the_one_of_the_documentation():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebooks_are_kept_without_outputs(name):
-    notebook = read(name)
+def test_notebooks_are_kept_with_the_outputs_of_their_code(name):
+    """After a change of a notebook's code: `python tools/run_notebooks.py`."""
+    notebook, text = read(name), NOTEBOOKS[name].read_text()
     nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert NOTEBOOKS[name].read_text() == nbformat.writes(notebook) + "\n"
+    assert text == nbformat.writes(notebook) + "\n"
+    assert len(text) < 300_000
+    counts = [cell.execution_count for cell in run_notebooks.code(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert notebook.metadata.outputs_of == run_notebooks.digest(notebook)
+    outputs = list(run_notebooks.outputs(notebook))
+    assert len(pictures(outputs)) >= 2 and "(CPU)" in texts(outputs)
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not re.search(r"(?<![\w.])/(home|mnt|root|tmp|usr|work|Users)/", json.dumps(outputs))
 
 
 def test_every_notebook_has_a_test():
