@@ -17,10 +17,14 @@ from rich.progress import (
     Task,
     TextColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from coop_jax import printing
 from coop_jax.errors import InputError
+
+WIDE = 120
+"""Columns of a terminal that has room for a bar and a rate."""
 
 
 class RateColumn(ProgressColumn):
@@ -52,18 +56,22 @@ def _clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator[Progress | None]:
-    """A bar on standard error that counts `unit`, with rate and time left; None if no terminal."""
+    """A line on standard error that counts `unit`, with times; None if no terminal.
+
+    It has a bar and a rate where there is room.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
+    is_wide = console.width >= WIDE
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        *[BarColumn(20, table_column=Column(no_wrap=True))] * is_wide,
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        RateColumn(),
-        TimesColumn(),
+        *[RateColumn(table_column=Column(no_wrap=True))] * is_wide,
+        TimesColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console) as bar:
         yield bar

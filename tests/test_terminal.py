@@ -2,6 +2,7 @@ import io
 import logging
 import re
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -25,7 +26,7 @@ def test_bars_are_for_terminals(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     for bar, expected in (("images", "2/3 images"), ("steps", "4/5 steps")):
         file = io.StringIO()
-        console = Console(file=file, force_terminal=True, width=100)
+        console = Console(file=file, force_terminal=True, width=120)
         monkeypatch.setattr(terminal, "Console", lambda stderr, console=console: console)
         if bar == "images":
             with terminal.count_images(3, "reading") as advance:
@@ -47,3 +48,29 @@ def test_the_rate_is_how_many_are_done_in_a_second():
         now[0] = second
         bar.update(task, advance=2500)
     assert column.render(bar.tasks[0]).plain == "2,500/s"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_progress_is_one_line_that_says_which_time_is_which(width, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    monkeypatch.setattr(terminal, "Console", lambda stderr: console)
+    with terminal.progress_bar("steps") as bar:
+        bar.add_task("coop, 16 shots, seed [1], loss 2.314", total=600, completed=300)
+        quiet = Console(file=io.StringIO(), width=width)
+        with quiet.capture() as capture:
+            quiet.print(bar.make_tasks_table(bar.tasks))
+    (line,) = capture.get().splitlines()
+    times = r"300/600 steps +0:00:00 elapsed"
+    assert re.fullmatch(rf"coop, 16 shots, seed \[1\], loss 2.314 .*{times}", line.rstrip())
+    assert ("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in line) == (width == 120)
+
+
+def test_times_are_named():
+    assert terminal.times(61.4, 3600) == "0:01:01 elapsed, 1:00:00 left"
+    assert terminal.times(0, None) == "0:00:00 elapsed"
+
+
+def test_what_is_logged_is_one_line_each(capsys):
+    with terminal.messages():
+        logging.getLogger("coop_jax.somewhere").warning("passed over %s", "a\nb\x1b[31m.jpg")
+    assert capsys.readouterr().err == "passed over a\\nb\\x1b[31m.jpg\n"
