@@ -70,6 +70,11 @@ def test_issue_forms(form):
         assert field["attributes"]["label"]
 
 
+def test_the_bug_form_asks_for_versions_and_devices():
+    (command,) = re.findall(r"`(coop_jax [^`]*)`", page(".github/ISSUE_TEMPLATE/bug.yml"))
+    assert command == "coop_jax --version --verbose"  # tests/test_command_line.py runs it
+
+
 def test_the_citation_is_of_this_version():
     citation = read_yaml("CITATION.cff")
     assert citation["cff-version"] == "1.2.0" and citation["title"] == PROJECT["name"]
