@@ -1,9 +1,11 @@
 """Exported classifiers, used as others would: by PyTorch, and by JAX without this package."""
 
+import datetime
 import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -144,6 +146,33 @@ def test_programs_are_read_and_nothing_is_overwritten(make, clip, pixels, tmp_pa
     path.write_bytes(content[:1000])
     assert "damaged" in refusal(export.load_program, path)
     assert "absent" in refusal(export.load_program, tmp_path / "absent.stablehlo")
+
+
+class SevenMonthsAgo(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 3, 31, tzinfo=tz)
+
+
+def test_a_program_says_until_when_it_is_read(make, clip, tmp_path, monkeypatch):
+    path, said = tmp_path / "all.stablehlo", {"class_names": NAMES, "backbone": "tiny"}
+    exported = export.program(make("coop"), clip[0], platforms=["cpu"])
+    with monkeypatch.context() as patch:
+        patch.setattr("datetime.datetime", SevenMonthsAgo)
+        beside = json.loads(export.save_program(path, exported, **said).read_text())
+    assert (beside["exported"], beside["readable_until"]) == ("2026-03-31", "2026-09-27")
+    assert beside["jax"] == jax.__version__
+    content = path.read_bytes()
+    assert str(export.load_program(path).out_avals) == str(exported.out_avals)
+    stated = f"coop_jax 2026-03-31 jax {jax.__version__}".encode()
+    assert stated in content
+    unreadable = b"\xff" * 64 + content[64:]
+    path.write_bytes(unreadable)
+    line = refusal(export.load_program, path)
+    assert "exported on 2026-03-31" in line and "until 2026-09-27" in line
+    assert "damaged" not in line and "export it again" in line
+    path.write_bytes(unreadable.replace(b"2026-03-31", b"9026-03-31"))
+    assert "newer JAX" in refusal(export.load_program, path)
 
 
 def test_pytorch_and_transformers_use_the_class_weights(make, clip, pixels, tmp_path):

@@ -11,7 +11,7 @@ with image features of length one. CoCoOp has no such weights, since its texts d
 
 .stablehlo: a program for CPU, GPU (CUDA) and TPU that holds the CLIP's image tower (350 MB of
 ViT-B/16 in float32): uint8 pixels [batch, size, size, 3] to float32 logits [batch, classes]; a
-.json beside it names classes and pixels.
+.json beside it names classes and pixels. JAX promises to read it for six months: keep the prompt.
 """
 
 import argparse

@@ -1,6 +1,9 @@
 """A learned classifier for other software: its class weights alone, or all of it as StableHLO."""
 
+import dataclasses
+import datetime
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from coop_jax.terminal import write_new
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What a program is lowered for."""
+
+LIFETIME = datetime.timedelta(days=180)
+"""How long after an export JAX promises to read it: six months (JAX's documentation of jax.export,
+"Compatibility guarantees")."""
 
 WEIGHT = "weight"
 """The name of the one tensor in a file of class weights."""
@@ -111,13 +118,15 @@ def save_program(
 ) -> Path:
     """Write a program as `jax.export` serializes it, and beside it a `.json` that describes it.
 
+    Both say when it was exported, by which JAX, and until when JAX promises to read it.
+
     Returns:
         The path of the `.json`.
 
     Raises:
         InputError: one of the files is there, or cannot be written.
     """
-    path = Path(path)
+    path, today = Path(path), datetime.datetime.now(datetime.UTC).date()
     size = exported.in_avals[0].shape[1]
     description = {
         "classes": list(class_names),
@@ -126,10 +135,14 @@ def save_program(
         f" resized to {size} (bicubic), the centre cropped",
         "output": "float32 logits [batch, classes]; their softmax are the probabilities",
         "platforms": list(exported.platforms),
+        "exported": today.isoformat(),
+        "jax": jax.__version__,
+        "readable_until": (today + LIFETIME).isoformat(),
     }
+    named = dataclasses.replace(exported, fun_name=f"coop_jax {today} jax {jax.__version__}")
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     beside = path.with_suffix(".json")
-    write_new({path: bytes(exported.serialize()), beside: text.encode()})
+    write_new({path: bytes(named.serialize()), beside: text.encode()})
     return beside
 
 
@@ -137,7 +150,7 @@ def load_program(path: str | Path) -> Exported:
     """A program that `save_program` wrote; `load_program(path).call(pixels)` are the logits.
 
     Raises:
-        InputError: the file cannot be read, or is no such program.
+        InputError: the file cannot be read, is no such program, or too old for this JAX.
     """
     try:
         content = Path(path).expanduser().read_bytes()
@@ -149,9 +162,23 @@ def load_program(path: str | Path) -> Exported:
         return deserialize(bytearray(content))
     except Exception as error:  # FlatBuffers and MLIR raise many kinds
         raise InputError(
-            f"{path}: expected a program of jax.export, got a damaged file or one for another JAX"
-            f" ({type(error).__name__}); export it again"
+            f"{path}: expected a program that JAX {jax.__version__} reads, got"
+            f" {_described(content)} ({type(error).__name__}); export it again"
         ) from error
+
+
+def _described(content: bytes) -> str:
+    """What a file that cannot be read says of itself."""
+    said = re.search(rb"coop_jax (\d{4}-\d\d-\d\d) jax ([\w.+-]+)", content)
+    if said is None:
+        return "a damaged file or one for another JAX"
+    date, version = (text.decode() for text in said.groups())
+    until = datetime.date.fromisoformat(date) + LIFETIME
+    is_over = until < datetime.datetime.now(datetime.UTC).date()
+    return (
+        f"one that JAX {version} exported on {date}, which JAX promises to read until {until}"
+        + ("" if is_over else ": a damaged file, or of a newer JAX")
+    )
 
 
 @nnx.jit
