@@ -49,7 +49,7 @@ def compile_evaluation(
         scores = logits(state, frozen, classes, features)
         predicted = jnp.argmax(scores, axis=-1)
         correct = jnp.where(predicted == labels, weights, 0)
-        zeros = jnp.zeros(scores.shape[-1])
+        zeros = jnp.zeros(scores.shape[-1], jnp.float32)
         return {
             "correct": zeros.at[labels].add(correct),
             "labelled": zeros.at[labels].add(weights),

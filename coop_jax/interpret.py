@@ -45,7 +45,7 @@ def nearest_words(
     words, vectors = jnp.asarray(table[chosen]), vectors.reshape(-1, vectors.shape[-1])
 
     def nearest(vector: Array) -> tuple[Array, Array]:
-        distances = jnp.linalg.norm(words - vector, axis=-1)
+        distances = jnp.linalg.norm(words - vector[None], axis=-1)
         negative, index = jax.lax.top_k(-distances, count)
         return -negative, index
 

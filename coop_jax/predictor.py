@@ -102,7 +102,7 @@ class Predictor:
         found = []
         for start in range(0, max(len(encoded), 1), IMAGES_AT_ONCE):
             part = encoded[start : start + IMAGES_AT_ONCE]
-            padded = np.zeros((batch_rows(len(part), IMAGES_AT_ONCE), *encoded.shape[1:]), "f4")
+            padded = np.ones((batch_rows(len(part), IMAGES_AT_ONCE), *encoded.shape[1:]), "f4")
             padded[: len(part)] = part
             found.append(self._scorer.logits(padded)[: len(part)])
         return np.concatenate(found)

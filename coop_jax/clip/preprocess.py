@@ -178,8 +178,11 @@ def normalize(
             f"{pixels.dtype} {list(pixels.shape)}; pass the pixels as the transforms return them"
         )
     unit = jnp.asarray(pixels).astype(jnp.float32) / 255
-    normalised = (unit - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-    return normalised.astype(dtype)
+    shift, scale = (
+        jnp.asarray(values, jnp.float32).reshape((1,) * (unit.ndim - 1) + (3,))
+        for values in (mean, std)
+    )
+    return ((unit - shift) / scale).astype(dtype)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -32,11 +32,11 @@ class TextTower(nnx.Module):
         width = config.transformer.width
         self.config = config
         self.dtype = dtype
-        initial = nnx.initializers.normal(0.02)
-        self.token_embedding = nnx.Param(initial(rngs(), (config.vocabulary_size, width)))
-        self.positional_embedding = nnx.Param(
-            nnx.initializers.normal(0.01)(rngs(), (config.context_length, width))
-        )
+        tokens, positions = (config.vocabulary_size, width), (config.context_length, width)
+        initial = nnx.initializers.normal(0.02, jnp.float32)
+        self.token_embedding = nnx.Param(initial(rngs(), tokens))
+        initial = nnx.initializers.normal(0.01, jnp.float32)
+        self.positional_embedding = nnx.Param(initial(rngs(), positions))
         self.blocks = stack(config.transformer, dtype, rngs=rngs)
         self.final_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
         self.projection = nnx.Param(
@@ -87,7 +87,8 @@ class TextTower(nnx.Module):
                 f"prompts of {length} tokens do not fit the context of {self.config.context_length}"
             )
         positions = self.positional_embedding[...].astype(self.dtype)
-        shared = self._keys_and_values(prefix.astype(self.dtype) + positions[:split])
+        first = jnp.broadcast_to(positions[:split], prefix.shape)
+        shared = self._keys_and_values(prefix.astype(self.dtype) + first)
 
         def encode_chunk(chunk: tuple[Array, Array | None, Parts]) -> Array:
             tokens, number, parts = chunk
@@ -144,7 +145,7 @@ class TextTower(nnx.Module):
             slots=places.reshape(1, 1, -1),
             places=places,
             within=jnp.ones_like(places, bool),
-            end=places[..., 0] + self.end(tokens),
+            end=places[..., 0] + self.end(tokens)[None, None],
         )
         rows = jnp.arange(texts)
         whole = Packing(parts, rows.reshape(1, 1, -1), rows)

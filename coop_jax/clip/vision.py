@@ -23,7 +23,7 @@ class VisionTransformer(nnx.Module):
     def __init__(self, config: ViTConfig, embedding: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
         width = config.transformer.width
         tokens = (config.image_size // config.patch_size) ** 2 + 1
-        initial = nnx.initializers.normal(width**-0.5)
+        initial = nnx.initializers.normal(width**-0.5, jnp.float32)
         self.patch_size = config.patch_size
         self.dtype = dtype
         self.patch_embedding = create_linear(
@@ -48,7 +48,7 @@ class VisionTransformer(nnx.Module):
         first = self.class_embedding[...].astype(self.dtype)
         first = jnp.broadcast_to(first, (batch, 1, first.shape[-1]))
         x = jnp.concatenate([first, embedded], axis=1)
-        x = self.initial_norm(x + self.positional_embedding[...].astype(self.dtype))
+        x = self.initial_norm(x + self.positional_embedding[...].astype(self.dtype)[None])
         x, _ = scan(self.blocks, lambda block, x, _: (block(x), None), x)
         pooled = self.final_norm(x[:, 0])
         return jnp.dot(pooled, self.projection[...], precision=precision(self.dtype))
@@ -130,7 +130,7 @@ class AttentionPool(nnx.Module):
     ):
         self.heads = heads
         self.positional_embedding = nnx.Param(
-            nnx.initializers.normal(width**-0.5)(rngs(), (positions + 1, width))
+            nnx.initializers.normal(width**-0.5, jnp.float32)(rngs(), (positions + 1, width))
         )
         self.query = create_linear(width, width, dtype, rngs=rngs)
         self.key = create_linear(width, width, dtype, rngs=rngs)
@@ -141,7 +141,7 @@ class AttentionPool(nnx.Module):
         """The mean position attends to itself and all positions."""
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = x + self.positional_embedding[...].astype(x.dtype)[None]
 
         def split(projected: Array) -> Array:
             return projected.reshape(*projected.shape[:-1], self.heads, -1)

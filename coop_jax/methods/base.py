@@ -224,8 +224,19 @@ def create(
             f"method {name}: expected at most {longest} tokens, which the CLIP reads, got"
             f" {settings['n_ctx']} context vectors; lower n_ctx"
         )
-    rngs = nnx.Rngs(seed)
-    return module.Method(clip, tokenizer, tuple(class_names), settings, rngs=rngs, shards=shards)
+    with jax.threefry_partitionable(True):
+        rngs, names = create_rngs(seed), tuple(class_names)
+        return module.Method(clip, tokenizer, names, settings, rngs=rngs, shards=shards)
+
+
+def create_rngs(seed: int) -> nnx.Rngs:
+    """Random numbers that depend on the seed alone: on none of JAX's switches.
+
+    They are those of `nnx.Rngs(seed)` where the switches are as JAX has them. Of the seed the 32
+    lowest bits count.
+    """
+    words = jax.device_put(np.asarray([0, seed % 2**32], np.uint32))
+    return nnx.Rngs(jax.random.wrap_key_data(words, impl="threefry2x32"))
 
 
 def _module(name: str) -> Any:

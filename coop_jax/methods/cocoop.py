@@ -41,7 +41,8 @@ class MetaNet(nnx.Module):
 
         def uniform(inputs: int, *shape: int) -> Learned:
             bound = inputs**-0.5
-            return Learned(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+            key, span = rngs.params(), (-bound, bound)
+            return Learned(jax.random.uniform(key, shape, jnp.float32, *span))
 
         self.kernel1 = uniform(embedding, embedding, hidden)
         self.bias1 = uniform(embedding, hidden)
@@ -52,8 +53,9 @@ class MetaNet(nnx.Module):
         """What the images add to every context vector, in the dtype of the net's variables."""
         dtype = self.kernel1.dtype
         features, exact = features.astype(dtype), precision(dtype)
-        hidden = jnp.dot(features, self.kernel1[...], precision=exact) + self.bias1[...]
-        return jnp.dot(jax.nn.relu(hidden), self.kernel2[...], precision=exact) + self.bias2[...]
+        hidden = jnp.dot(features, self.kernel1[...], precision=exact) + self.bias1[...][None]
+        shift = jnp.dot(jax.nn.relu(hidden), self.kernel2[...], precision=exact)
+        return shift + self.bias2[...][None]
 
 
 class Method(nnx.Module):
@@ -103,7 +105,7 @@ class Method(nnx.Module):
         start, packed = self.start[...], self.packed
 
         def of_images(images: Float[Array, "some embedding"]) -> Float[Array, "some classes"]:
-            context = self.context[...] + self.meta_net(images)[:, None, :]
+            context = self.context[...][None] + self.meta_net(images)[:, None]
             shared = jnp.broadcast_to(start, (len(images), *start.shape))
             prefix = jnp.concatenate([shared, context.astype(start.dtype)], axis=1)
 

@@ -75,7 +75,7 @@ class Method(nnx.Module):
         """Affine in the unnormalised features, float32."""
         features = jnp.asarray(image_features, jnp.float32)
         product = jnp.dot(features, classes.T, precision=precision(jnp.float32))
-        return product + self.bias[...]
+        return product + self.bias[...][None]
 
     def fit(
         self,
