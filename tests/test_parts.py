@@ -100,7 +100,7 @@ def test_a_table_in_any_order_has_the_same_parts_as_its_folder(tmp_path):
 
 
 digests = st.binary(min_size=1, max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
-classes = st.sets(digests, min_size=3, max_size=30)
+classes = st.sets(digests, min_size=4, max_size=30)
 
 
 @given(classes)
@@ -122,6 +122,12 @@ def test_what_needs_no_filling_stays_whatever_is_added(images, more):
     if before == {digest: parts.part_of(digest) for digest in images}:
         after = parts.filled(images | more)
         assert {digest: after[digest] for digest in images} == before
+
+
+@given(classes, digests)
+def test_one_image_more_or_less_takes_none_from_train_to_test_or_back(images, another):
+    fewer, more = parts.filled(images - {another} or images), parts.filled(images | {another})
+    assert all({fewer[d], more[d]} != {"train", "test"} for d in fewer.keys() & more.keys())
 
 
 @given(classes, st.sets(digests, max_size=10))
