@@ -1,10 +1,8 @@
 """The settings of a run: defaults, checks, and the workdir that belongs to them."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from coop_jax import features, methods, metrics, optim
@@ -13,8 +11,6 @@ from coop_jax.clip.config import DTYPES
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
-CONFIG_FILE = "config.json"
-UNFINISHED_FILE = "config.unfinished"
 PARTS = ("base", "new", "all")
 
 
@@ -26,14 +22,23 @@ def _are_texts(values: Sequence[str]) -> bool:
     return not isinstance(values, str) and all(isinstance(value, str) for value in values)
 
 
-def _are_different(values: Sequence[int]) -> bool:
-    whole = all(isinstance(value, int) and value >= 1 for value in values)
+def _are_different(values: Sequence[int], highest: float = math.inf) -> bool:
+    whole = all(isinstance(value, int) and 1 <= value <= highest for value in values)
     return whole and 0 < len(values) == len(set(values))
+
+
+def _is_of_this_machine(folder: str) -> bool:
+    return "://" not in folder
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shots": (_are_different, "different positive whole numbers"),
-    "seeds": (_are_different, "different positive whole numbers"),
+    "seeds": (
+        lambda values: _are_different(values, sampling.LAST_SEED),
+        f"different whole numbers from 1 to {sampling.LAST_SEED}",
+    ),
+    "data_dir": (_is_of_this_machine, "a folder that this machine sees"),
+    "feature_cache": (_is_of_this_machine, "a folder that this machine sees"),
     "targets": (_are_texts, "names of datasets"),
     "parts": (
         lambda value: value and set(value) <= set(PARTS) and len(value) == len(set(value)),
@@ -149,9 +154,9 @@ def check(config: Mapping[str, Any]) -> None:
     for group in ("clip", "optimizer", "augmentation"):
         _check_keys(config[group], expected[group], f"config.{group}")
     if config["clip"]["dtype"] not in DTYPES:
-        raise InputError(
-            f"config.clip.dtype: expected one of {', '.join(DTYPES)},"
-            f" got {config['clip']['dtype']!r}"
+        raise InputError.of_setting(
+            "config.clip.dtype",
+            f"expected one of {', '.join(DTYPES)}, got {config['clip']['dtype']!r:.80}; choose one",
         )
     name = config["method"].get("name")
     settings = {"name": name, **methods.default_config(name)}
@@ -163,7 +168,9 @@ def check(config: Mapping[str, Any]) -> None:
         except TypeError:
             valid = False
         if not valid:
-            raise InputError(f"config.{key}: expected {expectation}, got {values[key]}")
+            raise InputError.of_setting(
+                f"config.{key}", f"expected {expectation}, got {values[key]!s:.80}; correct it"
+            )
     metrics.require(config["loggers"])
 
 
@@ -174,44 +181,3 @@ def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
             f"{where}: unknown settings {unknown}, missing settings {missing};"
             f" expected exactly {', '.join(expected)}"
         )
-
-
-def check_workdir(config: Mapping[str, Any], workdir: Path) -> None:
-    """Make sure that a workdir is new, empty, or an earlier run's with the same config.
-
-    Raises:
-        InputError: the workdir belongs to another config or to something else.
-    """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
-        if found - {UNFINISHED_FILE} or (workdir.exists() and not workdir.is_dir()):
-            raise InputError(
-                f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
-                f" files and no {CONFIG_FILE}; name another --workdir"
-            )
-        return
-    earlier = flat(source.read_json(path))
-    now = flat(json.loads(json.dumps(config)))
-    different = sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
-    if different:
-        raise InputError(
-            f"{workdir}: holds a run of another config (different: {', '.join(different)});"
-            f" name another --workdir, or run with the config in its {CONFIG_FILE} to resume it"
-        )
-
-
-def claim(config: Mapping[str, Any], workdir: Path) -> None:
-    """Write the config into a workdir, after `check_workdir`."""
-    check_workdir(config, workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / CONFIG_FILE
-        if not path.exists():
-            unfinished = workdir / UNFINISHED_FILE
-            unfinished.write_text(json.dumps(config, indent=2))
-            unfinished.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"
-        ) from error

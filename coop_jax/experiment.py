@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import encoding, evaluate, features, fitting, methods, parallel, results
+from coop_jax import workdir as workdir_module
 from coop_jax.clip import source
 from coop_jax.data import catalog, pipeline, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
@@ -63,7 +64,7 @@ class Experiment:
         config_module.check(config)
         self.config = config
         self.workdir = Path(workdir)
-        config_module.check_workdir(config, self.workdir)
+        workdir_module.check(config, self.workdir)
         self.mesh = parallel.create_mesh()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
         chosen = config["clip"]
@@ -147,7 +148,7 @@ class Experiment:
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
         if parallel.is_first():
-            config_module.claim(self.config, self.workdir)
+            workdir_module.claim(self.config, self.workdir)
         parallel.wait("claimed the workdir")
 
     @property

@@ -14,7 +14,7 @@ from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import fitting, prompts
 from coop_jax.clip import source
-from coop_jax.data import catalog, few_shot, memory
+from coop_jax.data import catalog, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import Images, Labels
 from coop_jax.errors import InputError
@@ -120,7 +120,7 @@ class Learner:
         Raises:
             InputError: a setting, image, label or class name that will not do.
         """
-        config, seed = self._config(), _whole("seed", self.seed)
+        config, seed = self._config(), _whole("seed", self.seed, 0, sampling.LAST_SEED)
         dataset = self._training_set(images, labels, class_names)
         warn_of_embedded_clip(config["clip"]["name"], dataset.name)
         dataset = few_shot.draw(dataset, config["sampling"], self.shots, seed)
@@ -322,14 +322,22 @@ class Learner:
         if self.shots is not None:
             config["shots"] = (_whole("shots", self.shots),)
         config["feature_cache"] = _text("feature_cache", self.feature_cache)
-        config["epochs"] = 0 if self.epochs is None else _whole("epochs", self.epochs)
+        config["epochs"] = 0 if self.epochs is None else _whole("epochs", self.epochs, 0)
         config["batch_size"] = _whole("batch_size", self.batch_size)
         config["encode_batch_size"] = _whole("encode_batch_size", self.encode_batch_size)
         config["optimizer"]["learning_rate"] = self.learning_rate
         config["optimizer"] |= _mapping("optimizer", self.optimizer)
         config["augmentation"] |= _mapping("augmentation", self.augmentation)
-        config_module.check(config)
+        try:
+            config_module.check(config)
+        except InputError as error:
+            raise error.renamed(self._parameter) from None
         return config
+
+    def _parameter(self, setting: str) -> str:
+        """What a setting of the config is called here."""
+        group, _, name = setting.removeprefix("config.").rpartition(".")
+        return name if hasattr(self, name) else f"{group}[{name!r}]"
 
     def _training_set(self, images: Any, labels: Any, class_names: Any) -> Dataset:
         if not isinstance(images, str | os.PathLike | Dataset):
@@ -357,13 +365,17 @@ class Learner:
         return self
 
 
-def _whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any, lowest: int = 1, highest: int | None = None) -> int:
     try:
-        return operator.index(value)
+        found = operator.index(value)
     except TypeError:
-        raise InputError(
-            f"expected {name} as a whole number, got {value!r}; give one such as 1"
-        ) from None
+        found = lowest - 1
+    if found < lowest or (highest is not None and found > highest):
+        limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise InputError.of_setting(
+            name, f"expected a whole number {limits}, got {value!r:.80}; give one"
+        )
+    return found
 
 
 def _text(name: str, value: Any) -> str:

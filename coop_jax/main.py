@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import command_line, config_files
+from coop_jax.errors import InputError
 from coop_jax.printing import escaped, plural
 
 
@@ -50,7 +51,13 @@ def run(chosen: argparse.Namespace) -> int:
         from coop_jax import parallel
 
         parallel.join(*cluster)
-    run_and_show(config, chosen.workdir)
+    from coop_jax import workdir
+
+    try:
+        with workdir.held(config, chosen.workdir):
+            run_and_show(config, chosen.workdir)
+    except InputError as error:
+        raise error.renamed(lambda name: f"--{name}") from None
     return 0
 
 

@@ -30,9 +30,10 @@ def require(loggers: Iterable[str]) -> None:
         try:
             importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError as error:
-            raise InputError(
-                f"config.loggers: expected the library {name}, got an installation without; pip"
-                f" install {name}, or leave {name!r} out"
+            raise InputError.of_setting(
+                "config.loggers",
+                f"expected the library {name}, got an installation without; pip install {name}, or"
+                f" leave {name!r} out",
             ) from error
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coop_jax import parallel, results
+from coop_jax import parallel, results, workdir
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.printing import percent
@@ -47,10 +47,11 @@ def transfer(experiment: Experiment) -> Plan:
     names = [dataset.name for dataset in datasets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or len(datasets) < 2:
-        raise InputError(
-            f"config.targets: expected datasets to evaluate on besides {source.name}, each with a"
-            f" name of its own, got {', '.join(repeated) or 'none'}{' twice' * bool(repeated)};"
-            " name others, e.g. --config.targets=\"('dtd',)\", or rename a folder or file"
+        raise InputError.of_setting(
+            "config.targets",
+            f"expected datasets to evaluate on besides {source.name}, each with a name of its own,"
+            f" got {', '.join(repeated) or 'none'}{' twice' * bool(repeated)}; name others, e.g."
+            " --config.targets=\"('dtd',)\", or rename a folder or file",
         )
     return Plan("all", tuple(Target(dataset, "test") for dataset in datasets))
 
@@ -119,15 +120,28 @@ def _place(plan: Plan, row: Result) -> str:
     return f"{row.dataset}, {row.split}: "
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> tuple[Experiment, Plan, list[Result]]:
-    """Run the protocol that the config names; all results of the workdir.
+def check(config: Mapping[str, Any]) -> None:
+    """See that there is the protocol that the config names.
 
     Raises:
-        InputError: the config, or what it names, cannot be used; nothing has been written then.
+        InputError: there is not.
     """
     name = config.get("protocol")
     if name not in PROTOCOLS:
-        raise InputError(f"config.protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}")
-    experiment = Experiment(config, workdir)
-    plan = PROTOCOLS[name](experiment)
-    return experiment, plan, execute(experiment, plan)
+        raise InputError.of_setting(
+            "config.protocol", f"expected one of {', '.join(PROTOCOLS)}, got {name!r:.80}"
+        )
+
+
+def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list[Result]]:
+    """Run the protocol that the config names; all results of the workdir, held meanwhile.
+
+    Raises:
+        InputError: the config, or what it names, cannot be used, or another process writes to the
+            workdir; nothing has been written then.
+    """
+    check(config)
+    with workdir.held(config, folder):
+        experiment = Experiment(config, folder)
+        plan = PROTOCOLS[config["protocol"]](experiment)
+        return experiment, plan, execute(experiment, plan)

@@ -83,7 +83,10 @@ def run(chosen: argparse.Namespace) -> int:
         data_dir=chosen.data_dir or "",
     )
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
-    learner.fit(dataset)
+    try:
+        learner.fit(dataset)
+    except InputError as error:
+        raise error.renamed(lambda name: f"--{name.replace('_', '-')}") from None
     learner.save(folder)
     classes = plural(len(learner.classes_), "class", "classes")
     print(escaped(f"saved {folder}: {chosen.method}, {classes}"), flush=True)

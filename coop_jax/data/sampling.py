@@ -8,6 +8,9 @@ from jaxtyping import Int
 
 from coop_jax.errors import InputError
 
+LAST_SEED = 2**32 - 1
+"""The greatest seed: NumPy takes none above, and JAX would take it for a smaller one."""
+
 FRACTIONS = (0.5, 0.2)
 """Train's and val's share of every class where there is no split (protocol 2.1)."""
 

@@ -162,7 +162,14 @@ def run(chosen: argparse.Namespace) -> int:
     for name in (*RAY_OPTIONS, "resource"):
         if chosen.ray is None and getattr(chosen, name) is not None:
             raise InputError(f"expected --ray with --{name}, got none; add --ray")
-    workdir = chosen.workdir.absolute()
+    from coop_jax import workdir
+
+    folder = chosen.workdir.absolute()
+    with workdir.locked(folder):
+        return _run(chosen, folder)
+
+
+def _run(chosen: argparse.Namespace, workdir: Path) -> int:
     groups = plan(chosen.configs, chosen.settings, workdir)
     left = [group for group in groups if not group.is_finished]
     open_inputs(left)
@@ -176,7 +183,9 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outcome]:
-    if not groups or chosen.ray is None:
+    if not groups:
+        return ()
+    if chosen.ray is None:
         from coop_jax import parallel
 
         parallel.devices()

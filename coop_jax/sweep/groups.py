@@ -41,9 +41,11 @@ class Group(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier process came to its end, and its results are still there."""
+        """Whether an earlier process came to its end, and its results are still there and all."""
+        from coop_jax import workdir
+
         finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
-        if not (finished.is_file() and found.is_file()):
+        if not (finished.is_file() and found.is_file() and workdir.holds(self.config, self.folder)):
             return False
         return finished.read_text() == str(len(results.read(found)))
 
@@ -54,7 +56,10 @@ def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[
     Raises:
         InputError: a config cannot run, two are the same, or the workdir belongs to others.
     """
+    from coop_jax.workdir import LOCK_FILE
+
     entries = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+    entries.discard(LOCK_FILE)
     if (workdir.exists() and not workdir.is_dir()) or (entries and GROUPS not in entries):
         raise InputError(
             f"expected --workdir as a new folder or an earlier sweep's, got {workdir}, which has"
@@ -89,14 +94,14 @@ def _naming(word: str) -> Iterator[None]:
 def _check(group: Group) -> None:
     """Refuse a config that cannot run, or whose workdir is another's."""
     from coop_jax import config as config_module
-    from coop_jax import protocols
+    from coop_jax import protocols, workdir
 
-    config_module.check(group.config)
-    protocol = group.config["protocol"]
-    if protocol not in protocols.PROTOCOLS:
-        names = ", ".join(protocols.PROTOCOLS)
-        raise InputError(f"config.protocol: expected one of {names}, got {protocol!r}")
-    config_module.check_workdir(group.config, group.folder)
+    try:
+        config_module.check(group.config)
+        protocols.check(group.config)
+    except InputError as error:
+        raise error.renamed(lambda name: f"--{name}") from None
+    workdir.check(group.config, group.folder)
 
 
 def open_inputs(groups: Iterable[Group]) -> None:

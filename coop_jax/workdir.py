@@ -1,0 +1,190 @@
+"""The folder of a run: whose it is, what may be added to it, and that one process writes it."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from coop_jax import config as config_module
+from coop_jax import parallel
+from coop_jax.clip import source
+from coop_jax.errors import InputError
+from coop_jax.terminal import check_name
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE = "config.json", "config.unfinished", "lock"
+
+GROWING = ("shots", "seeds")
+"""Settings whose values may become more in a workdir."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that knows no locks."""
+
+_held: set[Path] = set()
+"""The folders that this process holds."""
+
+
+def check(config: Mapping[str, Any], workdir: Path) -> None:
+    """Make sure that a workdir is new, empty, or an earlier run's whose config this one continues.
+
+    Raises:
+        InputError: the workdir belongs to another config or to something else.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+        if found - {UNFINISHED_FILE, LOCK_FILE} or (workdir.exists() and not workdir.is_dir()):
+            raise InputError(
+                f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
+                f" files and no {CONFIG_FILE}; name another --workdir"
+            )
+        return
+    earlier, now = config_module.flat(source.read_json(path)), config_module.flat(_as_read(config))
+    different = sorted(
+        key
+        for key in {*earlier, *now}
+        if not (earlier.get(key) == now.get(key) or _grows(key, earlier.get(key), now.get(key)))
+    )
+    if different:
+        raise InputError(
+            f"{workdir}: holds a run of another config (different: {', '.join(different)}); name"
+            f" another --workdir, or run with the config in its {CONFIG_FILE} to resume it"
+            f" ({' and '.join(GROWING)} may be added to)"
+        )
+
+
+def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it would be read from its file."""
+    return json.loads(json.dumps(config))
+
+
+def _grows(key: str, earlier: Any, now: Any) -> bool:
+    """Whether a setting has all its earlier values, and may have others."""
+    return key in GROWING and isinstance(earlier, list) and all(value in now for value in earlier)
+
+
+def holds(config: Mapping[str, Any], workdir: Path) -> bool:
+    """Whether a workdir's config is this one, with nothing to be added."""
+    path = workdir / CONFIG_FILE
+    return path.is_file() and source.read_json(path) == _as_read(config)
+
+
+def claim(config: Mapping[str, Any], workdir: Path) -> None:
+    """Write the config into a workdir, after `check`."""
+    check(config, workdir)
+    if holds(config, workdir):
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        unfinished = workdir / UNFINISHED_FILE
+        unfinished.write_text(json.dumps(config, indent=2))
+        unfinished.replace(workdir / CONFIG_FILE)
+    except OSError as error:
+        raise _not_writable(workdir, error) from error
+
+
+@contextlib.contextmanager
+def held(config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
+    """Hold the workdir of a config that can run, by the first process for all that train together.
+
+    Raises:
+        InputError: the config cannot run, or the workdir is another's.
+    """
+    config_module.check(config)
+    check_name(workdir)
+    check(config, workdir)
+    parallel.devices()
+    problem = None
+    with contextlib.ExitStack() as stack:
+        if parallel.is_first():
+            try:
+                stack.enter_context(locked(workdir))
+            except InputError as error:
+                problem = error
+        if not parallel.all_agree(problem is None):
+            raise problem or InputError(
+                f"expected a --workdir that the first process can hold, got {workdir}; see what it"
+                " says"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold a workdir against other processes for as long as this one lives or is inside.
+
+    The folder is made for that, and goes again if nothing has come into it. A process may hold a
+    workdir more than once. Network file systems pass the lock on to all their hosts (NFS does);
+    where one has no locks, that is said and nothing is held.
+
+    Raises:
+        InputError: another process holds it, as the message says, or it cannot be written.
+    """
+    place = workdir.resolve()
+    if place in _held:
+        yield
+        return
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
+    try:
+        descriptor = _lock(place)
+    except OSError as error:
+        raise _not_writable(workdir, error) from error
+    _held.add(place)
+    try:
+        yield
+    finally:
+        _held.remove(place)
+        with contextlib.suppress(OSError):
+            (place / LOCK_FILE).unlink()
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+
+
+def _lock(workdir: Path) -> int:
+    """The open file that holds the lock."""
+    path = workdir / LOCK_FILE
+    while True:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another"
+            os.close(descriptor)
+            raise InputError(
+                f"expected a --workdir that no other process writes to, got {workdir}, to which"
+                f" {holder} writes; wait until that ends, or name another"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+            logger.warning(
+                "%s: its file system has no locks (%s); let no other process write there",
+                *(workdir, error.strerror),
+            )
+            return descriptor
+        # Whoever held it may have removed the file between opening and locking it.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            break
+        os.close(descriptor)
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode())
+    return descriptor
+
+
+def _not_writable(workdir: Path, error: OSError) -> InputError:
+    return InputError(
+        f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"
+    )

@@ -1,0 +1,148 @@
+"""A workdir is one config's, may be added to, and is written by one process."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from makers import coop_data
+from record_presets import small
+
+from coop_jax import protocols, results, workdir
+from coop_jax.__main__ import main
+from coop_jax.errors import InputError
+from coop_jax.sweep.groups import FINISHED_FILE, Group
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coop_data(tmp_path_factory.mktemp("data"), ["dtd"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "dtd"
+
+
+def run(data, folder, **changes):
+    """A linear probe, which is quick; every file of the workdir."""
+    protocols.run(small("linear_probe:dtd", data, **changes), folder)
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def learned(folder):
+    rows = results.find(results.read(folder / results.FILE_NAME), method="linear_probe")
+    return {(row.shots, row.seed): row.accuracy for row in rows}
+
+
+def test_shots_and_seeds_are_added_to_what_is_there(data, folder, tmp_path):
+    before = run(data, folder, shots=(2,), seeds=(1,))
+    after = run(data, folder, shots=(1, 2), seeds=(1, 2))
+    record = folder / results.FILE_NAME
+    assert after[record].startswith(before[record])
+    kept = [path for path in before if path.parts[-2].endswith("2_shots_seed_1")]
+    assert kept and all(after[path] == before[path] for path in kept)
+    at_once = tmp_path / "at_once"
+    run(data, at_once, shots=(1, 2), seeds=(1, 2))
+    assert learned(folder) == learned(at_once) and len(learned(folder)) == 4
+    assert json.loads(after[folder / "config.json"])["seeds"] == [1, 2]
+    assert run(data, folder, shots=(1, 2), seeds=(1, 2)) == after
+    for changes, keys in (
+        ({"seeds": (1,), "shots": (1, 2)}, "seeds"),
+        ({"seeds": (2, 3), "shots": (1, 4)}, "seeds, shots"),
+        ({"seeds": (1, 2, 3), "shots": (1, 2), "sampling": "coop"}, "sampling"),
+    ):
+        with pytest.raises(InputError, match=rf"\(different: {keys}\); name another --workdir"):
+            run(data, folder, **changes)
+    assert {path: path.read_bytes() for path in after} == after
+
+
+def test_a_sweep_s_group_to_which_something_is_added_is_not_finished(data, tmp_path):
+    config = small("linear_probe:dtd", data)
+    group = Group("linear_probe:dtd", config, tmp_path)
+    workdir.claim(config, group.folder)
+    (group.folder / results.FILE_NAME).write_text("")
+    (group.folder / FINISHED_FILE).write_text("0")
+    assert group.is_finished
+    assert not group._replace(config=config | {"seeds": (1, 2)}).is_finished
+
+
+@pytest.fixture
+def other(folder):
+    """Another process that holds the folder; it is killed in the end."""
+    folder.mkdir(parents=True)
+    code = f"""
+from pathlib import Path
+from coop_jax import workdir
+with workdir.locked(Path({str(folder)!r})):
+    print(flush=True)
+    input()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_at_once(data, folder, other, capsys):
+    config = f"--config.data_dir={data}", "--config.clip.name=tiny"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for words in (["run", "--config=linear_probe:dtd"], ["sweep", "linear_probe:dtd"]):
+        assert main([*words, *config, f"--workdir={folder}"]) == 2
+        out, err = capsys.readouterr()
+        said = (
+            rf"got {folder}, to which process {other.pid} on \S+, since 20[\d :+-]+, writes; wait"
+        )
+        assert out == "" and err.count("\n") == 1 and re.search(said, err)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    other.kill()
+    other.wait()
+    with workdir.locked(folder):
+        assert f"process {os.getpid()} on" in (folder / workdir.LOCK_FILE).read_text()
+
+
+def test_a_lock_leaves_nothing_and_may_be_held_twice(folder):
+    with workdir.locked(folder):
+        with workdir.locked(folder):
+            pass
+        with (folder / workdir.LOCK_FILE).open("r+") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not folder.parent.exists()
+    with workdir.locked(folder):
+        (folder / "kept").touch()
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_made_again(folder, monkeypatch):
+    """By the process before, between the two lines that open and lock the file."""
+    lock, removed = fcntl.flock, []
+
+    def remove_first(file, how):
+        if not removed:
+            removed.append((folder / workdir.LOCK_FILE).unlink())
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with workdir.locked(folder):
+        assert removed and (folder / workdir.LOCK_FILE).read_text().startswith("process ")
+
+
+def test_a_file_system_without_locks_is_told(folder, monkeypatch, caplog):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with workdir.locked(folder):
+        (said,) = caplog.messages
+    assert "has no locks (No locks available); let no other process write there" in said
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="expected a --workdir to write to"):
+        run(data, tmp_path / "file" / "below")
