@@ -403,7 +403,7 @@ def test_images_that_were_learned_from_do_not_count(data, mine, mixed, run, refu
     code, out, err = run("fit", mixed, tmp_path / "new", *FIT, "--epochs=1")
     assert (code, err) == (0, [said])
     score = Classifier.load(tmp_path / "new").score(data)
-    assert out[1] == f"accuracy on the test images: {score:.1%}"
+    assert out[1] == f"accuracy on the test images: {100 * score:.1f} %"
     shutil.rmtree(mixed / "test")
     shutil.copytree(mixed / "train", mixed / "test")
     line = refused("evaluate", mine, mixed)

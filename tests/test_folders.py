@@ -132,8 +132,7 @@ def test_what_is_passed_over_besides_is_said(tmp_path, caplog):
     assert caplog.messages == [
         f"{root}: passed over images beside the folders train, test: extra/ (4 images), cover.JPG",
         f"{root}/train: passed over images beside the folders cat: 1.png",
-        f"{root}: passed over 1 files and folders that are no images by their names:"
-        " train/cat/notes.txt",
+        f"{root}: passed over 1 file or folder that is no image by its name: train/cat/notes.txt",
     ]
 
 

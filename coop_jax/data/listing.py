@@ -15,6 +15,7 @@ import numpy as np
 
 from coop_jax.data import decoding
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +145,12 @@ def labelled_folders(
 def warn_of_others(root: Path, others: Sequence[str]) -> None:
     """Say in one line what is passed over, if anything is."""
     if others:
-        logger.warning(
-            "%s: passed over %d files and folders that are no images by their names: %s",
-            *(root, len(others), some(others)),
+        what = plural(
+            len(others),
+            "file or folder that is no image by its name",
+            "files and folders that are no images by their names",
         )
+        logger.warning("%s: passed over %s: %s", root, what, some(others))
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:

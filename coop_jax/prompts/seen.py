@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,10 @@ def tell(used: Bool[np.ndarray, " examples"], split: str, what: str) -> None:
     """Log how many of a split's images were used, if any, and what is done about them."""
     if used.any():
         logger.warning(
-            "%d of %d %s images were used to learn this prompt; they are %s",
-            *(used.sum(), len(used), split, what),
+            "%d of %s %s used to learn this prompt; %s %s",
+            *(used.sum(), plural(len(used), f"{split} image")),
+            *(("was", "it is") if used.sum() == 1 else ("were", "they are")),
+            what,
         )
 
 
