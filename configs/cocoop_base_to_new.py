@@ -3,7 +3,7 @@ r"""CoCoOp paper, Table 1: from base to new classes of one dataset.
 Words: cocoop or coop, a dataset, halves or class_incremental (which adds all classes together), a
 precision.
 
-    python -m coop_jax.main --config=configs/cocoop_base_to_new.py:dtd,cocoop \
+    coop_jax run --config=cocoop_base_to_new:dtd,cocoop \
         --config.data_dir=$DATA --workdir=DIR
 
 ViT-B/16, 16 shots, seeds 1 to 3, context from "a photo of a". CoCoOp: 10 epochs of batches of 1;

@@ -2,7 +2,7 @@ r"""CoCoOp paper, Table 2: from ImageNet to ten other datasets.
 
 Words: cocoop or coop, a precision.
 
-    python -m coop_jax.main --config=configs/cocoop_cross_dataset.py:cocoop \
+    coop_jax run --config=cocoop_cross_dataset:cocoop \
         --config.data_dir=$DATA --workdir=DIR
 
 ViT-B/16, 16 shots, seeds 1 to 3, context from "a photo of a".

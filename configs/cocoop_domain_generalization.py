@@ -2,7 +2,7 @@ r"""CoCoOp paper, Table 3: from ImageNet to V2, Sketch, A and R.
 
 Words: cocoop or coop, a precision.
 
-    python -m coop_jax.main --config=configs/cocoop_domain_generalization.py:cocoop \
+    coop_jax run --config=cocoop_domain_generalization:cocoop \
         --config.data_dir=$DATA --workdir=DIR
 
 ViT-B/16, 16 shots, seeds 1 to 3, context from "a photo of a".

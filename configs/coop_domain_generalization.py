@@ -2,7 +2,7 @@ r"""CoOp paper, Table 1: from ImageNet to V2, Sketch, A and R.
 
 Words: coop or linear_probe, a backbone, m16 or m4, a precision.
 
-    python -m coop_jax.main --config=configs/coop_domain_generalization.py:rn50,m4 \
+    coop_jax run --config=coop_domain_generalization:rn50,m4 \
         --config.data_dir=$DATA --workdir=DIR
 
 16 shots, seeds 1 to 3, 50 epochs.

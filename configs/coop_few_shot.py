@@ -5,11 +5,11 @@ fgvc_aircraft, sun397, dtd, eurosat, ucf101), a backbone (rn50, rn101, vit_b32, 
 token position (end, middle, front), a context (m16, m8, m4, phrase), unified or class_specific,
 float32 or float16 (the official precision).
 
-    python -m coop_jax.main --config=configs/coop_few_shot.py:dtd,middle,class_specific \
+    coop_jax run --config=coop_few_shot:dtd,middle,class_specific \
         --config.data_dir=$DATA --workdir=DIR
 
 Zero-shot CLIP, then seeds 1 to 3 at 1, 2, 4, 8 and 16 shots (phrase: at 16 alone): 50, 100, 100,
-200 and 200 epochs, 50 on ImageNet. Published, RN50, M = 16, end: `python -m coop_jax.report DIR`
+200 and 200 epochs, 50 on ImageNet. Published, RN50, M = 16, end: `coop_jax report DIR`
 shows it beside.
 """
 

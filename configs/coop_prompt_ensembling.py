@@ -2,7 +2,7 @@ r"""CoOp paper, prompt engineering and ensembling against CoOp on ImageNet.
 
 Words: a backbone and a precision.
 
-    python -m coop_jax.main --config=configs/coop_prompt_ensembling.py:vit_b16 \
+    coop_jax run --config=coop_prompt_ensembling:vit_b16 \
         --config.data_dir=$DATA --workdir=DIR
 
 The dataset's own prompt, ensembles of 7 and of 80 templates, and CoOp at 16 shots.

@@ -1,6 +1,6 @@
 """The few-shot protocol with the official settings, on any dataset and CLIP.
 
-python -m coop_jax.main --config=configs/few_shot.py --config.dataset=FOLDER --workdir=DIR
+coop_jax run --config=few_shot --config.dataset=FOLDER --workdir=DIR
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@ r"""CoOp paper, Figure 3: linear-probe CLIP on one dataset.
 
 Words: a dataset, a backbone and a precision, as in coop_few_shot.py.
 
-    python -m coop_jax.main --config=configs/linear_probe.py:dtd \
+    coop_jax run --config=linear_probe:dtd \
         --config.data_dir=$DATA --workdir=DIR
 
 Logistic regression on image features, C sought on few-shot validation images (protocol

@@ -1,6 +1,6 @@
 """The quickstart: the embedded CLIP on scikit-learn's handwritten digits.
 
-python -m coop_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+coop_jax run --config=quickstart --workdir=/tmp/quickstart
 """
 
 from typing import Any

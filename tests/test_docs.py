@@ -147,6 +147,9 @@ def test_ci_builds_the_site_as_the_page_says():
 # Commands and settings.
 
 
+NAMES = "|".join(COMMANDS)
+
+
 def commands():
     """Every command of the site's pages: lines of bash blocks, and what stands in the text."""
     found = []
@@ -154,7 +157,10 @@ def commands():
         if page.name == "CONTRIBUTING.md":  # tests/test_contributing.py
             continue
         lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-        inline = re.findall(r"`(python\s+-m[^`]+)`", without_code(text))
+        inline = re.findall(
+            r"`((?:python -m|coop_jax (?:run|sweep|report|check|prepare))\s[^`]+)`",
+            without_code(text),
+        )
         found += [" ".join(line.split()) for line in (*lines, *inline) if line.strip()]
     return list(dict.fromkeys(found))
 
@@ -162,7 +168,7 @@ def commands():
 def check_command(name, words):
     """The command can be typed so, as far as can be seen without running it."""
     module = importlib.import_module(COMMANDS[name][0])
-    if not words:  # named in a sentence
+    if not words or words == ["--help"]:
         return
     chosen = command_line.Parser(name, module).read(words)
     for config in getattr(chosen, "configs", [getattr(chosen, "config", None)]):
@@ -174,14 +180,10 @@ def check_command(name, words):
 def test_commands_are_understood(command, monkeypatch, example):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command)
-    if "python" in words:
-        at = words.index("python")
+    if "coop_jax" in words:
+        at = words.index("coop_jax")
         assert all(re.match(r"srun$|--|[A-Z_]+=", word) for word in words[:at])
-        assert words[at + 1] == "-m"
-        modules = {module.removesuffix(".__main__"): name for name, (module, _) in COMMANDS.items()}
-        check_command(modules[words[at + 2]], words[at + 3 :])
-    elif words[0] == "coop_jax":
-        check_command(words[1], words[2:])
+        check_command(words[at + 1], words[at + 2 :])
     elif words[:3] == ["pip", "install", "-e"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert set(re.findall(r"\w+", words[3])) <= set(project["optional-dependencies"])

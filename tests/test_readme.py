@@ -41,10 +41,14 @@ def execute(containing, *, workdir, replace=(), add=(), environment=()):
     for old, new in replace:
         assert old in command
         command = command.replace(old, str(new))
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "coop_jax.main"]
-    words = [word for word in words[3:] if not word.startswith("--workdir=")] + [*add]
-    return run_python("coop_jax.main", *words, f"--workdir={workdir}", environment=environment)
+    module, *words = module_of(shlex.split(command))
+    words = [word for word in words if not word.startswith("--workdir=")] + [*add]
+    return run_python(module, *words, f"--workdir={workdir}", environment=environment)
+
+
+def module_of(words):
+    """What to run behind `python -m`."""
+    return words if words[0] == "coop_jax" else words[words.index("-m") + 1 :]
 
 
 def run_python(module, *words, environment=(), code=0, folder=ROOT):
@@ -61,11 +65,11 @@ def run_python(module, *words, environment=(), code=0, folder=ROOT):
 
 
 def run_command(beginning, *, replace, code=0, add=()):
-    """Run the README's one command that begins so, a module and its first words, paths moved."""
-    (command,) = (command for command in COMMANDS if f"-m {beginning}" in command)
+    """Run the README's one command that begins so, paths moved."""
+    (command,) = (command for command in COMMANDS if command.startswith(f"coop_jax {beginning}"))
     for old, new in replace:
         command = command.replace(old, str(new))
-    return run_python(*shlex.split(command)[2:], *add, code=code)
+    return run_python(*shlex.split(command), *add, code=code)
 
 
 def test_every_command_is_known_to_a_test_or_to_ci():
@@ -74,15 +78,15 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         r"pip install -e '\.\[test\]'",
         "pytest",
         r"python -m coop_jax\.main --config=configs/quickstart\.py --workdir=\S+",
-        r"python -m coop_jax\.main .*quickstart\.py --config\.clip\.name=ViT-B/16 .*",
-        r"python -m coop_jax\.data\.check dtd eurosat --data_dir=\$DATA",
-        r"python -m coop_jax\.data\.check /path/to/photographs",
-        r"python -m coop_jax\.data\.prepare dtd eurosat --data_dir=\$DATA",
-        r"python -m coop_jax\.report .*",
-        r"python -m coop_jax\.sweep .*",
-        r"python -m coop_jax\.main --config=configs/few_shot\.py .*=/path/to/photographs .*",
-        r"python -m coop_jax\.main --config=configs/coop_few_shot\.py:dtd .*",
-        r"python -m coop_jax\.main --config=configs/cocoop_base_to_new\.py:dtd,cocoop .*",
+        r"coop_jax run --config=quickstart --config\.clip\.name=ViT-B/16 .*",
+        r"coop_jax check dtd eurosat --data_dir=\$DATA",
+        r"coop_jax check /path/to/photographs",
+        r"coop_jax prepare dtd eurosat --data_dir=\$DATA",
+        r"coop_jax report .*",
+        r"coop_jax sweep .*",
+        r"coop_jax run --config=few_shot .*=/path/to/photographs .*",
+        r"coop_jax run --config=coop_few_shot:dtd .*",
+        r"coop_jax run --config=cocoop_base_to_new:dtd,cocoop .*",
         r"coop_jax fit photographs my_prompt --clip ViT-B/16",
         r"coop_jax predict my_prompt new_photographs --top 3",
         r"coop_jax export my_prompt weights\.safetensors",
@@ -123,7 +127,7 @@ def test_quickstart_shows_what_it_promises(tmp_path):
 def test_openai_weights_by_name(tmp_path):
     write_hub_cache(tmp_path / "hub", "ViT-B/16")
     execute(
-        "quickstart.py --config.clip.name=ViT-B/16",
+        "quickstart --config.clip.name=ViT-B/16",
         workdir=tmp_path / "run",
         add=(
             "--config.shots=(1,)",
@@ -139,7 +143,7 @@ def test_openai_weights_by_name(tmp_path):
 
 
 PAPER = re.findall(
-    r"`python -m coop_jax\.main --config=configs/(\w+)\.py:([\w,]+) --config\.data_dir=\$DATA"
+    r"`coop_jax run --config=(\w+):([\w,]+) --config\.data_dir=\$DATA"
     r" --workdir=/tmp/runs/\w+`",
     EXPERIMENTS,
 )
@@ -151,10 +155,8 @@ def data(tmp_path_factory):
 
 
 def test_the_table_of_the_papers_has_every_config():
-    assert len(PAPER) == EXPERIMENTS.count("`python -m coop_jax.main --config=configs/")
-    shown = re.findall(
-        r"--config=configs/(\w+)\.py:([\w,]+) --config\.data_dir=\$DATA --workdir=", README
-    )
+    assert len(PAPER) == EXPERIMENTS.count("`coop_jax run --config=")
+    shown = re.findall(r"--config=(\w+):([\w,]+) --config\.data_dir=\$DATA --workdir=", README)
     assert len(shown) == 2 and set(shown) <= set(PAPER)
     assert {file for file, _ in PAPER} == {name.partition(":")[0] for name in record_presets.NAMES}
 
@@ -174,8 +176,8 @@ def test_paper_command(file, argument, data, tmp_path):
 @pytest.mark.heavy
 def test_doctor_sweep_main_and_report(data, tmp_path):
     """The commands themselves, from the dataset to the report of two runs."""
-    run_command("coop_jax.data.check dtd", replace=[("$DATA", data)], code=1)
-    prepared = run_command("coop_jax.data.prepare dtd", replace=[("$DATA", data)])
+    run_command("check dtd", replace=[("$DATA", data)], code=1)
+    prepared = run_command("prepare dtd", replace=[("$DATA", data)])
     assert prepared.stdout.count(f"prepared copy {data}") == 2
     small = [
         f"--config.{key}={value}"
@@ -187,17 +189,15 @@ def test_doctor_sweep_main_and_report(data, tmp_path):
             "epochs": 1,
         }.items()
     ]
-    run_command(
-        "coop_jax.sweep", replace=[("/tmp/sweep", tmp_path / "sweep"), ("$DATA", data)], add=small
-    )
+    run_command("sweep", replace=[("/tmp/sweep", tmp_path / "sweep"), ("$DATA", data)], add=small)
     rows = results.read(tmp_path / "sweep" / results.FILE_NAME)
     assert {row.method for row in rows} == {"zero_shot", "coop", "linear_probe"}
 
     for dataset in ("dtd", "eurosat"):
-        config = f"--config=configs/coop_few_shot.py:{dataset}"
+        config = f"--config=coop_few_shot:{dataset}"
         workdir = tmp_path / "runs" / dataset
-        run_python("coop_jax.main", config, f"--workdir={workdir}", *small)
-    process = run_command("coop_jax.report", replace=[("/tmp/runs", tmp_path / "runs")])
+        run_python("coop_jax", "run", config, f"--workdir={workdir}", *small)
+    process = run_command("report", replace=[("/tmp/runs", tmp_path / "runs")])
     assert "average over 2 datasets" in process.stdout
     assert (tmp_path / "runs" / "report.csv").read_text().count("CoOp, M = 16") == 3
     for name in ("report-few_shot-test-tiny.png", "report-gains-few_shot-test-tiny.png"):
@@ -220,7 +220,7 @@ def photographs(tmp_path):
 def test_own_photographs(photographs, tmp_path):
     classes = sorted(path.name for path in (photographs / "train").iterdir())
     place = [("/path/to/photographs", photographs)]
-    checked = run_command("coop_jax.data.check /path/to/photographs", replace=place)
+    checked = run_command("check /path/to/photographs", replace=place)
     assert f"all {len(list(photographs.rglob('*.jpg')))} images can be read" in checked.stdout
     process = execute(
         "--config.dataset=",

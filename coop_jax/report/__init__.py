@@ -1,6 +1,6 @@
 """Tables and pictures, computed from `results.jsonl` alone.
 
-    python -m coop_jax.report PATHS... [--markdown] [--csv FILE] [--png FILE]
+    coop_jax report PATHS... [--markdown] [--csv FILE] [--png FILE]
 
 The few-shot protocol, from base to new classes, cross-dataset transfer and domain generalization,
 each with the averages of the papers and, where the same was published, the papers' numbers.
