@@ -197,6 +197,7 @@ def test_a_folder_without_classes(tmp_path):
     check_refused(process, "expected a folder per class in .*, got none")
 
 
+@pytest.mark.heavy
 def test_changed_pictures_are_not_resumed(tmp_path):
     folder = image_folder(tmp_path / "pictures", ("circle", "star"), 3)
     flags = (
@@ -212,6 +213,7 @@ def test_changed_pictures_are_not_resumed(tmp_path):
     check_refused(run(*flags), "expected results of the same data as now")
 
 
+@pytest.mark.heavy
 def test_changed_weights_are_not_resumed(tmp_path, data_dir):
     folder = Path(shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip"))
     flags = (
