@@ -1,6 +1,8 @@
 """Folders as people have them: what counts as a split, as a class, and as an image of it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from makers import refusal, write_images
@@ -281,3 +283,16 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(listing.os, "scandir", deny)
     assert "got an error (Permission denied)" in refusal(own.read, write(tmp_path, "a", "b"))
+
+
+def test_names_are_read_as_utf_8_in_any_locale(tmp_path):
+    write(tmp_path, "кошка", "狗")
+    code = (
+        "import pathlib; from coop_jax.data import own;"
+        f"print(ascii(own.read(pathlib.Path({str(tmp_path)!r})).class_names))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | locale, capture_output=True, text=True
+    )
+    assert child.stdout.strip() == ascii(("кошка", "狗")), child.stderr

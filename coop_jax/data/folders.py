@@ -50,8 +50,8 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """Its last name."""
-        return self.path.name
+        """Its last name, read as UTF-8 whatever the locale's encoding is."""
+        return os.fsencode(self.path.name).decode(errors="surrogateescape")
 
     @functools.cached_property
     def count(self) -> int:
