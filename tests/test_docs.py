@@ -157,10 +157,7 @@ def commands():
         if page.name == "CONTRIBUTING.md":  # tests/test_contributing.py
             continue
         lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-        inline = re.findall(
-            r"`((?:python -m|coop_jax (?:run|sweep|report|check|prepare))\s[^`]+)`",
-            without_code(text),
-        )
+        inline = re.findall(rf"`(coop_jax\s+(?:{NAMES})\s[^`]+)`", without_code(text))
         found += [" ".join(line.split()) for line in (*lines, *inline) if line.strip()]
     return list(dict.fromkeys(found))
 
