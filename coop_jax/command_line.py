@@ -6,14 +6,13 @@ import errno
 import importlib
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from coop_jax import compilation_cache, printing
+from coop_jax import compilation_cache, interruption, printing
 from coop_jax.errors import InputError
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
@@ -21,6 +20,9 @@ USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of a machine that takes no more."""
+
+PATIENCE = 10.0
+"""Seconds that a command has to end after Ctrl-C."""
 
 RESUMED = ("run", "sweep", "prepare")
 """The commands that go on where they were interrupted."""
@@ -195,7 +197,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 
     Returns:
         The exit code: what `run` returns, `USER_ERROR` for bad input, `FAILED` where standard
-        output takes no more, `INTERRUPTED` after Ctrl-C.
+        output takes no more, `interruption.CODE` after Ctrl-C.
 
     Raises:
         InputError: bad input, if a traceback is wanted.
@@ -205,8 +207,10 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
     if sys.stdout is None:
         return _say("expected a standard output to print to, got one that is closed", FAILED)
     printing.write_anything(sys.stdout)
+    advice = "; the same command goes on where it stopped" * resumes
     try:
-        code = run()
+        with interruption.interruptible(lambda: _say(f"interrupted{advice}", interruption.CODE)):
+            code = run()
     except SystemExit as asked:  # by --help
         code = asked.code if isinstance(asked.code, int) else 0
     except InputError as error:
@@ -214,9 +218,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
             raise
         code = _say(error, USER_ERROR)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends it at once
-        advice = "; the same command goes on where it stopped" * resumes
-        code = _say(f"interrupted{advice}", INTERRUPTED)
+        code = interruption.CODE
     except BrokenPipeError:
         code = FAILED
     except OSError as error:
@@ -231,7 +233,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 
 def _say(what: object, code: int) -> int:
     """One line on standard error; the exit code."""
-    beginning = "" if code == INTERRUPTED else "error: "
+    beginning = "" if code == interruption.CODE else "error: "
     print(beginning + printing.escaped(" ".join(str(what).split())), file=sys.stderr)
     return code
 

@@ -102,8 +102,8 @@ def test_options_and_words_come_in_any_order():
     assert (chosen.configs, chosen.ray) == (["a", "b", "c"], "")
 
 
-def test_ends(capsys, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_ends(capsys):
+    before = signal.getsignal(signal.SIGINT)
     assert command_line.end(lambda: 7) == 7
     assert command_line.end(raising(InputError("expected a,\n got b"))) == 2
     assert capsys.readouterr().err == "error: expected a, got b\n"
@@ -117,6 +117,7 @@ def test_ends(capsys, monkeypatch):
         command_line.end(raising(InputError("a")), traceback=True)
     with pytest.raises(PermissionError):
         command_line.end(raising(PermissionError("a file, not standard output")))
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
@@ -144,18 +145,44 @@ def test_a_closed_standard_error_harms_nothing(monkeypatch):
     sys.stderr.close()
 
 
-def test_ctrl_c_ends_a_process(tmp_path):
+@pytest.mark.parametrize("how", ["raised", "suppressed", "logged", "unraisable", "renamed"])
+def test_ctrl_c_ends_a_process(how):
+    """Even where a library passes over the exception, or says what it thinks of it."""
     finished = run_python(
-        """
-        import os, signal
-        from coop_jax import prompts
-        from coop_jax.__main__ import main
+        f"""
+        import contextlib
+        import logging
+        import os
+        import signal
+        import time
 
-        prompts.load = lambda place: os.kill(os.getpid(), signal.SIGINT)
-        raise SystemExit(main(["interpret", "mine"]))
+        from coop_jax import command_line, interruption
+
+        class Passed:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+
+        def run():
+            if "{how}" == "unraisable":
+                Passed()
+            with contextlib.suppress(KeyboardInterrupt if "{how}" == "suppressed" else ValueError):
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(60)
+                except KeyboardInterrupt:
+                    logging.exception("a library's complaint")
+                    if "{how}" == "renamed":
+                        raise RuntimeError("made of it") from None
+                    raise
+            time.sleep(60)
+
+        interruption.PATIENCE = 0.3 if "{how}" == "suppressed" else 60
+        raise SystemExit(command_line.end(run, resumes=True))
         """
     )
-    assert (finished.returncode, finished.stderr) == (130, "interrupted\n")
+    said = "interrupted; the same command goes on where it stopped\n"
+    assert (finished.returncode, finished.stderr) == (130, said)
 
 
 def test_a_platform_that_is_not_there_is_one_line(tmp_path):
