@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from coop_jax import command_line
-from coop_jax.commands import COMMANDS, completion, version
+from coop_jax.commands import COMMANDS
 from coop_jax.errors import InputError
 
 HELP = """usage: coop_jax COMMAND ...
@@ -34,7 +34,9 @@ Nothing is overwritten.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; its exit code."""
-    if completion.ASKED in os.environ:
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks, at a Tab key
+        from coop_jax.commands import completion
+
         completion.answer()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in COMMANDS:
@@ -50,6 +52,8 @@ def answer(words: Sequence[str]) -> int:
         InputError: there is no such command.
     """
     if "--version" in words and set(words) <= {"--version", "--verbose"}:
+        from coop_jax.commands import version
+
         return version.show("--verbose" in words)
     if words and not {"-h", "--help"} & set(words):
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)

@@ -8,9 +8,6 @@ from typing import Any
 from coop_jax import config_files
 from coop_jax.commands import COMMANDS
 
-ASKED = "_ARGCOMPLETE"
-"""The environment variable by which the shell asks."""
-
 
 def answer() -> None:
     """Answer the shell and end the process; of all commands only the one typed is imported."""
