@@ -227,7 +227,8 @@ class Case:
         clip_graph, frozen = nnx.split(clip)
         whole = parallel.replicated(mesh)
         split = whole if per_image else parallel.over_data(mesh, 0)
-        classes, _, sums = evaluate.compile_evaluation(graph, clip_graph, whole, split)
+        classes = evaluate.compile_classes(graph, clip_graph, whole)
+        _, sums = evaluate.compile_evaluation(graph, clip_graph, whole, split)
         fixed = placed(state, mesh), replicated(frozen, mesh)
         made = jax.eval_shape(classes, *fixed)
         return cost_of(classes, *fixed) + cost_of(

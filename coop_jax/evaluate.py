@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Real
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP
-from coop_jax.methods import Method, has_texts_per_image
+from coop_jax.methods import Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +28,24 @@ class Metrics:
 
 
 @functools.lru_cache(maxsize=32)
+def compile_classes(method_graph: Any, clip_graph: Any, whole: NamedSharding) -> Callable[..., Any]:
+    """A jitted `classes(state, frozen)`: all that does not depend on images."""
+
+    def classes(state, frozen):
+        return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
+
+    return jax.jit(classes, out_shardings=whole)
+
+
+@functools.lru_cache(maxsize=32)
 def compile_evaluation(
     method_graph: Any, clip_graph: Any, whole: NamedSharding, split: NamedSharding
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Jitted `encode_classes(state, frozen)`, and of what that gives `logits` and `sums`.
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Jitted functions of what `compile_classes` gives: `logits` and `sums`.
 
     `logits(state, frozen, classes, features)` and `sums(..., labels, weights)` take a batch that is
     laid out as `split`; sums are of the correct, the labelled and the predicted, class by class.
     """
-
-    def classes(state, frozen):
-        return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
 
     def logits(state, frozen, classes, features):
         return nnx.merge(method_graph, state).logits(
@@ -57,7 +64,6 @@ def compile_evaluation(
         }
 
     return (
-        jax.jit(classes, out_shardings=whole),
         jax.jit(logits, in_shardings=(None, None, None, split), out_shardings=whole),
         jax.jit(sums, in_shardings=(None, None, None, split, split, split), out_shardings=whole),
     )
@@ -70,13 +76,12 @@ class Scorer:
         method_graph, state = nnx.split(method)
         clip_graph, frozen = nnx.split(clip)
         whole = parallel.replicated(mesh)
-        per_image = has_texts_per_image(method, clip)
-        self.mesh, self._split = mesh, whole if per_image else parallel.over_data(mesh, 0)
-        classes, self._logits, self._sums = compile_evaluation(
-            method_graph, clip_graph, whole, self._split
-        )
         state, frozen = parallel.place(state, mesh), parallel.put(frozen, whole)
-        self._fixed = state, frozen, classes(state, frozen)
+        classes = compile_classes(method_graph, clip_graph, whole)(state, frozen)
+        self._fixed = state, frozen, classes
+        per_image = not jax.tree.leaves(classes)
+        self.mesh, self._split = mesh, whole if per_image else parallel.over_data(mesh, 0)
+        self._logits, self._sums = compile_evaluation(method_graph, clip_graph, whole, self._split)
 
     def logits(
         self, features: Float[np.ndarray, "images embedding"]

@@ -11,7 +11,7 @@ from coop_jax import clip as clip_package
 from coop_jax import interpret, methods, optim, parallel, prompts, train
 from coop_jax.clip import fingerprint
 from coop_jax.clip.preprocess import normalize
-from coop_jax.evaluate import compile_evaluation
+from coop_jax.evaluate import compile_classes, compile_evaluation
 
 CONTEXT_SUM = -0.7262596
 """Of 0.02 * normal numbers of nnx.Rngs(2**40 + 3), with JAX's switches as they are by default."""
@@ -101,9 +101,10 @@ def check_dtypes(method, clip, mesh):
     method_graph, state = nnx.split(method)
     clip_graph, frozen = nnx.split(clip)
     split = parallel.over_data(mesh, 0)
-    jitted = compile_evaluation(method_graph, clip_graph, parallel.replicated(mesh), split)
-    classes = jax.eval_shape(jitted[0], state, frozen)
-    sums = jax.eval_shape(jitted[2], state, frozen, classes, FEATURES, LABELS, np.ones(2, "f4"))
+    whole = parallel.replicated(mesh)
+    classes = jax.eval_shape(compile_classes(method_graph, clip_graph, whole), state, frozen)
+    _, sums_of = compile_evaluation(method_graph, clip_graph, whole, split)
+    sums = jax.eval_shape(sums_of, state, frozen, classes, FEATURES, LABELS, np.ones(2, "f4"))
     assert {leaf.dtype for leaf in jax.tree.leaves((classes, sums))} == {FLOAT32}
     method_graph, own, derived = nnx.split(method, methods.Learned, ...)
     if not jax.tree.leaves(own):

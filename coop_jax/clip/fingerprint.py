@@ -1,15 +1,16 @@
 """What tells the weights of one CLIP from another's, whatever file they came from."""
 
-import functools
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from coop_jax.clip.config import CLIPConfig
 from coop_jax.clip.model import CLIP
+
+Path = tuple[Any, ...]
+"""Where a weight stands in the module."""
 
 
 def fingerprint(clip: CLIP) -> str:
@@ -22,16 +23,23 @@ def fingerprint(clip: CLIP) -> str:
     """
     sha = hashlib.sha256()
     leaves = dict(nnx.to_flat_state(nnx.state(clip)))
-    for path in _always_float32(clip.config):
+    for path in always_float32(leaves):
         values = np.ascontiguousarray(leaves[path][...], "<f4")
         sha.update(f"{'.'.join(map(str, path))} {list(values.shape)}\n".encode())
         sha.update(values.data)
     return sha.hexdigest()
 
 
-@functools.cache
-def _always_float32(config: CLIPConfig) -> list[tuple[Any, ...]]:
-    """Where these weights stand, in an order that does not depend on how the towers are written."""
-    in_half = nnx.eval_shape(lambda: CLIP(config, jnp.float16, rngs=nnx.Rngs(0)))
-    flat = nnx.to_flat_state(nnx.state(in_half))
-    return sorted((path for path, leaf in flat if leaf.dtype == jnp.float32), key=str)
+def always_float32(paths: Collection[Path]) -> list[Path]:
+    """Those of a CLIP's weights that are no matrix, nor the bias of one.
+
+    Their order does not depend on how the towers are written.
+    """
+    return sorted(
+        (
+            path
+            for path in paths
+            if path[-1] != "projection" and (*path[:-1], "kernel") not in paths
+        ),
+        key=str,
+    )
