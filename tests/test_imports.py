@@ -70,17 +70,11 @@ def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
     forbid_torch_and_tensorflow(tmp_path)
     flags = ("--config.shots=(1,)", "--config.seeds=(1,)", "--config.epochs=1")
     code = f"""
-        import runpy
-        import sys
+        from coop_jax.__main__ import main
 
-        sys.argv = [
-            "main",
-            "--config=configs/quickstart.py",
-            "--workdir={tmp_path / "run"}",
-            "--config.data_dir={tmp_path / "data"}",
-            *{flags},
-        ]
-        runpy.run_module("coop_jax.main", run_name="__main__")
+        workdir, data_dir = {str(tmp_path / "run")!r}, {str(tmp_path / "data")!r}
+        words = ["--config=quickstart", "--workdir", workdir, "--config.data_dir", data_dir]
+        raise SystemExit(main(["run", *words, *{flags}]))
         """
     assert_clean(run_python(code, tmp_path))
     assert run_python("import torch", tmp_path).returncode == 3

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES
+from conftest import CLASS_NAMES, make_clip
 from flax import nnx
 from makers import openai_tensors, refusal
 from safetensors.numpy import load_file, save_file
@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods, prompts
 from coop_jax.clip import weights
+from coop_jax.clip.fingerprint import always_float32
 from coop_jax.prompts import files
 
 OTHERS = ("dog", "cat", "sewing machine")
@@ -290,3 +291,11 @@ def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tok
 def test_a_file_is_no_prompt(tmp_path):
     (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
     assert "a file;" in refusal(prompts.load, tmp_path / "model.pth.tar-50")
+
+
+@pytest.mark.parametrize("vision", ["vit", "resnet"])
+def test_the_fingerprint_is_of_what_stays_in_float32(vision, tiny_tokenizer):
+    half = make_clip(tiny_tokenizer, vision, np.float16)
+    leaves = dict(nnx.to_flat_state(nnx.state(half)))
+    single = [path for path, leaf in leaves.items() if leaf.dtype == np.float32]
+    assert always_float32(leaves) == sorted(single, key=str)
