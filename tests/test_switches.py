@@ -94,6 +94,15 @@ def test_switches_change_no_number(switch, expected, one_device):
         assert interpret.nearest_words(clip, tokenizer, vectors)
 
 
+def test_methods_begin_with_the_same_where_nothing_is_compiled(expected, tiny_tokenizer):
+    clip, _ = clip_package.load("tiny")
+    with jax.disable_jit():
+        method = methods.create(
+            "cocoop", clip, tiny_tokenizer, NAMES, METHODS["cocoop"], seed=2**40 + 3
+        )
+    jax.tree.map(np.testing.assert_array_equal, learned(method), expected[1]["cocoop"])
+
+
 def check_dtypes(method, clip, mesh):
     """What is compiled for a method computes in float32, whatever the switches."""
     encoded = jax.eval_shape(lambda pixels: clip.encode_image(normalize(pixels)), PIXELS)

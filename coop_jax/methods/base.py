@@ -224,7 +224,7 @@ def create(
             f"method {name}: expected at most {longest} tokens, which the CLIP reads, got"
             f" {settings['n_ctx']} context vectors; lower n_ctx"
         )
-    with jax.threefry_partitionable(True):
+    with jax.threefry_partitionable(True), jax.disable_jit(False):
         rngs, names = create_rngs(seed), tuple(class_names)
         return module.Method(clip, tokenizer, names, settings, rngs=rngs, shards=shards)
 
