@@ -194,7 +194,7 @@ def test_a_folder_without_classes(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pictures" / split).mkdir(parents=True)
     process = run(f"--config.dataset={tmp_path / 'pictures'}", f"--workdir={tmp_path / 'run'}")
-    check_refused(process, "expected a folder per class in .*, got none")
+    check_refused(process, "expected image files .* in every class's folder of .*, got test")
 
 
 @pytest.mark.heavy

@@ -39,6 +39,7 @@ def learned(folder):
     return {(row.shots, row.seed): row.accuracy for row in rows}
 
 
+@pytest.mark.heavy
 def test_shots_and_seeds_are_added_to_what_is_there(data, folder, tmp_path):
     before = run(data, folder, shots=(2,), seeds=(1,))
     after = run(data, folder, shots=(1, 2), seeds=(1, 2))
@@ -51,14 +52,23 @@ def test_shots_and_seeds_are_added_to_what_is_there(data, folder, tmp_path):
     assert learned(folder) == learned(at_once) and len(learned(folder)) == 4
     assert json.loads(after[folder / "config.json"])["seeds"] == [1, 2]
     assert run(data, folder, shots=(1, 2), seeds=(1, 2)) == after
-    for changes, keys in (
-        ({"seeds": (1,), "shots": (1, 2)}, "seeds"),
-        ({"seeds": (2, 3), "shots": (1, 4)}, "seeds, shots"),
-        ({"seeds": (1, 2, 3), "shots": (1, 2), "sampling": "coop"}, "sampling"),
+
+
+def test_a_workdir_takes_more_shots_and_seeds_alone(data, folder):
+    def config(shots, seeds, **changes):
+        return small("linear_probe:dtd", data, shots=shots, seeds=seeds, **changes)
+
+    workdir.claim(config((1, 2), (1, 2)), folder)
+    workdir.check(config((4, 2, 1), (1, 2, 3)), folder)
+    before = (folder / "config.json").read_bytes()
+    for changed, keys in (
+        (config((1, 2), (1,)), "seeds"),
+        (config((1, 4), (2, 3)), "seeds, shots"),
+        (config((1, 2), (1, 2, 3), sampling="coop"), "sampling"),
     ):
         with pytest.raises(InputError, match=rf"\(different: {keys}\); name another --workdir"):
-            run(data, folder, **changes)
-    assert {path: path.read_bytes() for path in after} == after
+            workdir.claim(changed, folder)
+    assert (folder / "config.json").read_bytes() == before
 
 
 def test_a_sweep_s_group_to_which_something_is_added_is_not_finished(data, tmp_path):
