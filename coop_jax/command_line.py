@@ -15,14 +15,11 @@ from typing import Any, NoReturn
 from coop_jax import compilation_cache, interruption, printing
 from coop_jax.errors import InputError
 
-USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: the input was wrong; the machine failed; Ctrl-C."""
+USER_ERROR, FAILED = 2, 1
+"""Exit codes: the input was wrong; the machine failed."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of a machine that takes no more."""
-
-PATIENCE = 10.0
-"""Seconds that a command has to end after Ctrl-C."""
 
 RESUMED = ("run", "sweep", "prepare")
 """The commands that go on where they were interrupted."""
@@ -104,7 +101,7 @@ def _as_options(words: Sequence[str]) -> list[str]:
 
 
 def add_settings(parser: argparse.ArgumentParser, text: str) -> None:
-    """Let a parser read `--config.KEY=VALUE`, as `as_options` writes it, into `settings`."""
+    """Let a parser read `--config.KEY=VALUE`, as `_as_options` writes it, into `settings`."""
     parser.add_argument(
         SETTING, dest="settings", action="append", default=[], metavar="VALUE", help=text
     )

@@ -25,7 +25,7 @@ CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE = "config.json", "config.unfinished", "l
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Errors of a file system that knows no locks."""
 
 _held: set[Path] = set()
@@ -41,7 +41,9 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
-        if found - {UNFINISHED_FILE, LOCK_FILE} or (workdir.exists() and not workdir.is_dir()):
+        # Of several processes that train together the first may write its config in between.
+        others = found - {CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE}
+        if others or (workdir.exists() and not workdir.is_dir()):
             raise InputError(
                 f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
                 f" files and no {CONFIG_FILE}; name another --workdir"
@@ -71,22 +73,17 @@ def _grows(key: str, earlier: Any, now: Any) -> bool:
     return key in GROWING and isinstance(earlier, list) and all(value in now for value in earlier)
 
 
-def holds(config: Mapping[str, Any], workdir: Path) -> bool:
-    """Whether a workdir's config is this one, with nothing to be added."""
-    path = workdir / CONFIG_FILE
-    return path.is_file() and source.read_json(path) == _as_read(config)
-
-
 def claim(config: Mapping[str, Any], workdir: Path) -> None:
     """Write the config into a workdir, after `check`."""
     check(config, workdir)
-    if holds(config, workdir):
+    path = workdir / CONFIG_FILE
+    if path.is_file() and source.read_json(path) == _as_read(config):
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         unfinished = workdir / UNFINISHED_FILE
         unfinished.write_text(json.dumps(config, indent=2))
-        unfinished.replace(workdir / CONFIG_FILE)
+        unfinished.replace(path)
     except OSError as error:
         raise _not_writable(workdir, error) from error
 
@@ -175,8 +172,9 @@ def _lock(workdir: Path) -> int:
             )
             return descriptor
         # Whoever held it may have removed the file between opening and locking it.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                break
         os.close(descriptor)
     now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
     os.ftruncate(descriptor, 0)

@@ -72,13 +72,17 @@ def test_a_workdir_takes_more_shots_and_seeds_alone(data, folder):
 
 
 def test_a_sweep_s_group_to_which_something_is_added_is_not_finished(data, tmp_path):
+    """Nor where the run that adds it ends before its first result."""
     config = small("linear_probe:dtd", data)
     group = Group("linear_probe:dtd", config, tmp_path)
     workdir.claim(config, group.folder)
     (group.folder / results.FILE_NAME).write_text("")
-    (group.folder / FINISHED_FILE).write_text("0")
+    (group.folder / FINISHED_FILE).write_text(group.end(0))
     assert group.is_finished
-    assert not group._replace(config=config | {"seeds": (1, 2)}).is_finished
+    more = group._replace(config=config | {"seeds": (1, 2)})
+    assert not more.is_finished
+    workdir.claim(more.config, group.folder)
+    assert not more.is_finished
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def run_group(group: Group, here: str = ".") -> str | None:
         except Exception:
             logger.exception("%s crashed", group.name)
             raise
-    (group.folder / FINISHED_FILE).write_text(str(len(rows)))
+    (group.folder / FINISHED_FILE).write_text(group.end(len(rows)))
     return None
 
 

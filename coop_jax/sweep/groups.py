@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from coop_jax import config_files, results
 from coop_jax.errors import InputError
+from coop_jax.printing import plural
+from coop_jax.provenance import digest
 
 GROUPS, LOGS = "groups", "logs"
 FINISHED_FILE = "finished"
-"""In the workdir of a group that came to its end: how many results it has."""
+"""In the workdir of a group that came to its end: `Group.end`."""
 
 
 class Group(NamedTuple):
@@ -42,12 +44,14 @@ class Group(NamedTuple):
     @property
     def is_finished(self) -> bool:
         """Whether an earlier process came to its end, and its results are still there and all."""
-        from coop_jax import workdir
-
         finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
-        if not (finished.is_file() and found.is_file() and workdir.holds(self.config, self.folder)):
+        if not (finished.is_file() and found.is_file()):
             return False
-        return finished.read_text() == str(len(results.read(found)))
+        return finished.read_text() == self.end(len(results.read(found)))
+
+    def end(self, count: int) -> str:
+        """Say what came to its end: this config, with so many results."""
+        return f"{plural(count, 'result')} of the config {digest(self.config)}"
 
 
 def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[Group]:
