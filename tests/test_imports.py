@@ -1,9 +1,11 @@
 """Who may import whom (the contracts of pyproject.toml), and what is never imported."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,18 @@ def test_contracts_hold():
             """
         )
     )
+
+
+def test_every_dependency_is_imported():
+    """What nothing imports need not be installed; `jax.export` imports flatbuffers for us."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split("[^-\\w]", needed)[0] for needed in project["dependencies"]]
+    called = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL"}
+    called |= {"scikit-learn": "sklearn", "tensorflow-datasets": "tensorflow_datasets"}
+    text = "\n".join(path.read_text() for path in (ROOT / "coop_jax").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE))
+    assert len(names) > 20
+    assert [name for name in names if called.get(name, name) not in imported] == ["flatbuffers"]
 
 
 def forbid_torch_and_tensorflow(folder: Path):
