@@ -1,7 +1,9 @@
-"""The settings of a run: defaults, checks, and the workdir that belongs to them."""
+"""The settings of a run: defaults and checks."""
 
 import dataclasses
 import math
+import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -181,3 +183,48 @@ def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: st
             f"{where}: unknown settings {unknown}, missing settings {missing};"
             f" expected exactly {', '.join(expected)}"
         )
+
+
+def whole(name: str, value: Any, lowest: int = 1, highest: int | None = None) -> int:
+    """Return a parameter that is a whole number, from `lowest` to `highest`.
+
+    Raises:
+        InputError: it is none, or out of these limits.
+    """
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = lowest - 1
+    if found < lowest or (highest is not None and found > highest):
+        limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise InputError.of_setting(
+            name, f"expected a whole number {limits}, got {value!r:.80}; give one"
+        )
+    return found
+
+
+def text(name: str, value: Any) -> str:
+    """Return a parameter that is a text or a path, as text.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        return os.fspath(value)
+    except TypeError:
+        raise InputError(
+            f"expected {name} as a text or a path, got {value!r:.80}; give one"
+        ) from None
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Return a parameter that has settings by name, none of them for None.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(
+            f"expected {name} as settings by name, got {value!r:.80}; give a mapping, or None"
+        )
+    return dict(value or {})

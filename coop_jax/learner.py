@@ -1,7 +1,6 @@
 """Learn a prompt and classify images with it: fit, predict, score, save and load."""
 
 import inspect
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,7 +119,7 @@ class Learner:
         Raises:
             InputError: a setting, image, label or class name that will not do.
         """
-        config, seed = self._config(), _whole("seed", self.seed, 0, sampling.LAST_SEED)
+        config, seed = self._config(), config_module.whole("seed", self.seed, 0, sampling.LAST_SEED)
         dataset = self._training_set(images, labels, class_names)
         warn_of_embedded_clip(config["clip"]["name"], dataset.name)
         dataset = few_shot.draw(dataset, config["sampling"], self.shots, seed)
@@ -268,7 +267,7 @@ class Learner:
                 f"expected parameters among {', '.join(known)}, got {', '.join(unknown)}; leave out"
                 " what is not among them (method and settings are the prompt's)"
             )
-        learned = prompts.load(_text("place", place))
+        learned = prompts.load(config_module.text("place", place))
         classifier = cls(
             clip or learned.backbone,
             method=learned.method,
@@ -303,7 +302,7 @@ class Learner:
         self.method_, self.clip_, self.tokenizer_ = method, clip, tokenizer
         self.training_, self.classes_ = dict(training), np.asarray(class_names)
         self._class_ids = tuple(class_ids)
-        size = _whole("encode_batch_size", self.encode_batch_size)
+        size = config_module.whole("encode_batch_size", self.encode_batch_size)
         self._predictor = Predictor(method, clip, encode_batch_size=size)
         return self
 
@@ -315,19 +314,23 @@ class Learner:
         config = config_module.default(self.method)
         config["method"] |= dict(settings)
         config["clip"] |= {
-            "name": _text("clip", self.clip),
+            "name": config_module.text("clip", self.clip),
             "dtype": self.dtype,
-            "tokenizer": _text("tokenizer", self.tokenizer),
+            "tokenizer": config_module.text("tokenizer", self.tokenizer),
         }
         if self.shots is not None:
-            config["shots"] = (_whole("shots", self.shots),)
-        config["feature_cache"] = _text("feature_cache", self.feature_cache)
-        config["epochs"] = 0 if self.epochs is None else _whole("epochs", self.epochs, 0)
-        config["batch_size"] = _whole("batch_size", self.batch_size)
-        config["encode_batch_size"] = _whole("encode_batch_size", self.encode_batch_size)
+            config["shots"] = (config_module.whole("shots", self.shots),)
+        config["feature_cache"] = config_module.text("feature_cache", self.feature_cache)
+        config["epochs"] = (
+            0 if self.epochs is None else config_module.whole("epochs", self.epochs, 0)
+        )
+        config["batch_size"] = config_module.whole("batch_size", self.batch_size)
+        config["encode_batch_size"] = config_module.whole(
+            "encode_batch_size", self.encode_batch_size
+        )
         config["optimizer"]["learning_rate"] = self.learning_rate
-        config["optimizer"] |= _mapping("optimizer", self.optimizer)
-        config["augmentation"] |= _mapping("augmentation", self.augmentation)
+        config["optimizer"] |= config_module.mapping("optimizer", self.optimizer)
+        config["augmentation"] |= config_module.mapping("augmentation", self.augmentation)
         try:
             config_module.check(config)
         except InputError as error:
@@ -353,9 +356,9 @@ class Learner:
     def _open(self, name: PathLike | Dataset, class_names: PathLike | None) -> Dataset:
         if isinstance(name, Dataset) and class_names is None:
             return name
-        data_dir = _text("data_dir", self.data_dir)
-        names = _text("class_names", class_names or "")
-        return catalog.load(_text("images", name), data_dir or None, names or None)
+        data_dir = config_module.text("data_dir", self.data_dir)
+        names = config_module.text("class_names", class_names or "")
+        return catalog.load(config_module.text("images", name), data_dir or None, names or None)
 
     def _fitted(self) -> Self:
         if not hasattr(self, "_predictor"):
@@ -363,36 +366,6 @@ class Learner:
                 "expected a classifier that was fitted, got a new one; call fit, or Classifier.load"
             )
         return self
-
-
-def _whole(name: str, value: Any, lowest: int = 1, highest: int | None = None) -> int:
-    try:
-        found = operator.index(value)
-    except TypeError:
-        found = lowest - 1
-    if found < lowest or (highest is not None and found > highest):
-        limits = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise InputError.of_setting(
-            name, f"expected a whole number {limits}, got {value!r:.80}; give one"
-        )
-    return found
-
-
-def _text(name: str, value: Any) -> str:
-    try:
-        return os.fspath(value)
-    except TypeError:
-        raise InputError(
-            f"expected {name} as a text or a path, got {value!r:.80}; give one"
-        ) from None
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise InputError(
-            f"expected {name} as settings by name, got {value!r:.80}; give a mapping, or None"
-        )
-    return dict(value or {})
 
 
 def _required(labels: Labels | None) -> Labels:

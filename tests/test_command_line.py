@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from test_imports import run_python
+from test_imports import assert_clean, run_python
 
 from coop_jax import command_line
 from coop_jax.__main__ import main
@@ -33,6 +33,40 @@ def raising(error):
         raise error
 
     return run
+
+
+def test_help_is_there_without_heavy_imports():
+    own = "jax flax numpy PIL sklearn matplotlib transformers grain rich absl safetensors"
+    code = f"""
+        import sys
+        from coop_jax.__main__ import main
+        from coop_jax.commands import COMMANDS
+
+        def refuse_heavy(*names):
+            heavy = set(names) & set(sys.modules)
+            assert not heavy, (sys.argv, heavy)
+
+        assert main([]) == main(["--help"]) == 0
+        refuse_heavy(*"{own}".split())
+        for name, (module, _) in COMMANDS.items():
+            if module.startswith("coop_jax.commands") or name == "run":
+                assert main([name, "--help"]) == 0
+                refuse_heavy(*"{own}".split())
+        for name in ("sweep", "check", "prepare"):
+            assert main([name, "--help"]) == 0
+            refuse_heavy("jax", "flax", "sklearn", "matplotlib", "transformers")
+        """
+    assert_clean(run_python(code))
+
+
+def test_help_begins_with_the_common_cases_and_lists_all_commands(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out.splitlines()
+    examples = [line for line in out if line.startswith("  coop_jax ")]
+    names = [line.split()[0] for line in out[out.index("All commands:") + 2 :] if line[:2] == "  "]
+    assert out.index(examples[0]) < out.index("All commands:")
+    assert names[:13] == list(COMMANDS)
+    assert {example.split()[1] for example in examples} <= set(names)
 
 
 def test_an_unknown_command_is_told_all_that_there_are(refused):

@@ -15,12 +15,10 @@ import pytest
 from makers import coop_data, openai_tensors, write_image
 from PIL import Image
 from safetensors.numpy import save_file
-from test_imports import assert_clean, run_python
 
 from coop_jax import Classifier, config, experiment, prompts
 from coop_jax.__main__ import main
 from coop_jax.clip import source
-from coop_jax.commands import COMMANDS
 from coop_jax.data import catalog
 from coop_jax.prompts import use
 
@@ -85,40 +83,6 @@ def refused(run):
         return line
 
     return run_refused
-
-
-def test_help_is_there_without_heavy_imports():
-    own = "jax flax numpy PIL sklearn matplotlib transformers grain rich absl safetensors"
-    code = f"""
-        import sys
-        from coop_jax.__main__ import main
-        from coop_jax.commands import COMMANDS
-
-        def refuse_heavy(*names):
-            heavy = set(names) & set(sys.modules)
-            assert not heavy, (sys.argv, heavy)
-
-        assert main([]) == main(["--help"]) == 0
-        refuse_heavy(*"{own}".split())
-        for name, (module, _) in COMMANDS.items():
-            if module.startswith("coop_jax.commands") or name == "run":
-                assert main([name, "--help"]) == 0
-                refuse_heavy(*"{own}".split())
-        for name in ("sweep", "check", "prepare"):
-            assert main([name, "--help"]) == 0
-            refuse_heavy("jax", "flax", "sklearn", "matplotlib", "transformers")
-        """
-    assert_clean(run_python(code))
-
-
-def test_help_begins_with_the_common_cases_and_lists_all_commands(run):
-    code, out, _ = run()
-    assert code == 0
-    examples = [line for line in out if line.startswith("  coop_jax ")]
-    names = [line.split()[0] for line in out[out.index("All commands:") + 2 :] if line[:2] == "  "]
-    assert out.index(examples[0]) < out.index("All commands:")
-    assert names[:13] == list(COMMANDS)
-    assert {example.split()[1] for example in examples} <= set(names)
 
 
 def test_other_commands_get_their_arguments(run, refused, tmp_path):
