@@ -51,7 +51,12 @@ def test_contracts_hold():
 
 
 def test_every_dependency_is_imported():
-    """What nothing imports need not be installed; `jax.export` imports flatbuffers for us."""
+    """What nothing imports need not be installed.
+
+    `jax.export` imports flatbuffers for us; transformers, which a CLIP's users have, reads what we
+    write and is what our tokens are tested against.
+    """
+    not_imported = ["flatbuffers", "transformers"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [re.split("[^-\\w]", needed)[0] for needed in project["dependencies"]]
     called = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL"}
@@ -59,7 +64,7 @@ def test_every_dependency_is_imported():
     text = "\n".join(path.read_text() for path in (ROOT / "coop_jax").rglob("*.py"))
     imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, flags=re.MULTILINE))
     assert len(names) > 20
-    assert [name for name in names if called.get(name, name) not in imported] == ["flatbuffers"]
+    assert [name for name in names if called.get(name, name) not in imported] == not_imported
 
 
 def forbid_torch_and_tensorflow(folder: Path):
