@@ -94,6 +94,14 @@ def test_few_shot_table_equals_numpy():
     assert sheet.caption == "accuracy in percent: mean ± population standard deviation over 3 seeds"
 
 
+def test_one_seed_of_few_shots_has_neither_deviations_nor_empty_columns():
+    results = [r for r in experiment(backbone="tiny") if r.shots in (0, 2) and r.seed in (0, 1)]
+    (sheet,) = report.tables(results)
+    assert sheet.header == ("shots per class", "0", "1", "2")
+    assert ["CoOp, M = 16, end", DASH, DASH, "88.0"] in sheet.body()
+    assert sheet.caption == "accuracy in percent: one seed"
+
+
 def test_statistics_are_of_unrounded_values():
     (sheet,) = report.tables(experiment())
     for value in filter(None, sheet.rows[-1].values):

@@ -98,4 +98,6 @@ def _row(series: Series, values: Sequence[Value | None]) -> Row:
 
 
 def _columns(found: Sequence[Series]) -> list[int]:
-    return sorted({*SHOTS, *(point.shots for one in found for point in one.results)})
+    """The papers' numbers of shots up to the last that was run, and all others that were run."""
+    measured = {point.shots for one in found for point in one.results}
+    return sorted(measured.union(number for number in SHOTS if number <= max(measured)))

@@ -98,7 +98,9 @@ class Sheet:
         """What the numbers are: statistics, number of seeds, what marks mean."""
         counts = _seed_counts(self.rows)
         caption = "accuracy in percent"
-        if counts:
+        if counts == {1}:
+            caption += ": one seed"
+        elif counts:
             caption += ": mean"
             if any(value.cell.deviation is not None for value in _values(self.rows)):
                 caption += " ± population standard deviation"
