@@ -110,7 +110,7 @@ class Predictor:
     def _examine(self, images: Images | Examples) -> tuple[Examples, dict[int, str], np.ndarray]:
         """The images, what is wrong with those that cannot be read, and the others' logits."""
         if not isinstance(images, Examples):
-            images = memory.examples(images, split="test")
+            images = memory.examples(images, split="")
         examples = replace(images, cache=ImageCache(0))
         forgiving = memory.Forgiving(examples)
         encoded = self._encode(forgiving)

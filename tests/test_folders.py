@@ -196,6 +196,9 @@ def test_what_is_not_clear_is_refused_by_what_was_seen(tmp_path, places, message
 def test_a_class_of_other_files_says_which(tmp_path, ending, shown):
     root = write(write(tmp_path / "own", "cat", "dog"), "bird", ending=ending)
     (root / "empty").mkdir()
+    assert f"per class in {root}/empty, got an empty one; put each" in refusal(
+        own.read, root / "empty"
+    )
     said = refusal(own.read, root)
     assert f"in every class's folder of {root}, got bird ({shown}), empty (nothing); add" in said
     assert "convert other files to JPEG or PNG" in said and "remove" not in said

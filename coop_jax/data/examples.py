@@ -148,7 +148,8 @@ class Examples:
 
     def place(self, index: int) -> str:
         """What messages call an example."""
-        return f"{self.file_names[index]} of the {self.split} split"
+        name = str(self.file_names[index])
+        return f"{name} of the {self.split} split" if self.split else name
 
     def image(self, index: int) -> Image.Image:
         """Decode an example with Pillow, in the mode of its file; of an animation the first frame.

@@ -166,9 +166,11 @@ def _classes(folder: Folder) -> list[Folder]:
     """The folders in a folder as its classes, each with all images in it and below it."""
     classes = list(folder.folders)
     if not classes:
+        content = _counted(folder)
+        seen = "an empty one" if content == "nothing" else f"none, but {content} right in it"
         raise InputError(
-            f"expected a folder per class in {folder.path}, got none, but {_counted(folder)} right"
-            " in it; put each class's images into a folder of its name"
+            f"expected a folder per class in {folder.path}, got {seen}; put each class's images"
+            " into a folder of its name"
         )
     empty = [one for one in classes if not one.count]
     if empty:

@@ -88,7 +88,7 @@ def examples(images: Images, *, split: str) -> Examples:
     Args:
         images: paths, PIL images (of an animation the current frame counts) and uint8 arrays
             [height, width, 3], in any mixture; or an array [images, height, width, 3].
-        split: what messages call the split.
+        split: what messages call the split; "" where there is none.
 
     Returns:
         The examples, with label 0.
