@@ -14,7 +14,7 @@ from record_presets import small
 
 from coop_jax import encoding, prompts, protocols, results
 from coop_jax.clip import source
-from coop_jax.data import catalog, sampling
+from coop_jax.data import catalog, few_shot, sampling
 from coop_jax.errors import InputError
 from coop_jax.provenance import digest
 from coop_jax.results import find
@@ -237,10 +237,21 @@ def test_too_few_validation_images_are_said(data, tmp_path, caplog):
     write_images(folder, ["val/star/0.jpg"])
     rows = run("linear_probe:dtd", data, tmp_path / "run", dataset=str(folder))
     assert len(find(rows, method="linear_probe")) == 1
-    said = [line for line in caplog.messages if "validation images" in line]
+    said = [line for line in caplog.messages if "validation image" in line]
     assert said == [
-        f"class {name!r} has {count} validation images, fewer than 2: all of them are used"
-        for name, count in (("circle", 0), ("star", 1))
+        f"class {name!r} has {count}, fewer than 2: all of them are used"
+        for name, count in (("circle", "0 validation images"), ("star", "1 validation image"))
+    ]
+
+
+def test_many_short_classes_are_said_in_one_line(tmp_path, caplog):
+    names = [f"class_{number}" for number in range(7)]
+    folder = image_folder(tmp_path / "photos", names, 2)
+    few_shot.warn_about_short_classes(catalog.load(str(folder), tmp_path), 3)
+    shown = ", ".join(f"'class {number}' 2" for number in range(5))
+    assert caplog.messages == [
+        "7 of 7 classes have fewer training images than 3 shots: all of them are used"
+        f" ({shown} and 2 more)"
     ]
 
 

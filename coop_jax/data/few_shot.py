@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from coop_jax.data import sampling
 from coop_jax.data.examples import Dataset
+from coop_jax.data.listing import some
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
 
@@ -48,6 +49,16 @@ def warn_about_short_classes(few: Dataset, shots: int, *, validation: bool = Fal
         wanted.append(("validation", few.val, min(shots, 4)))
     for kind, examples, count in wanted:
         short = sampling.short_classes(examples.labels, count, len(few.class_names))
+        if len(short) > 3:
+            logger.warning(
+                "%d of %s have fewer %s images than %s: all of them are used (%s)",
+                len(short),
+                plural(len(few.class_names), "class", "classes"),
+                kind,
+                plural(count, "shot") if kind == "training" else count,
+                some([f"{few.class_names[label]!r} {n}" for label, n in short.items()]),
+            )
+            continue
         for label, n in short.items():
             logger.warning(
                 "class %r has %s, fewer than %s: all of them are used",
