@@ -18,7 +18,7 @@ Learn prompts for a frozen CLIP, and use them. The common cases:
   coop_jax evaluate my_prompt photographs               accuracy on the test images
   coop_jax export my_prompt weights.safetensors         class weights, for PyTorch
   coop_jax push my_prompt user/name                     to the Hugging Face hub
-  coop_jax run --config=few_shot --workdir=runs/dtd     an experiment of the papers
+  coop_jax run --config=quickstart --workdir=digits     an experiment, here on digits
 
 All commands:
 
