@@ -42,7 +42,7 @@ COMMANDS = {
     "sweep": ("few_shot", *SMALL, "--workdir={new}"),
     "report": ("run",),
     "check": ("pictures",),
-    "prepare": ("pictures", "--data_dir={new}"),
+    "prepare": ("pictures", "--data-dir={new}"),
 }
 """What is typed behind each command's name; {new} is a name that is not taken yet."""
 

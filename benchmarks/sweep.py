@@ -20,7 +20,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits", help="as config.dataset")
-    parser.add_argument("--data_dir", default="", help="as config.data_dir")
+    parser.add_argument("--data-dir", default="", help="as config.data_dir")
     parser.add_argument("--clip", default="tiny", help="as config.clip.name")
     parser.add_argument("--method", default="coop")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16])

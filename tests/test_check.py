@@ -42,16 +42,16 @@ def run(capsys, *arguments):
 
 
 def test_all_is_well(textures, tmp_path, capsys):
-    code, printed = run(capsys, "dtd", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "dtd", f"--data-dir={tmp_path}")
     assert code == 0
     assert f"dtd in folder {tmp_path / 'dtd' / 'images'}" in printed
     assert "split_zhou_DescribableTextures.json is CoOp's" in printed
     assert "the 47 class names are CoOp's" in printed
     assert "all 141 images can be read" in printed
     assert "problem" not in printed and "\x1b" not in printed
-    assert run(capsys, "dtd", "--quick", f"--data_dir={tmp_path}")[0] == 0
-    prepare.main(["dtd", f"--data_dir={tmp_path}"])
-    code, printed = run(capsys, "dtd", f"--data_dir={tmp_path}")
+    assert run(capsys, "dtd", "--quick", f"--data-dir={tmp_path}")[0] == 0
+    prepare.main(["dtd", f"--data-dir={tmp_path}"])
+    code, printed = run(capsys, "dtd", f"--data-dir={tmp_path}")
     assert code == 0 and "dtd in prepared copy" in printed
 
 
@@ -63,7 +63,7 @@ def test_broken_and_missing_images_are_named(textures, tmp_path, capsys):
     missing = [row[0] for row in textures["test"][:23]]
     for path in missing:
         (images / path).unlink()
-    code, printed = run(capsys, "dtd", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "dtd", f"--data-dir={tmp_path}")
     assert code == 1
     assert f"23 of 141 images are missing: {', '.join(missing[:20])} and 3 more; restore" in printed
     assert "22 of 141 images cannot be read" in printed
@@ -71,7 +71,7 @@ def test_broken_and_missing_images_are_named(textures, tmp_path, capsys):
     assert len(lines) == 20
     for path, line in zip(broken[:20], lines, strict=True):
         assert path in line and line.endswith("replace the file")
-    code, printed = run(capsys, "dtd", "--quick", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "dtd", "--quick", f"--data-dir={tmp_path}")
     assert code == 1 and "cannot be read" not in printed and "missing" in printed
 
 
@@ -81,36 +81,36 @@ def test_another_count_and_class_name_are_shown(textures, tmp_path, capsys, monk
     del textures["val"][-1]
     path = tmp_path / "dtd" / OFFICIAL["dtd"].split_file.name
     path.write_text(json.dumps(textures))
-    code, printed = run(capsys, "dtd", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "dtd", f"--data-dir={tmp_path}")
     assert code == 1
     assert "expected images: 47 in val, got 46;" in printed
     assert "expected CoOp's class names, got label 3: 'bubbles' for 'bubbly'; restore" in printed
     assert f"{path}: expected CoOp's file (git hash " in printed
     rewrite(tmp_path, monkeypatch, textures)
-    assert "expected CoOp's file" not in run(capsys, "dtd", f"--data_dir={tmp_path}")[1]
+    assert "expected CoOp's file" not in run(capsys, "dtd", f"--data-dir={tmp_path}")[1]
 
 
 def test_another_number_of_classes_is_shown(tmp_path, capsys):
     coop_data(tmp_path, ["imagenet_r", "imagenet"])
-    code, printed = run(capsys, "imagenet_r", f"--data_dir={tmp_path}", "--quick")
+    code, printed = run(capsys, "imagenet_r", f"--data-dir={tmp_path}", "--quick")
     assert code == 1
     assert "expected 200 classes, got 2" in printed
     assert "the 2 class names are CoOp's" in printed
-    code, printed = run(capsys, "imagenet", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "imagenet", f"--data-dir={tmp_path}")
     assert "all 44 images can be read" in printed
     assert "expected 1000 classes, got 4" in printed
     assert "label 1: 'missile' for 'goldfish'" in printed
 
 
 def test_a_dataset_that_cannot_be_opened_does_not_end_the_check(textures, tmp_path, capsys):
-    code, printed = run(capsys, "all", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "all", f"--data-dir={tmp_path}")
     assert code == 1
     assert "all 141 images can be read" in printed
     for name in OFFICIAL:
         assert (f"expected {name} in {tmp_path}" in printed) == (name != "dtd")
     assert printed.rstrip().endswith("imagenet_sketch, imagenet_a, imagenet_r")
     (tmp_path / "dtd" / OFFICIAL["dtd"].split_file.name).unlink()
-    code, printed = run(capsys, "dtd", "digits", f"--data_dir={tmp_path}")
+    code, printed = run(capsys, "dtd", "digits", f"--data-dir={tmp_path}")
     assert code == 1
     assert "problem: expected the official split" in printed
     assert "all 1797 images can be read" in printed
@@ -119,15 +119,16 @@ def test_a_dataset_that_cannot_be_opened_does_not_end_the_check(textures, tmp_pa
 
 def test_own_images_are_checked(tmp_path, capsys):
     root = image_folder(tmp_path / "pets", ["cat", "dog"], 3)
-    code, printed = run(capsys, root, f"--data_dir={tmp_path}")
+    code, printed = run(capsys, root, f"--data-dir={tmp_path}")
     assert code == 0 and "all 12 images can be read" in printed
+    assert "expected" not in printed
     (root / "test" / "dog" / "1.jpg").write_text("no image")
-    code, printed = run(capsys, root, f"--data_dir={tmp_path}")
+    code, printed = run(capsys, root, f"--data-dir={tmp_path}")
     assert code == 1 and "1 of 12 images cannot be read" in printed
 
 
 def test_an_unknown_name_is_bad_input(tmp_path, capsys):
-    assert check.main(["nothing", f"--data_dir={tmp_path}"]) == 2
+    assert check.main(["nothing", f"--data-dir={tmp_path}"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err.startswith("error: expected a dataset's name")
 

@@ -87,7 +87,7 @@ def refused(run):
 
 def test_other_commands_get_their_arguments(run, refused, tmp_path):
     coop_data(tmp_path, ["dtd"])
-    code, out, _ = run("check", "dtd", "--quick", "--data_dir", tmp_path)
+    code, out, _ = run("check", "dtd", "--quick", "--data-dir", tmp_path)
     assert code == 1 and any("dtd" in line for line in out)
     assert "absent" in refused("report", tmp_path / "absent")
     assert "absent" in refused("prepare", tmp_path / "absent")

@@ -364,4 +364,4 @@ def test_what_is_nowhere_says_where_it_could_be(name, tmp_path):
         assert isinstance(overlay.absent(name, row, tmp_path), InputError)
     else:
         assert str(tmp_path / row.tfds.folder) in str(error.value)
-        assert f"python -m coop_jax.data.prepare {name} --data_dir" in str(error.value)
+        assert f"coop_jax prepare {name} --data-dir" in str(error.value)

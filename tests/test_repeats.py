@@ -65,7 +65,7 @@ def test_images_in_train_and_in_test_are_a_warning(root, capsys, tmp_path, make)
     )
     assert examine(capsys, root) == (0, [*wanted], [])
     prepare.prepare(str(root), tmp_path)
-    assert examine(capsys, root, f"--data_dir={tmp_path}") == (0, [*wanted], [])
+    assert examine(capsys, root, f"--data-dir={tmp_path}") == (0, [*wanted], [])
 
 
 def test_images_under_two_labels_are_a_warning(root, capsys):

@@ -68,7 +68,7 @@ def test_files_copies_and_prepared_copies_are_known(folder, probe, tmp_path):
     paths = [folder / name for name in dataset.train.file_names]
     expected = [next(iter(digests([path]))) in known for path in paths]
     assert sum(expected) == 4
-    prepare.main([str(folder), f"--data_dir={tmp_path}"])
+    prepare.main([str(folder), f"--data-dir={tmp_path}"])
     prepared = catalog.load(str(folder), tmp_path)
     assert "prepared copy" in prepared.place
     renamed = [shutil.copy(path, tmp_path / f"{n}.jpg") for n, path in enumerate(paths)]

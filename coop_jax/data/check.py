@@ -1,6 +1,6 @@
 """Find out what is missing or broken in datasets.
 
-  coop_jax check dtd eurosat --data_dir=DATA
+  coop_jax check dtd eurosat --data-dir=DATA
   coop_jax check photographs
 
 Counts, class names and the split are compared with what the papers used, every image is decoded,
@@ -35,14 +35,15 @@ def show(findings: Findings, console: Console) -> None:
     console.print(cell(title, console, "bold"), soft_wrap=True)
     if dataset is not None:
         table = Table()
-        table.add_column("split")
-        for column in ("images", "expected"):
-            table.add_column(column, justify="right")
         rows = [*findings.counts, ("classes", len(dataset.class_names), _classes(findings))]
+        is_known = any(expected is not None for *_, expected in rows)
+        table.add_column("split")
+        for column in ("images", *["expected"] * is_known):
+            table.add_column(column, justify="right")
         for what, number, expected in rows:
             shown = "" if expected is None else f"{expected:,}"
             colour = "red" if expected not in (None, number) else ""
-            table.add_row(what, f"{number:,}", shown, style=colour)
+            table.add_row(what, f"{number:,}", *[shown] * is_known, style=colour)
         console.print(table)
     for note in findings.notes:
         console.print(cell(f"  {note}", console), soft_wrap=True)
@@ -70,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(catalog.names())}, {ALL} for the papers' datasets, or a folder, .csv or"
         " .json of own images",
     )
-    parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
+    parser.add_argument("--data-dir", help="data directory; default $TFDS_DATA_DIR")
     parser.add_argument("--quick", action="store_true", help="do not read the images")
 
 

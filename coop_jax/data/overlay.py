@@ -59,7 +59,7 @@ def absent(name: str, row: Official, data_dir: Path) -> InputError:
         )
     return InputError(
         f"expected {name} in {layout} or {data_dir / row.tfds.folder} (TFDS), got neither; put it"
-        f" there, or run `coop_jax prepare {name} --data_dir={data_dir}`, or name"
+        f" there, or run `coop_jax prepare {name} --data-dir={data_dir}`, or name"
         " another data directory (data_dir)"
     )
 

@@ -1,6 +1,6 @@
 """Make datasets quick to read.
 
-  coop_jax prepare dtd eurosat --data_dir=DATA
+  coop_jax prepare dtd eurosat --data-dir=DATA
 
 Image files in folders are copied bit for bit into shards; a dataset of the papers whose images are
 not there is downloaded and prepared by TFDS (needs pip install 'coop_jax[prepare]').
@@ -99,11 +99,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(catalog.names())}, or a folder, .csv or .json of own images",
     )
-    parser.add_argument("--data_dir", help="data directory; default $TFDS_DATA_DIR")
+    parser.add_argument("--data-dir", help="data directory; default $TFDS_DATA_DIR")
     parser.add_argument(
         "--workers", type=command_line.positive, help="threads; default one per processor"
     )
-    parser.add_argument("--class_names", metavar="FILE", help="class names of own images")
+    parser.add_argument("--class-names", metavar="FILE", help="class names of own images")
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -112,7 +112,7 @@ def run(chosen: argparse.Namespace) -> int:
     official = [name for name in chosen.names if name in catalog.names()]
     if chosen.class_names and official:
         raise InputError(
-            f"--class_names: expected own images alone, got {', '.join(official)}; the"
+            f"--class-names: expected own images alone, got {', '.join(official)}; the"
             " catalogue has its class names"
         )
     data_dir = catalog.data_directory(chosen.data_dir)
