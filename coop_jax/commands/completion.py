@@ -11,7 +11,7 @@ from coop_jax.commands import COMMANDS
 
 def answer() -> None:
     """Answer the shell and end the process; of all commands only the one typed is imported."""
-    import argcomplete  # pyright: ignore[reportMissingImports] - not where only tests run
+    import argcomplete
 
     argcomplete.autocomplete(_parser(os.environ.get("COMP_LINE", "").split()[1:2]))
 
@@ -32,7 +32,7 @@ def _parser(typed: list[str]) -> argparse.ArgumentParser:
 
 
 def _configs(prefix: str, **_: Any) -> list[str]:
-    from argcomplete.completers import FilesCompleter  # pyright: ignore[reportMissingImports]
+    from argcomplete.completers import FilesCompleter
 
     files = FilesCompleter()(prefix) if "/" in prefix or prefix.startswith(".") else []
     return [*config_files.names(), *files]
