@@ -1,6 +1,7 @@
 """The user's folder of compiled programs, so that the second call of a command compiles nothing."""
 
 import os
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,8 @@ def keep() -> None:
 
     JAX's own switches hold where the user has set them: `JAX_COMPILATION_CACHE_DIR` names another
     folder, `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. Nothing is kept either where the
-    folder cannot be written, and nothing is said: a program is then compiled once more.
+    folder cannot be written or others could write it, too, and nothing is said: a program is then
+    compiled once more.
     """
     place = folder()
     chosen_by_user = "JAX_COMPILATION_CACHE_DIR" in os.environ
@@ -30,6 +32,19 @@ def keep() -> None:
     warnings.filterwarnings("ignore", "Error .* persistent compilation cache entry")
 
 
+def leave() -> None:
+    """Keep nothing in `folder()` after all, in one of several processes that train together.
+
+    JAX lets the first process alone write. On hosts whose home folders are their own, it would then
+    find programs that the others still compile, and GPUs share the search for the fastest kernels
+    between all processes: the others would wait for it.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(folder()):
+        import jax
+
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
 def folder() -> Path:
     """`coop_jax/compiled` in `$XDG_CACHE_HOME` or, where that is not set, in `~/.cache`."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -37,13 +52,17 @@ def folder() -> Path:
 
 
 def _is_ready(place: Path) -> bool:
+    """Whether programs can be kept there, by this user alone: JAX runs what it finds."""
     if not place.is_absolute():
         return False
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, exist_ok=True)
+        found = place.stat()
     except OSError:
         return False
-    return os.access(place, os.R_OK | os.W_OK | os.X_OK)
+    is_own = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_own and os.access(place, os.R_OK | os.W_OK | os.X_OK)
 
 
 def _remove_unfinished(place: Path) -> None:

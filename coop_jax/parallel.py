@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from coop_jax import compilation_cache
 from coop_jax.errors import InputError
 from coop_jax.terminal import one_line
 
@@ -30,6 +31,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises:
         InputError: the cluster does not say it, or the others do not come.
     """
+    compilation_cache.leave()
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:

@@ -1,13 +1,15 @@
 """Compiled programs are kept in the user's cache folder, and never in anybody's way."""
 
 import os
+import stat
 import sys
 import warnings
 
+import jax
 import pytest
 from test_imports import assert_clean, run_python
 
-from coop_jax import compilation_cache
+from coop_jax import compilation_cache, parallel
 
 SWITCHES = (
     "JAX_COMPILATION_CACHE_DIR",
@@ -55,15 +57,35 @@ def test_nothing_is_set_in_a_process_that_has_jax(tmp_path, monkeypatch):
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("is_own", [False, True])
+def test_several_processes_keep_nothing_but_where_the_user_says(is_own, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = tmp_path / "shared" if is_own else compilation_cache.folder()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *cluster: None)
+    try:
+        parallel.join("host:1", 2, 0)
+        assert jax.config.jax_enable_compilation_cache is is_own
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
 @pytest.mark.parametrize("why", ["a file", "no home"])
 def test_a_folder_that_cannot_be_written_is_no_error(why, kept, tmp_path):
     (tmp_path / "coop_jax").write_text("a file")
     assert kept(**{} if why == "a file" else {"XDG_CACHE_HOME": "", "HOME": "nowhere"}) == {}
 
 
+def test_a_folder_that_others_may_write_is_not_used(kept, tmp_path):
+    folder = tmp_path / "coop_jax" / "compiled"
+    assert kept() and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o770)
+    assert kept() == {}
+
+
 def test_what_a_killed_process_left_is_removed(kept, tmp_path):
     folder = tmp_path / "coop_jax" / "compiled"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o755)
     for name in ("whole-cache", "whole-atime", "torn-cache"):
         (folder / name).write_bytes(b"")
     kept()
