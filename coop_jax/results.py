@@ -4,6 +4,7 @@ Everything that is printed or plotted is computed from this file, so its numbers
 """
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -17,6 +18,9 @@ from coop_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 FILE_NAME = "results.jsonl"
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""Errors of a file system that knows no locks."""
 
 _PERCENT = ("accuracy", "macro_f1")
 _LOWEST = {"shots": 0, "n_ctx": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
@@ -113,11 +117,11 @@ class Result:
 
 
 def append(path: str | os.PathLike[str], result: Result) -> None:
-    """Adds one line to a results file, on disk when this returns; makes the file and its folders.
+    """Add one line to a results file, on disk when this returns; make the file and its folders.
 
     The line is one write, under a lock that other calls of this function respect, so several
-    processes can share a file. What a crash left of an unfinished last line is removed first, with
-    a warning in the log.
+    processes can share a file where the file system has locks. What a crash left of an unfinished
+    last line is removed first, with a warning in the log.
 
     Raises:
       InputError: `path` is a folder.
@@ -130,7 +134,11 @@ def append(path: str | os.PathLike[str], result: Result) -> None:
     is_new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         _append_line(descriptor, path, _to_json(result))
         os.fsync(descriptor)
     finally:

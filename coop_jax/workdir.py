@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import json
 import logging
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import config as config_module
-from coop_jax import parallel
+from coop_jax import parallel, results
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name
@@ -24,9 +23,6 @@ CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE = "config.json", "config.unfinished", "l
 
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""Errors of a file system that knows no locks."""
 
 _held: set[Path] = set()
 """The folders that this process holds."""
@@ -163,7 +159,7 @@ def _lock(workdir: Path) -> int:
                 f" {holder} writes; wait until that ends, or name another"
             ) from error
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in results.NO_LOCKS:
                 os.close(descriptor)
                 raise
             logger.warning(

@@ -11,6 +11,7 @@ import sys
 import pytest
 from makers import coop_data
 from record_presets import small
+from report_results import make
 
 from coop_jax import protocols, results, workdir
 from coop_jax.__main__ import main
@@ -153,6 +154,8 @@ def test_a_file_system_without_locks_is_told(folder, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with workdir.locked(folder):
         (said,) = caplog.messages
+        results.append(folder / results.FILE_NAME, make())
+    assert results.read(folder / results.FILE_NAME) == [make()]
     assert "has no locks (No locks available); let no other process write there" in said
 
 
