@@ -85,6 +85,7 @@ def forbid_torch_and_tensorflow(folder: Path):
         )
 
 
+@pytest.mark.heavy
 def test_a_whole_run_imports_neither_torch_nor_tensorflow(tmp_path: Path):
     forbid_torch_and_tensorflow(tmp_path)
     flags = ("--config.shots=(1,)", "--config.seeds=(1,)", "--config.epochs=1")
