@@ -148,7 +148,7 @@ def test_unreadable_images_are_named_or_left_out(fitted, tests, tmp_path):
     message = refusal(fitted.predict, images)
     assert "11 readable images, got 2" in message
     assert "text.jpg" in message and "absent.jpg" in message
-    assert "image in text.jpg, got" in refusal(fitted.predict, images[:2])
+    assert "text.jpg, got 8 bytes" in refusal(fitted.predict, images[:2])
     nothing = fitted.predict_many(images[1:2])
     assert (len(nothing.kept), nothing.probabilities.shape) == (0, (0, 3))
 
