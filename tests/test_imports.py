@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from makers import write_image
 
 from coop_jax import clip as clip_package
