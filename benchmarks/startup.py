@@ -1,4 +1,4 @@
-"""CPU seconds of every command on two small pictures, and its heaviest imports; see README.md.
+"""CPU seconds of every command on a few small pictures, and its heaviest imports; see README.md.
 
 python benchmarks/startup.py
 python benchmarks/startup.py predict evaluate --repeats 5
@@ -60,12 +60,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Place:
-    """A folder with two pictures, a prompt and a run; commands are called in it."""
+    """A folder with four pictures, a prompt and a run; commands are called in it."""
 
     def __init__(self, folder: Path):
         self._folder, self._made = folder, 0
-        for split in ("train", "test"):
-            for name, colour in (("blue", (30, 60, 220)), ("red", (220, 60, 30))):
+        for split, green in (("train", 60), ("test", 70)):
+            for name, colour in (("blue", (30, green, 220)), ("red", (220, green, 30))):
                 path = folder / "pictures" / split / name / "0.png"
                 path.parent.mkdir(parents=True)
                 Image.fromarray(np.full((40, 48, 3), colour, np.uint8)).save(path)
@@ -144,7 +144,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         place = Place(Path(folder))
         found = {name: look(place, name, chosen) for name in chosen.commands or COMMANDS}
     columns = ("command", "cold, CPU s", "warm, CPU s", "warm, s", "of it imports", "heaviest, s")
-    title = "commands on two pictures, the embedded CLIP, on a CPU"
+    title = "commands on a few pictures, the embedded CLIP, on a CPU"
     measure.show(title, columns, [row(name, one) for name, one in found.items()])
     measure.finish(found)
     return found
