@@ -231,7 +231,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 def _say(what: object, code: int) -> int:
     """One line on standard error; the exit code."""
     beginning = "" if code == interruption.CODE else "error: "
-    print(beginning + printing.escaped(" ".join(str(what).split())), file=sys.stderr)
+    print(beginning + printing.one_line(what), file=sys.stderr)
     return code
 
 

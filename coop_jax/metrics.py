@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from coop_jax import parallel
 from coop_jax.errors import InputError
+from coop_jax.printing import one_line
 
 LOGGERS = ("tensorboard", "wandb")
 """What metrics can be written for besides the JSONL file; each is also the name of its library."""
@@ -210,8 +211,8 @@ class _WeightsAndBiases:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.Error as error:
-            reason = " ".join(str(error).split())
             raise InputError(
-                f"expected to reach Weights & Biases, got {reason}; log in with wandb login, set"
-                " WANDB_MODE=offline, or leave 'wandb' out of config.loggers in another --workdir"
+                f"expected to reach Weights & Biases, got {one_line(error)}; log in with wandb"
+                " login, set WANDB_MODE=offline, or leave 'wandb' out of config.loggers in another"
+                " --workdir"
             ) from error

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from coop_jax import compilation_cache
 from coop_jax.errors import InputError
-from coop_jax.terminal import one_line
+from coop_jax.printing import one_line
 
 Tree = TypeVar("Tree")
 

@@ -34,6 +34,11 @@ def escaped(text: object) -> str:
     return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
+def one_line(message: object) -> str:
+    """Return an error's message, or another text, as one line, with a space for its line ends."""
+    return escaped(" ".join(str(message).split()))
+
+
 def writable(text: object, encoding: str) -> str:
     """Return the text in one line as a stream of this encoding will show it."""
     return escaped(text).encode(encoding, _HANDLER).decode(encoding, "surrogateescape")

@@ -174,11 +174,6 @@ def write_new(contents: Mapping[Path, str | bytes]) -> None:
             one.unlink(missing_ok=True)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return printing.escaped(" ".join(str(error).split()))
-
-
 class _Lines(logging.Formatter):
     """Messages alone, each in one line."""
 

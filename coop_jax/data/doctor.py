@@ -17,8 +17,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
-from coop_jax.printing import plural
-from coop_jax.terminal import one_line
+from coop_jax.printing import one_line, plural
 
 SHOWN = 20
 """How many files, or class names, are named."""

@@ -22,7 +22,8 @@ from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.listing import Listing
 from coop_jax.data.official import OFFICIAL
 from coop_jax.errors import InputError
-from coop_jax.terminal import count_images, one_line
+from coop_jax.printing import one_line
+from coop_jax.terminal import count_images
 
 
 def prepare(

@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 PAIRS = (("train", "test"), ("train", "val"), ("val", "test"))
 
+IN_BOTH = "what is measured on them says nothing about other images"
+
 
 def check_listing(listing: Listing, place: str) -> None:
     """Refuse a file that is listed under two labels; warn of files that are in two splits.
@@ -45,9 +47,8 @@ def check_listing(listing: Listing, place: str) -> None:
         if both:
             shown = some([os.path.relpath(path, listing.root) for path in both])
             logger.warning(
-                "%s: images that are both in %s and in %s: %d (%s); what is measured on them says"
-                " nothing about other images",
-                *(place, first, second, len(both), shown),
+                "%s: images that are both in %s and in %s: %d (%s); %s",
+                *(place, first, second, len(both), shown, IN_BOTH),
             )
 
 
@@ -74,8 +75,7 @@ def describe(
             pairs = [_equal(names[second][b], names[first][a]) for b, a in found]
             lines.append(
                 f"{second} images that are both in {first} and in {second}: {count} of"
-                f" {len(splits[second])} ({some(pairs)}); what is measured on them says nothing"
-                " about other images"
+                f" {len(splits[second])} ({some(pairs)}); {IN_BOTH}"
             )
     disputed = {key: files for key, files in _by_label(splits, places).items() if len(files) > 1}
     if disputed:

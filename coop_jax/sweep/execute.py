@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coop_jax.errors import InputError
+from coop_jax.printing import one_line
 from coop_jax.sweep.groups import FINISHED_FILE, Group
-from coop_jax.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
