@@ -17,6 +17,7 @@ import numpy as np
 import sides
 
 from coop_jax import evaluate, parallel
+from coop_jax.methods import Images
 
 COLUMNS = ("method", "side", "images/s", "seconds", "GFLOP", "GFLOP/s", "of matmul peak")
 IMAGES = {"coop": 200, "cocoop": 4}
@@ -71,8 +72,9 @@ def measure_method(
     problem = settings.problem()
     count, features = len(problem.labels), problem.features
     mesh = parallel.create_mesh(jax.devices()[:1])
-    own = (problem.method, problem.clip, features)
-    calls = {"ours": lambda: evaluate.evaluate(*own, problem.labels, mesh)}
+    images, own = Images(features=features), (problem.method, problem.clip)
+    images_of = evaluate.in_memory(images)
+    calls = {"ours": lambda: evaluate.evaluate(*own, images_of, problem.labels, mesh)}
     error = None
     calls["ours"]()
     if with_reference:
@@ -82,7 +84,8 @@ def measure_method(
         inputs = torch.tensor(features)
         calls["reference"] = lambda: reference.evaluate(inputs)
         expected = reference.evaluate(inputs)
-        error = float(np.abs(evaluate.logits(*own, mesh) - expected).max() / np.abs(expected).max())
+        got = evaluate.logits(*own, images, mesh)
+        error = float(np.abs(got - expected).max() / np.abs(expected).max())
     seconds = measure.alternately(calls, repeats)
     flops, rows = needed(settings, problem), []
     for side, value in seconds.items():

@@ -22,7 +22,7 @@ import models
 import numpy as np
 from PIL import Image
 
-from coop_jax import features, parallel
+from coop_jax import images, parallel
 from coop_jax.clip import preprocess
 from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD
 from coop_jax.data import pipeline
@@ -231,7 +231,7 @@ def waiting(chosen: argparse.Namespace, examples: Examples) -> dict[str, float]:
 
     def encode(batches: Iterable[np.ndarray], count: int = len(some)) -> float:
         return measure.seconds(
-            lambda: features.encode(clip, lambda *_: batches, count, mesh, batch_size=chosen.batch)
+            lambda: images.encode(clip, lambda *_: batches, count, mesh, batch_size=chosen.batch)
         )
 
     encode(ready, min(chosen.batch, len(some)))

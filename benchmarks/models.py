@@ -18,6 +18,7 @@ from flax import nnx
 
 from coop_jax import clip as clip_package
 from coop_jax import methods
+from coop_jax.classes import Classes
 from coop_jax.clip.config import CLIPConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 
 NARROW, WIDE = TransformerConfig(512, 12, 8, 2048), TransformerConfig(768, 12, 12, 3072)
@@ -39,7 +40,7 @@ BACKBONES = {
 """OpenAI's sizes, and one for tests."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-PLACEHOLDERS = {"coop": " ".join(["X"] * 16), "cocoop": "a photo of a"}
+PLACEHOLDERS = {"coop": " ".join(["X"] * 16), "cocoop": "a photo of a", "tpt": "a photo of a"}
 REPEATED = ("missile", "sunglasses")
 """ImageNet's names that two classes have."""
 
@@ -50,7 +51,7 @@ class Problem:
 
     Attributes:
         clip: random weights; without an image tower worth the name unless `pixels` are given.
-        method: CoOp (M = 16, end) or CoCoOp ("a photo of a"), before training.
+        method: CoOp (M = 16, end), or CoCoOp or TPT ("a photo of a"), before training.
         tokens: `[classes, 77]` ids of "placeholder class name."
         n_ctx: number of context vectors M.
         lengths: tokens of every class's prompt behind the context, end token included.
@@ -111,7 +112,7 @@ def create_problem(
         method_name=method,
         dtype=dtype,
         clip=clip,
-        method=methods.create(method, clip, tokenizer, names, seed=0, repeated=REPEATED),
+        method=methods.create(method, clip, tokenizer, Classes(names, repeated=REPEATED), seed=0),
         tokens=tokens,
         n_ctx=n_ctx,
         lengths=np.argmax(tokens, axis=1) - n_ctx,

@@ -10,10 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from models import Problem
 
-from coop_jax import features, methods, optim, parallel, train
+from coop_jax import images, methods, parallel, train
 from coop_jax.chunks import Batches
 from coop_jax.clip import CLIP
-from coop_jax.methods.base import cross_entropy
+from coop_jax.methods import Images, Stage, cross_entropy
 
 EPOCHS = 1000
 STEPS_PER_CHUNK = 8
@@ -33,7 +33,6 @@ class Training:
         self.mesh = parallel.create_mesh(jax.devices()[:1])
         self._cached = cached or problem.pixels is None
         self._methods = [nnx.clone(problem.method) for _ in range(runs)]
-        self._optimizer = optim.create(optim.OptimizerConfig())
         self._long = self._fit(EPOCHS, steps)
 
     def _fit(self, chunks: int, steps: int) -> Iterator[list[train.Progress]]:
@@ -46,16 +45,16 @@ class Training:
             self.problem.labels,
         )
         runs = [train.Run(method, batches, self._features) for method in self._methods]
-        images = batch * steps * len(runs)
-        clip, optimizer = self.problem.clip, self._optimizer
-        return train.fit(runs, clip, optimizer, self.mesh, images_per_chunk=images)
+        at_once = batch * steps * len(runs)
+        clip = self.problem.clip
+        return train.fit(runs, clip, Stage(), self.mesh, images_per_chunk=at_once)
 
-    def _features(self, requests: np.ndarray) -> np.ndarray:
+    def _features(self, requests: np.ndarray) -> Images:
         chosen = requests[:, 1]
         if self._cached:
-            return self.problem.features[chosen]
+            return Images(features=self.problem.features[chosen])
         assert self.problem.pixels is not None
-        return encode(self.problem.clip, self.problem.pixels[chosen], self.mesh)
+        return Images(features=encode(self.problem.clip, self.problem.pixels[chosen], self.mesh))
 
     def run(self) -> float:
         """Take the steps; the last one's loss."""
@@ -76,7 +75,7 @@ def encode(clip: CLIP, pixels: np.ndarray, mesh: Mesh, batch: int = 256) -> np.n
             yield pixels[numbers[start : start + size]]
 
     batch = min(batch, len(pixels))
-    return features.encode(clip, pixels_of, len(pixels), mesh, batch_size=batch)
+    return images.encode(clip, pixels_of, len(pixels), mesh, batch_size=batch)
 
 
 def image_features(problem: Problem) -> np.ndarray:
@@ -88,16 +87,16 @@ def image_features(problem: Problem) -> np.ndarray:
 
 def loss_and_gradient(problem: Problem) -> tuple[float, np.ndarray]:
     """The loss before training and the context's gradient."""
-    graph, learned, derived = nnx.split(problem.method, methods.Learned, ...)
+    graph, learned, fixed = nnx.split(problem.method, methods.Learned, ...)
     clip_graph, frozen = nnx.split(problem.clip)
 
-    def loss_of(learned: Any, derived: Any, frozen: Any, features: jax.Array, labels: jax.Array):
-        clip, method = nnx.merge(clip_graph, frozen), nnx.merge(graph, learned, derived)
-        logits = method.logits(clip, method.encode_classes(clip), features)
+    def loss_of(learned: Any, fixed: Any, frozen: Any, features: jax.Array, labels: jax.Array):
+        clip, method = nnx.merge(clip_graph, frozen), nnx.merge(graph, learned, fixed)
+        logits = method.logits(clip, method.texts(clip, None), Images(features=features))
         return cross_entropy(logits, labels, jnp.ones(len(labels)))
 
     loss, gradient = jax.jit(jax.value_and_grad(loss_of))(
-        learned, derived, frozen, jnp.asarray(image_features(problem)), jnp.asarray(problem.labels)
+        learned, fixed, frozen, jnp.asarray(image_features(problem)), jnp.asarray(problem.labels)
     )
     return float(loss), np.asarray(gradient["context"][...])
 

@@ -261,6 +261,35 @@ class Reference:
         assert self.learner.ctx.grad is not None
         return self.learner.ctx.grad.float().cpu().numpy()
 
+    def tune(
+        self, features: torch.Tensor, *, share: float, steps: int, rate: float, decay: float
+    ) -> np.ndarray:
+        """TPT's logits `[images, classes]` of features `[images, views, embedding]`, one by one.
+
+        The context and AdamW start anew for every image; the confident views of the first step are
+        those of all; the prompts are encoded before every step and for the prediction.
+        """
+        first, found = self.learner.ctx.detach().clone(), []
+        for views in features.to(self.device, self.dtype):
+            with torch.no_grad():
+                self.learner.ctx.copy_(first)
+            optimizer = torch.optim.AdamW([self.learner.ctx], lr=rate, weight_decay=decay)
+            chosen = None
+            for _ in range(steps):
+                logs = self.logits(views).float().log_softmax(dim=1)
+                if chosen is None:
+                    entropies = -(logs.exp() * logs).sum(dim=1)
+                    chosen = entropies.argsort()[: int(len(views) * share)]
+                mean = logs[chosen].logsumexp(dim=0) - np.log(len(chosen))
+                optimizer.zero_grad()
+                (-(mean.exp() * mean).sum()).backward()
+                optimizer.step()
+            with torch.no_grad():
+                found.append(self.logits(views[:1])[0].float().cpu().numpy())
+        with torch.no_grad():
+            self.learner.ctx.copy_(first)
+        return np.stack(found)
+
     @torch.no_grad()
     def evaluate(self, features: torch.Tensor) -> np.ndarray:
         """Logits `[images, classes]` of image features, in batches of 100, each with its texts."""

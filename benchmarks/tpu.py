@@ -33,7 +33,9 @@ from jax.sharding import Mesh, NamedSharding
 from program import Program
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, features, methods, optim, parallel, train
+from coop_jax import evaluate, images, methods, optim, parallel, train
+from coop_jax.classes import Classes
+from coop_jax.methods import Images, Stage
 
 TOPOLOGIES = {
     "v5e": {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4"},
@@ -173,11 +175,9 @@ class Case:
 
         def build() -> tuple[Any, Any]:
             clip = clip_package.CLIP(config, dtype, rngs=nnx.Rngs(0))
-            repeated = models.REPEATED
-            method = methods.create(
-                name, clip, tokenizer, names, settings, repeated=repeated, shards=self.chips
-            )
-            per_image.append(methods.has_texts_per_image(method, clip))
+            classes = Classes(names, repeated=models.REPEATED)
+            method = methods.create(name, clip, tokenizer, classes, settings, shards=self.chips)
+            per_image.append(method.texts_per_image)
             return method, clip
 
         return *nnx.eval_shape(build), per_image[0]
@@ -194,30 +194,39 @@ class Case:
         return dataclasses.replace(cost, memory=cost.memory + resident)
 
     def _train(self, method: Any, clip: Any, per_image: bool, mesh: Mesh) -> Cost:
-        graph, learned, derived = nnx.split(method, methods.Learned, ...)
+        graph, learned, fixed = nnx.split(method, methods.Learned, ...)
         clip_graph, frozen = nnx.split(clip)
-        optimizer = optim.create(optim.OptimizerConfig())
         state = jax.eval_shape(
-            lambda learned, derived, frozen: train.initial_state(
-                nnx.merge(graph, learned, derived), nnx.merge(clip_graph, frozen), optimizer
+            lambda learned, fixed, frozen: train.initial_state(
+                nnx.merge(graph, learned, fixed), nnx.merge(clip_graph, frozen), Stage()
             ),
             learned,
-            derived,
+            fixed,
             frozen,
         )
         batch = METHODS[self.method][2]
         steps = train.IMAGES_PER_CHUNK // batch
         batch += 0 if per_image else parallel.padding(batch, mesh)
         return cost_of(
-            train.compile_steps(graph, clip_graph, optimizer, mesh, per_image),
+            train.compile_steps(
+                graph,
+                clip_graph,
+                optim.create(optim.OptimizerConfig()),
+                (),
+                mesh,
+                averages=False,
+                texts_per_image=per_image,
+            ),
             [placed(state, mesh)],
-            placed(derived, mesh),
+            placed(fixed, mesh),
             replicated(frozen, mesh),
             (
-                abstract(1, steps, batch, clip.config.embedding),
+                Images(features=abstract(1, steps, batch, clip.config.embedding)),
                 abstract(1, steps, batch, dtype=jnp.int32),
                 abstract(1, steps, batch),
                 abstract(1, steps),
+                abstract(1, steps),
+                abstract(1, steps, 2, dtype=jnp.uint32),
             ),
             steps=steps,
         )
@@ -227,24 +236,22 @@ class Case:
         clip_graph, frozen = nnx.split(clip)
         whole = parallel.replicated(mesh)
         split = whole if per_image else parallel.over_data(mesh, 0)
-        classes = evaluate.compile_classes(graph, clip_graph, whole)
-        _, sums = evaluate.compile_evaluation(graph, clip_graph, whole, split)
+        texts = evaluate.compile_texts(graph, clip_graph, whole)
+        logits = evaluate.compile_logits(graph, clip_graph, whole, split)
         fixed = placed(state, mesh), replicated(frozen, mesh)
-        made = jax.eval_shape(classes, *fixed)
-        return cost_of(classes, *fixed) + cost_of(
-            sums,
+        made = jax.eval_shape(texts, *fixed)
+        return cost_of(texts, *fixed) + cost_of(
+            logits,
             *fixed,
             replicated(made, mesh),
-            abstract(EVALUATION_BATCH, clip.config.embedding),
-            abstract(EVALUATION_BATCH, dtype=jnp.int32),
-            abstract(EVALUATION_BATCH),
+            Images(features=abstract(EVALUATION_BATCH, clip.config.embedding)),
         )
 
     def _images(self, method: Any, clip: Any, per_image: bool, mesh: Mesh) -> Cost:
         size = clip.config.vision.image_size
         pixels = abstract(ENCODE_BATCH, size, size, 3, dtype=jnp.uint8)
         clip_graph, frozen = nnx.split(clip)
-        return cost_of(features.compile_encoder(clip_graph, mesh), frozen, pixels)
+        return cost_of(images.compile_encoder(clip_graph, mesh, "features"), frozen, pixels)
 
     def needed_flops(self) -> float:
         """By formula, of all chips together, with no padding and nothing computed twice."""

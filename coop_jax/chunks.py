@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 class Batches:
     """The examples and the learning rate of every step.
 
-    `order[s]` holds the example indices of step s, `epoch[s]` its epoch and `rate[s]` its learning
-    rate; `labels` is indexed by example.
+    `order[s]` holds the example indices of step s, -1 where its batch is short, `epoch[s]` its
+    epoch (the steps of an epoch follow each other) and `rate[s]` its learning rate; `labels` is
+    indexed by example.
     """
 
     order: Int[np.ndarray, "steps batch"]
@@ -26,19 +27,33 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """The number of steps."""
         return len(self.order)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of the first epoch, as of every other."""
+        """The steps of the first epoch, as of every other."""
         return int(np.sum(self.epoch == self.epoch[0]))
 
     def requests(self, start: int, stop: int) -> Int[np.ndarray, "images 2"]:
         """The (epoch, example) pairs of steps `start` to `stop`, in order."""
         order = self.order[start:stop]
         epochs = np.broadcast_to(self.epoch[start:stop, None], order.shape)
-        return np.stack([epochs.ravel(), order.ravel()], axis=1)
+        return np.stack([epochs.ravel(), np.maximum(order, 0).ravel()], axis=1)
+
+    def shares(
+        self, average: Callable[[int], Sequence[float]] | None
+    ) -> Float[np.ndarray, " steps"]:
+        """Return the weight of the values after each step in an average over epochs.
+
+        Args:
+            average: from the number of epochs to the weight of each; None for no weight at all.
+        """
+        shares = np.zeros(self.steps)
+        if average is not None:
+            ends = np.flatnonzero(np.diff(self.epoch, append=-1))
+            shares[ends] = average(len(ends))
+        return shares
 
 
 class Piece(NamedTuple):
@@ -52,17 +67,18 @@ class Piece(NamedTuple):
 def plan(runs: Sequence[Batches], starts: Sequence[int], images: int) -> list[list[Piece]]:
     """Cut what is left of several runs into chunks: equally many steps of every unfinished run.
 
-    Chunks are of about so many images, in whole epochs of the run with the longest ones, and as
-    many as possible are equally long.
+    Chunks are of about so many images, in whole epochs of the run with the longest ones unless one
+    has more images than that, and as many as possible are equally long.
     """
     chunks, done = [], list(starts)
     while active := [i for i, run in enumerate(runs) if done[i] < run.steps]:
         left = min(runs[i].steps - done[i] for i in active)
-        epoch = max(runs[i].steps_per_epoch for i in active)
-        epochs = -(-left // epoch)
-        per_epoch = epoch * sum(runs[i].order.shape[1] for i in active)
-        count = max(round(epochs * per_epoch / images), 1)
-        size = epoch * -(-epochs // count)
+        per_step = sum(runs[i].order.shape[1] for i in active)
+        unit = max(runs[i].steps_per_epoch for i in active)
+        unit = unit if unit * per_step <= images else 1
+        units = -(-left // unit)
+        count = max(round(units * unit * per_step / images), 1)
+        size = unit * -(-units // count)
         for first in range(0, left, size):
             stop = min(first + size, left)
             chunks.append([Piece(i, done[i] + first, done[i] + stop) for i in active])

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coop_jax import features, methods, metrics, optim
+from coop_jax import images, methods, metrics, optim
 from coop_jax.clip import source
 from coop_jax.clip.config import DTYPES
 from coop_jax.data import sampling
@@ -56,15 +56,26 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _are_texts(value) and set(value) <= set(metrics.LOGGERS),
         f"some of {', '.join(metrics.LOGGERS)}, or none",
     ),
+    **{
+        f"optimizer.{setting}": (
+            lambda value, choices=choices: value in choices,
+            f"one of {', '.join(choices)}",
+        )
+        for setting, choices in optim.CHOICES.items()
+    },
     "optimizer.learning_rate": (lambda value: value > 0, "more than 0"),
     "optimizer.momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
+    "optimizer.betas": (
+        lambda values: len(values) == 2 and all(0 <= value < 1 for value in values),
+        "two numbers, each 0 or more, less than 1",
+    ),
+    "optimizer.epsilon": (lambda value: value > 0, "more than 0"),
     "optimizer.weight_decay": (lambda value: value >= 0, "at least 0"),
+    "optimizer.half_period": (lambda value: value >= 0, "at least 0 (0 is the whole training)"),
     "optimizer.warmup_epochs": (lambda value: value >= 0, "at least 0"),
     "optimizer.warmup_learning_rate": (lambda value: value >= 0, "at least 0"),
-    "optimizer.dtype": (
-        lambda value: value in ("float32", "float16"),
-        "one of float32, float16",
-    ),
+    "optimizer.final_learning_rate": (lambda value: value >= 0, "at least 0"),
+    "optimizer.clip_norm": (lambda value: value >= 0, "at least 0 (0 is no clipping)"),
     "augmentation.scale": (
         lambda value: _is_interval(value, 0, 1),
         "the smallest and largest part of an image's area, more than 0 and at most 1",
@@ -77,8 +88,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def default(method: str = "coop") -> dict[str, Any]:
-    """The settings of a protocol, with the official defaults (coop_protocol sections 3 to 6).
+def default(method: str = methods.DEFAULT) -> dict[str, Any]:
+    """Return the settings of a protocol: CoOp's defaults, and over them the method's recipe.
+
+    CoOp's are the official ones (coop_protocol sections 3 to 6).
 
     Settings:
         protocol: "few_shot", "base_to_new", "cross_dataset" or "domain_generalization".
@@ -99,7 +112,8 @@ def default(method: str = "coop") -> dict[str, Any]:
             probe's.
         epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on
             ImageNet. (CoCoOp's paper has 10 epochs of batches of 1.)
-        batch_size, optimizer: of training.
+        batch_size: of training.
+        optimizer: as `coop_jax.optim.OptimizerConfig`.
         encode_batch_size: images that the frozen tower takes at once (lower it where memory is
             short).
         feature_cache: a folder that keeps image features, for runs that share images, seeds and
@@ -110,7 +124,7 @@ def default(method: str = "coop") -> dict[str, Any]:
             event files, "wandb" for Weights & Biases, both, or none.
         augmentation: area and aspect ratio of random crops, probability of a horizontal flip.
     """
-    return {
+    config = {
         "protocol": "few_shot",
         "dataset": "digits",
         "class_names": "",
@@ -125,13 +139,33 @@ def default(method: str = "coop") -> dict[str, Any]:
         "sampling": "coop",
         "epochs": 0,
         "batch_size": 32,
-        "encode_batch_size": features.BATCH_SIZE,
+        "encode_batch_size": images.BATCH_SIZE,
         "feature_cache": "",
         "runs_at_once": 1,
         "loggers": ("tensorboard",),
         "optimizer": dataclasses.asdict(optim.OptimizerConfig()),
         "augmentation": {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5},
     }
+    return merged(config, methods.recipe(method))
+
+
+def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with changes, which may name some settings of a group alone."""
+    result = dict(config)
+    for key, value in changes.items():
+        is_group = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if is_group else value
+    return result
+
+
+def with_method(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a config for another method: its settings by default, and its recipe.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    settings = {"name": name, **methods.default_config(name)}
+    return merged({**config, "method": settings}, methods.recipe(name))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -173,6 +207,10 @@ def check(config: Mapping[str, Any]) -> None:
             raise InputError.of_setting(
                 f"config.{key}", f"expected {expectation}, got {values[key]!s:.80}; correct it"
             )
+    try:
+        optim.OptimizerConfig(**config["optimizer"])
+    except InputError as error:
+        raise error.renamed(lambda name: f"config.{name}") from None
     metrics.require(config["loggers"])
 
 

@@ -25,6 +25,10 @@ KINDS = {
 """What is expected of a setting, by its type."""
 
 
+METHOD = "method.name="
+"""How the setting begins that brings another method's settings and recipe."""
+
+
 def names() -> list[str]:
     """The configs that can be named without a path."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -58,7 +62,14 @@ def load(chosen: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: there is no such config, or it has no such setting or value.
     """
+    from ml_collections import ConfigDict
+
+    from coop_jax.config import with_method
+
     config = _read(chosen)
+    for setting in settings:
+        if setting.startswith(METHOD):
+            config = ConfigDict(with_method(config.to_dict(), setting.removeprefix(METHOD)))
     for setting in settings:
         _change(config, setting)
     return config.to_dict()

@@ -1,4 +1,4 @@
-"""Evaluation: pad and mask, return sums, divide once."""
+"""Evaluation: logits of batches or of a stream, and what is counted over them."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int, Real
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP
-from coop_jax.methods import Method
+from coop_jax.methods import Images, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,125 +26,149 @@ class Metrics:
     n_classes: int
 
 
+ImagesOf = Callable[[Int[np.ndarray, " images"]], Images]
+"""From places among the test images to what the method takes of them."""
+
+STREAM_SEED = 1
+"""Of the order in which a method that remembers test images sees them."""
+
+
+def in_memory(images: Images) -> ImagesOf:
+    """Return a function that picks from images that are all there."""
+    return lambda places: jax.tree.map(lambda array: array[places], images)
+
+
 @functools.lru_cache(maxsize=32)
-def compile_classes(method_graph: Any, clip_graph: Any, whole: NamedSharding) -> Callable[..., Any]:
-    """A jitted `classes(state, frozen)`: all that does not depend on images."""
+def compile_texts(method_graph: Any, clip_graph: Any, whole: NamedSharding) -> Callable[..., Any]:
+    """Return a jitted `texts(state, frozen)`: all that does not depend on images."""
 
-    def classes(state, frozen):
-        return nnx.merge(method_graph, state).encode_classes(nnx.merge(clip_graph, frozen))
+    def texts(state, frozen):
+        method = nnx.merge(method_graph, state)
+        return method.texts(method.adapt(nnx.merge(clip_graph, frozen), None), None)
 
-    return jax.jit(classes, out_shardings=whole)
+    return jax.jit(texts, out_shardings=whole)
 
 
 @functools.lru_cache(maxsize=32)
-def compile_evaluation(
+def compile_logits(
     method_graph: Any, clip_graph: Any, whole: NamedSharding, split: NamedSharding
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Jitted functions of what `compile_classes` gives: `logits` and `sums`.
+) -> Callable[..., Any]:
+    """Return a jitted `logits(state, frozen, texts, images)` of a batch laid out as `split`."""
 
-    `logits(state, frozen, classes, features)` and `sums(..., labels, weights)` take a batch that is
-    laid out as `split`; sums are of the correct, the labelled and the predicted, class by class.
-    """
+    def logits(state, frozen, texts, images):
+        method = nnx.merge(method_graph, state)
+        return method.logits(method.adapt(nnx.merge(clip_graph, frozen), None), texts, images)
 
-    def logits(state, frozen, classes, features):
-        return nnx.merge(method_graph, state).logits(
-            nnx.merge(clip_graph, frozen), classes, features
-        )
+    return jax.jit(logits, in_shardings=(None, None, None, split), out_shardings=whole)
 
-    def sums(state, frozen, classes, features, labels, weights):
-        scores = logits(state, frozen, classes, features)
-        predicted = jnp.argmax(scores, axis=-1)
-        correct = jnp.where(predicted == labels, weights, 0)
-        zeros = jnp.zeros(scores.shape[-1], jnp.float32)
-        return {
-            "correct": zeros.at[labels].add(correct),
-            "labelled": zeros.at[labels].add(weights),
-            "predicted": zeros.at[predicted].add(weights),
-        }
 
-    return (
-        jax.jit(logits, in_shardings=(None, None, None, split), out_shardings=whole),
-        jax.jit(sums, in_shardings=(None, None, None, split, split, split), out_shardings=whole),
-    )
+@functools.lru_cache(maxsize=32)
+def compile_stream(method_graph: Any, clip_graph: Any, whole: NamedSharding) -> Callable[..., Any]:
+    """Return a jitted `stream(state, frozen, texts, images, memory) -> (logits, memory)`."""
+
+    def stream(state, frozen, texts, images, memory):
+        method = nnx.merge(method_graph, state)
+        clip = method.adapt(nnx.merge(clip_graph, frozen), None)
+
+        def see(memory, image):
+            logits, memory = method.stream(clip, texts, image, memory)
+            return memory, logits[0]
+
+        one_by_one = jax.tree.map(lambda array: array[:, None], images)
+        memory, logits = jax.lax.scan(see, memory, one_by_one)
+        return logits, memory
+
+    return jax.jit(stream, out_shardings=whole)
 
 
 class Scorer:
-    """A method on the devices, with all that does not depend on images computed once."""
+    """A method on the devices, with all that does not depend on images computed once.
+
+    A method that remembers test images does so from call to call, in `memory`.
+    """
 
     def __init__(self, method: Method, clip: CLIP, mesh: Mesh):
         method_graph, state = nnx.split(method)
         clip_graph, frozen = nnx.split(clip)
-        whole = parallel.replicated(mesh)
+        self.mesh, whole = mesh, parallel.replicated(mesh)
         state, frozen = parallel.place(state, mesh), parallel.put(frozen, whole)
-        classes = compile_classes(method_graph, clip_graph, whole)(state, frozen)
-        self._fixed = state, frozen, classes
-        per_image = not jax.tree.leaves(classes)
-        self.mesh, self._split = mesh, whole if per_image else parallel.over_data(mesh, 0)
-        self._logits, self._sums = compile_evaluation(method_graph, clip_graph, whole, self._split)
+        with jax.threefry_partitionable(True):
+            texts = compile_texts(method_graph, clip_graph, whole)(state, frozen)
+        self._constant = state, frozen, texts
+        self.memory = parallel.put(method.start_stream(), whole)
+        self.remembers = bool(jax.tree.leaves(self.memory))
+        per_image = method.texts_per_image or self.remembers
+        self._split = whole if per_image else parallel.over_data(mesh, 0)
+        self._logits = (
+            compile_stream(method_graph, clip_graph, whole)
+            if self.remembers
+            else compile_logits(method_graph, clip_graph, whole, self._split)
+        )
 
-    def logits(
-        self, features: Float[np.ndarray, "images embedding"]
-    ) -> Float[np.ndarray, "images classes"]:
-        """Float32 logits of image features."""
-        padding = ((0, parallel.padding(len(features), self.mesh)), (0, 0))
-        padded = parallel.put(np.pad(features, padding, mode="edge"), self._split)
-        return np.asarray(self._logits(*self._fixed, padded))[: len(features)]
+    def logits(self, images: Images) -> Float[np.ndarray, "images classes"]:
+        """Return the float32 logits of images."""
+        if self.remembers:
+            images = parallel.put(images, self._split)
+            logits, self.memory = self._logits(*self._constant, images, self.memory)
+            return np.asarray(logits)
+        count = len(jax.tree.leaves(images)[0])
+        more = parallel.padding(count, self.mesh)
 
-    def sums(
-        self,
-        features: Float[np.ndarray, "images embedding"],
-        labels: Int[np.ndarray, " images"],
-        weights: Float[np.ndarray, " images"],
-    ) -> dict[str, Float[np.ndarray, " classes"]]:
-        """What of a batch that the devices can split evenly is correct, labelled and predicted."""
-        data = parallel.put((features, labels, weights), self._split)
-        sums = self._sums(*self._fixed, *data)
-        return {name: np.asarray(value, np.float64) for name, value in sums.items()}
+        def pad(array: np.ndarray) -> np.ndarray:
+            return np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1)), mode="edge")
+
+        padded = parallel.put(jax.tree.map(pad, images), self._split)
+        with jax.threefry_partitionable(True):
+            return np.asarray(self._logits(*self._constant, padded))[:count]
 
 
 def logits(
-    method: Method, clip: CLIP, features: Float[np.ndarray, "images embedding"], mesh: Mesh
+    method: Method, clip: CLIP, images: Images, mesh: Mesh
 ) -> Float[np.ndarray, "images classes"]:
-    """The method's float32 logits of these image features."""
-    return Scorer(method, clip, mesh).logits(features)
+    """Return the method's float32 logits of these images."""
+    return Scorer(method, clip, mesh).logits(images)
 
 
 def evaluate(
     method: Method,
     clip: CLIP,
-    features: Float[np.ndarray, "images embedding"],
+    images_of: ImagesOf,
     labels: Int[np.ndarray, " images"],
     mesh: Mesh,
     *,
     batch_size: int = 1024,
 ) -> Metrics:
-    """Accuracy as the official evaluator computes it (coop_protocol section 7).
+    """Return the accuracy as the official evaluator computes it (coop_protocol section 7).
 
-    Ties go to the lowest label; macro F1 is `macro_f1`.
-    Batches are padded with weight zero, so that the batch size (at most `batch_size`) changes
-    nothing.
+    Ties go to the lowest label; macro F1 is `macro_f1`. A method that remembers test images sees
+    them in an order that depends on nothing but their number.
+
+    Args:
+        method: what is evaluated.
+        clip: the frozen CLIP.
+        images_of: the test images.
+        labels: of every test image.
+        mesh: the devices.
+        batch_size: images at once at most; it changes nothing.
     """
-    scorer = Scorer(method, clip, mesh)
+    scorer, order = Scorer(method, clip, mesh), np.arange(len(labels))
+    if scorer.remembers:
+        order = np.random.default_rng(STREAM_SEED).permutation(order)
     batches = max(-(-len(labels) // batch_size), 1)
     batch_size = -(-len(labels) // batches)
-    batch_size += parallel.padding(batch_size, mesh)
-    totals = None
+    predicted, classes = np.empty(len(labels), np.int64), 0
     for start in range(0, len(labels), batch_size):
-        part = slice(start, start + batch_size)
-        count = len(labels[part])
-        pad = (0, batch_size - count)
-        batch = scorer.sums(
-            np.pad(features[part], (pad, (0, 0)), mode="edge"),
-            np.pad(labels[part], pad),
-            np.pad(np.ones(count, np.float32), pad),
-        )
-        totals = batch if totals is None else {k: totals[k] + batch[k] for k in totals}
-    assert totals is not None, "an empty split is refused where it is loaded"
+        places = order[start : start + batch_size]
+        # The last batch is filled up, so that one size is compiled.
+        filled = np.resize(places, batch_size) if not scorer.remembers else places
+        found = scorer.logits(images_of(filled))[: len(places)]
+        predicted[places], classes = found.argmax(axis=1), found.shape[1]
+    count = functools.partial(np.bincount, minlength=classes)
     return Metrics(
-        accuracy=100 * float(totals["correct"].sum() / len(labels)),
-        macro_f1=macro_f1(**totals),
+        accuracy=100 * float(np.mean(predicted == labels)),
+        macro_f1=macro_f1(count(labels[predicted == labels]), count(labels), count(predicted)),
         n_examples=len(labels),
-        n_classes=len(totals["labelled"]),
+        n_classes=classes,
     )
 
 

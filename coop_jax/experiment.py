@@ -1,4 +1,4 @@
-"""What the tasks of a protocol share: the frozen CLIP, the data, the record of results."""
+"""What the runs of a workdir share: the dataset, the frozen CLIP, test images, the record."""
 
 import dataclasses
 import functools
@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
-from jaxtyping import Float, Int
 
-from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import encoding, evaluate, features, fitting, methods, parallel, results
+from coop_jax import evaluate, parallel, prompts, results
 from coop_jax import workdir as workdir_module
 from coop_jax.clip import source
-from coop_jax.data import catalog, pipeline, templates
+from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
+from coop_jax.images import orientation_settings, pixel_settings
+from coop_jax.methods import ZERO_SHOT, move
+from coop_jax.printing import plural
 from coop_jax.prompts.use import warn_of_embedded_clip
-from coop_jax.provenance import commit, digest, hash_files, versions
+from coop_jax.provenance import commit, digest, versions
+from coop_jax.run import Frozen, TrainingRun
 
 NOT_SETTINGS = (
     "protocol",
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 class Experiment:
-    """The frozen CLIP, the dataset to train on, the mesh and the test features of one workdir.
+    """The frozen CLIP, the dataset to train on, the test images and the record of one workdir.
 
     Raises:
         InputError: the config cannot run, or the workdir belongs to another.
@@ -65,17 +65,10 @@ class Experiment:
         self.config = config
         self.workdir = Path(workdir)
         workdir_module.check(config, self.workdir)
-        self.mesh = parallel.create_mesh()
+        parallel.devices()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
-        chosen = config["clip"]
-        self.clip, self.tokenizer = clip_package.load(
-            chosen["name"],
-            dtype=config_module.DTYPES[chosen["dtype"]],
-            tokenizer=chosen["tokenizer"] or None,
-        )
-        nnx.update(self.clip, parallel.put(nnx.state(self.clip), parallel.replicated(self.mesh)))
-        self.image_size = self.clip.config.vision.image_size
-        self._features: dict[tuple[str, str], np.ndarray] = {}
+        self.frozen = Frozen(config, self.dataset)
+        self._images: dict[tuple[Any, ...], evaluate.ImagesOf] = {}
 
     def load_dataset(self, name: str, class_names: str = "") -> Dataset:
         """Open a dataset from where the config says that datasets lie."""
@@ -93,38 +86,42 @@ class Experiment:
         """The name of the configured method."""
         return self.config["method"]["name"]
 
-    def create_method(self, dataset: Dataset, seed: int) -> Any:
-        """The configured method for a dataset's classes, before training.
+    def run(self, shots: int, seed: int, part: str) -> TrainingRun:
+        """Return a run on a few images of the dataset.
 
         Raises:
             InputError: the classes or settings do not fit, or the method learns nothing.
         """
-        method = fitting.create(self.config, dataset, self.clip, self.tokenizer, seed)
-        if not jax.tree.leaves(nnx.state(method, methods.Learned)):
+        few = few_shot.draw(self.dataset, self.config["sampling"], shots, seed, part)
+        folder = self.workdir / "checkpoints" / run_name(shots, seed)
+        unlabeled = self.dataset.half(part).train
+        run = TrainingRun(self.frozen, few, shots, seed, folder, unlabeled)
+        if not run.stages and not run.method.uses:
             raise InputError(
                 f"method {self.method_name} learns nothing: expected one to train; its results come"
                 " with those of any other, e.g. coop"
             )
-        return method
+        run.check()
+        return run
 
-    @property
-    def is_closed_form(self) -> bool:
-        """Whether the configured method is fitted at once instead of trained by steps."""
-        return methods.is_closed_form(self.method_name)
+    def label(self, run: TrainingRun) -> str:
+        """Return what to call a run."""
+        return f"{self.method_name}, {plural(run.shots or 0, 'shot')}, seed {run.seed}"
 
     def move(self, method: Any, trained: Dataset, other: Dataset) -> Any:
-        """The method as it is for another dataset's classes, with what it learned on the first's.
+        """Return the method as it is for another dataset's classes, with what it has learned.
 
         Raises:
             InputError: what it learned belongs to classes that the other has not.
         """
-        if trained.ids == other.ids and trained.class_names == other.class_names:
+        if trained.classes == other.classes:
             return method
-        fresh = self.create_method(other, seed=0)
-        return methods.move(method, fresh, trained.ids, other.ids)
+        wanted = other.classes.moved_from(trained.classes)
+        fresh = self.frozen.create(dataclasses.replace(other, classes=wanted))
+        return move(method, fresh, trained.classes, wanted)
 
     def hand_crafted(self, dataset: Dataset) -> dict[str, Any]:
-        """Zero-shot CLIP with the configured prompts, by prompt.
+        """Return zero-shot CLIP with the configured prompts, by prompt.
 
         Raises:
             InputError: a template or a class name does not fit.
@@ -133,15 +130,7 @@ class Experiment:
             self.config["templates"], dataset.templates[0], dataset.name
         )
         return {
-            prompt: methods.create(
-                "zero_shot",
-                self.clip,
-                self.tokenizer,
-                dataset.class_names,
-                {"templates": chosen},
-                repeated=dataset.repeated,
-                shards=self.mesh.size,
-            )
+            prompt: self.frozen.create(dataset, method={"name": ZERO_SHOT, "templates": chosen})
             for prompt, chosen in prompts.items()
         }
 
@@ -156,58 +145,30 @@ class Experiment:
         """The file that every evaluation is added to."""
         return self.workdir / results.FILE_NAME
 
-    def encode(
-        self,
-        examples: Examples,
-        transform: pipeline.Transform,
-        requests: Int[np.ndarray, "images 2"],
-        seed: int,
-        described: Any,
-    ) -> Float[np.ndarray, "images embedding"]:
-        """Unnormalised features of the requested (epoch, example) pairs.
-
-        `described` tells the transform from others, for the cache of features.
-        """
-        folder = self.config["feature_cache"]
-        return encoding.encode(
-            self.clip,
-            examples,
-            transform,
-            requests,
-            self.mesh,
-            seed=seed,
-            batch_size=self.config["encode_batch_size"],
-            cache=features.Cache(folder) if folder else None,
-            weights=(self._weights_hash, self.config["clip"]["dtype"]) if folder else (),
-            described=described,
-        )
-
-    def plain_features(self, examples: Examples) -> Float[np.ndarray, "images embedding"]:
-        """Unnormalised features under the test transform."""
-        transform, requests = encoding.test_transform(self.clip), encoding.once(len(examples))
-        return self.encode(examples, transform, requests, seed=0, described="test")
-
-    def test_features(self, target: Target) -> Float[np.ndarray, "images embedding"]:
-        """Unnormalised features of a target's test images, encoded once."""
-        key = target.dataset.name, target.part
-        if key not in self._features:
-            read_once = dataclasses.replace(target.dataset.test, cache=ImageCache(0))
-            self._features[key] = self.plain_features(read_once)
-        return self._features[key]
+    def test_images(self, method: Any, target: Target) -> evaluate.ImagesOf:
+        """Return what a method takes of test images; what takes little memory is encoded once."""
+        read_once = dataclasses.replace(target.dataset.test, cache=ImageCache(0))
+        images_of = self.frozen.images_of(method, read_once)
+        if not self.frozen.encoder(method).is_small:
+            return images_of
+        key = target.dataset.name, target.part, method.takes, method.views.test
+        if key not in self._images:
+            self._images[key] = evaluate.in_memory(images_of(np.arange(len(read_once))))
+        return self._images[key]
 
     def hashes(self, target: Target, trained_on: Sequence[str] = ()) -> results.Hashes:
-        """Digests of what results depend on; `trained_on` are the files of the few-shot set."""
+        """Return digests of what results depend on; `trained_on` are the files learned from."""
         config, tested = self.config, [target.dataset.pixels_from, *_listed(target.dataset.test)]
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
-        turned = encoding.orientation_settings(self.dataset.train, target.dataset.test)
-        transform = [config["augmentation"], *encoding.pixel_settings(self.clip), *turned]
+        turned = orientation_settings(self.dataset.train, target.dataset.test)
+        transform = [config["augmentation"], *pixel_settings(self.frozen.clip), *turned]
         return results.Hashes(
             data=digest([self._data_hash, *tested]),
             split=digest([*trained_on, *tested]),
-            class_names=digest(target.dataset.class_names),
+            class_names=digest(target.dataset.classes.names),
             transform=digest(transform),
-            weights=self._weights_hash,
+            weights=self.frozen.weights_hash,
             config=digest(settings),
         )
 
@@ -240,39 +201,47 @@ class Experiment:
         method: Any,
         target: Target,
         *,
-        name: str,
         start: float | None,
-        trained_on: Sequence[str] = (),
+        run: TrainingRun | None = None,
         prompt: str | None = None,
-        shots: int = 0,
-        seed: int = 0,
-        epochs: int | None = None,
     ) -> results.Result:
         """Evaluate a method on a target and add the result to `results.jsonl`.
 
-        `start` is what `time.monotonic()` gave when the work began; None if it began in an
-        earlier process, in which case nobody knows how long it took.
+        Args:
+            method: as it is for the target's classes.
+            target: the test images.
+            start: what `time.monotonic()` gave when the work began; None if it began in an earlier
+                process, in which case nobody knows how long it took.
+            run: what the method has learned in; None for a hand-crafted prompt.
+            prompt: which hand-crafted prompt that is.
         """
         metrics = evaluate.evaluate(
-            method, self.clip, self.test_features(target), target.dataset.test.labels, self.mesh
+            method,
+            self.frozen.clip,
+            self.test_images(method, target),
+            target.dataset.test.labels,
+            self.frozen.mesh,
         )
-        settings = {"n_ctx": None, "class_token_position": None, "class_specific": None}
+        learned_from = [] if run is None else run.learned_from
+        settings = {} if run is None else {**self.config["method"], **method.settings()}
+        name = settings.pop("name", ZERO_SHOT)
         row = results.Result(
             protocol=self.config["protocol"],
             method=name,
             dataset=target.dataset.name,
             split=target.split,
             backbone=self.backbone,
-            shots=shots,
-            seed=seed,
-            **{**settings, **method.settings()},
-            epochs=epochs,
+            shots=0 if run is None else run.shots or 0,
+            seed=0 if run is None else run.seed,
+            settings=settings,
+            uses=sorted(method.uses),
+            epochs=None if run is None else run.epochs,
             **dataclasses.asdict(metrics),
             seconds=None if start is None else time.monotonic() - start,
             commit=commit(),
-            hashes=self.hashes(target, trained_on),
+            hashes=self.hashes(target, [str(n) for e in learned_from for n in e.file_names]),
             prompt=prompt,
-            trained_on=self.dataset.full_name if prompt is None else None,
+            trained_on=None if run is None else self.dataset.full_name,
             versions=versions(),
             config=dict(self.config),
         )
@@ -280,16 +249,22 @@ class Experiment:
             results.append(self.results_path, row)
         return row
 
-    @functools.cached_property
-    def _weights_hash(self) -> str:
-        chosen = self.config["clip"]
-        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+    def save(self, run: TrainingRun) -> None:
+        """Keep what a run has learned in `prompts/<run>`, unless that is there already."""
+        folder = self.workdir / "prompts" / run_name(run.shots or 0, run.seed)
+        if parallel.is_first() and not folder.exists():
+            prompts.save(prompts.of_run(run, self.backbone), folder)
 
     @functools.cached_property
     def _data_hash(self) -> str:
         dataset = self.dataset
         parts = dataset.train, dataset.val, dataset.test
         return digest([dataset.pixels_from, *map(_listed, parts)])
+
+
+def run_name(shots: int, seed: int) -> str:
+    """Return what the files of a run are called."""
+    return f"{shots}_shots_seed_{seed}"
 
 
 def _listed(examples: Examples) -> list[Any]:

@@ -1,6 +1,8 @@
 """What a learned context looks like: the words nearest to its vectors (paper section 4.4)."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from rich.text import Text
 
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.printing import escaped
+from coop_jax.run import Frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ def nearest_words(
     *,
     whole_words: bool = False,
 ) -> list[list[Neighbour]]:
-    """For each context vector (in order, leading axes flattened) its `count` nearest words, or all.
+    """Return the `count` nearest words, or all, of each context vector (leading axes flattened).
 
     Distances are Euclidean, in the space of token embeddings, as in the paper's Table 4. Like the
     paper's, the words are all tokens, pieces of words (which end in "-") included; `whole_words`
@@ -56,8 +59,25 @@ def nearest_words(
     ]
 
 
+def of_method(method: Any, frozen: Frozen, class_names: Sequence[str], title: str) -> list[Table]:
+    """Return the words nearest to what a method has learned in the space of token embeddings.
+
+    Of class-specific vectors, those of the first class are shown.
+    """
+    if not isinstance(frozen.clip, CLIP) or frozen.tokenizer is None:
+        return []
+    tables = []
+    for name, vectors in method.word_vectors().items():
+        shown = f"{title}, {name}" if name != "context" else title
+        if vectors.ndim == 3:
+            shown, vectors = f"{shown} of {class_names[0]!r}", vectors[0]
+        words = nearest_words(frozen.clip, frozen.tokenizer, vectors, count=3, whole_words=True)
+        tables.append(table(words, shown))
+    return tables
+
+
 def table(neighbours: list[list[Neighbour]], title: str) -> Table:
-    """The nearest words as the paper's Table 4 has them: vector number, word and distance."""
+    """Return a table as the paper's Table 4: vector number, nearest words and distances."""
     shown = Table(
         title=Text(escaped(title)),
         caption="as in the paper, few make sense: a vector may mean what no word does",

@@ -11,16 +11,19 @@ from jaxtyping import Float, Float32
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import fitting, prompts
+from coop_jax import prompts
+from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import Images, Labels
 from coop_jax.errors import InputError
-from coop_jax.methods.base import check_settings
+from coop_jax.methods import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
 from coop_jax.prompts import seen
-from coop_jax.prompts.use import apply, load_clip, warn_of_embedded_clip
+from coop_jax.prompts.use import apply, warn_of_embedded_clip
+from coop_jax.run import Frozen, Losses, TrainingRun, learn
+from coop_jax.terminal import count_images
 
 DEFAULT = config_module.default()
 """The official settings (coop_protocol sections 3 to 6)."""
@@ -122,26 +125,23 @@ class Learner:
         config, seed = self._config(), config_module.whole("seed", self.seed, 0, sampling.LAST_SEED)
         dataset = self._training_set(images, labels, class_names)
         warn_of_embedded_clip(config["clip"]["name"], dataset.name)
-        dataset = few_shot.draw(dataset, config["sampling"], self.shots, seed)
+        whole, dataset = dataset, few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
             few_shot.warn_about_short_classes(dataset, self.shots)
         if "templates" in config["method"] and "templates" not in (self.settings or {}):
             config["method"]["templates"] = dataset.templates
-        clip, tokenizer = load_clip(**config["clip"])
-        method = fitting.create(config, dataset, clip, tokenizer, seed)
-        epochs = fitting.epochs_for(config, dataset, self.shots)
-        losses = fitting.learn(method, config, dataset, clip, seed=seed, epochs=epochs)
-        record = prompts.training_record(
-            config,
-            dataset=dataset,
-            shots=self.shots,
-            seed=seed,
-            epochs=epochs if len(losses) else None,
+        frozen = Frozen(config, dataset)
+        backbone = source.backbone(os.fspath(self.clip))
+        run, losses = (
+            TrainingRun(frozen, dataset, self.shots, seed, unlabeled=whole.train),
+            Losses(),
         )
-        self.losses_ = losses
-        self._settings = config["method"]
-        self._backbone = source.backbone(os.fspath(self.clip))
-        return self._have(method, clip, tokenizer, dataset.class_names, dataset.ids, record)
+        with count_images(run.images, f"{self.method}: images seen") as run.tell:
+            learn([run], [losses])
+        record = prompts.training_record(run)
+        self.losses_ = losses.values
+        self._settings, self._backbone = config["method"], backbone
+        return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
     def predict(self, images: Images) -> np.ndarray:
         """The class name of every image, as `classes_` has it.
@@ -207,8 +207,8 @@ class Learner:
             _refuse_labels(labels)
             dataset = self._open(images, class_names)
             warn_of_embedded_clip(self._backbone, dataset.name)
-            examples, ids = dataset.test, np.asarray(dataset.ids)
-            right = memory.label_numbers(ids[examples.labels], self._class_ids)
+            examples, ids = dataset.test, np.asarray(dataset.classes.ids)
+            right = memory.label_numbers(ids[examples.labels], self._classes.ids)
         else:
             given = _required(labels)
             examples = memory.labelled(images, given, names, split="test")
@@ -217,9 +217,8 @@ class Learner:
         chosen = seen.to_count(self.training_, examples, leave_out=labels is None)
         if weights is not None:
             weights = memory.checked_weights(weights[chosen], len(chosen))
-        encoded = self._predictor.encode(examples.subset(chosen))
-        found = self._predictor.classify(encoded).argmax(axis=1)
-        return float(np.average(found == right[chosen], weights=weights))
+        predicted = self._predictor.logits_of(examples.subset(chosen)).argmax(axis=1)
+        return float(np.average(predicted == right[chosen], weights=weights))
 
     def save(self, folder: PathLike) -> None:
         """Write the learned prompt into a new folder, as `prompts.save` does.
@@ -234,8 +233,7 @@ class Learner:
             settings=self._settings,
             clip=self.clip_,
             backbone=self._backbone,
-            class_names=self.classes_.tolist(),
-            class_ids=self._class_ids,
+            classes=self._classes,
             training=self.training_,
         )
         prompts.save(learned, Path(folder))
@@ -275,33 +273,32 @@ class Learner:
             **parameters,
         )
         config = classifier._config()["clip"]
-        chosen = None if class_names is None else memory.checked_names(class_names)
+        chosen = None if class_names is None else Classes(memory.checked_names(class_names))
         method, loaded, tokenizer = apply(
             learned,
             config["name"] if clip else None,
             dtype=config["dtype"],
             tokenizer=config["tokenizer"],
-            class_names=chosen,
+            classes=chosen,
         )
         warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
-        names, ids = chosen or learned.class_names, chosen or learned.class_ids
         classifier._backbone = learned.backbone
         classifier._settings = {"name": learned.method, **learned.settings}
-        return classifier._have(method, loaded, tokenizer, names, ids, learned.training)
+        classes = learned.classes if chosen is None else chosen
+        return classifier._have(method, loaded, tokenizer, classes, learned.training)
 
     def _have(
         self,
         method: Any,
-        clip: clip_package.CLIP,
-        tokenizer: clip_package.Tokenizer,
-        class_names: Sequence[str],
-        class_ids: Sequence[str],
+        clip: Any,
+        tokenizer: clip_package.Tokenizer | None,
+        classes: Classes,
         training: Mapping[str, Any],
     ) -> Self:
         """Keep what was learned; a fit that fails leaves everything as it was."""
         self.method_, self.clip_, self.tokenizer_ = method, clip, tokenizer
-        self.training_, self.classes_ = dict(training), np.asarray(class_names)
-        self._class_ids = tuple(class_ids)
+        self.training_, self.classes_ = dict(training), np.asarray(classes.names)
+        self._classes = classes
         size = config_module.whole("encode_batch_size", self.encode_batch_size)
         self._predictor = Predictor(method, clip, encode_batch_size=size)
         return self

@@ -7,12 +7,16 @@ coop_jax run --config=coop_few_shot:dtd --config.data_dir=DATA --workdir=runs/dt
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from coop_jax import command_line, config_files
 from coop_jax.errors import InputError
 from coop_jax.printing import escaped, plural
+
+if TYPE_CHECKING:
+    from coop_jax.experiment import Experiment
+    from coop_jax.protocols import Plan
+    from coop_jax.results import Result
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,50 +48,41 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run the chosen config, as one of several processes where that is said."""
+    """Run the chosen config, as one of several processes where that is said; show the results."""
     config = config_files.load(chosen.config, chosen.settings)
     cluster = chosen.coordinator, chosen.processes, chosen.process
     if chosen.distributed or cluster != (None, None, None):
         from coop_jax import parallel
 
         parallel.join(*cluster)
-    from coop_jax import workdir
+    from coop_jax import protocols
 
     try:
-        with workdir.held(config, chosen.workdir):
-            run_and_show(config, chosen.workdir)
+        experiment, plan, rows = protocols.run(config, chosen.workdir)
+        show(experiment, plan, rows)
     except InputError as error:
         raise error.renamed(lambda name: f"--{name}") from None
     return 0
 
 
-def run_and_show(config: dict[str, Any], workdir: Path) -> None:
-    """Run the config's protocol in the workdir and show what came of it."""
-    from coop_jax import interpret, parallel, protocols, report
-    from coop_jax.task import Task
+def show(experiment: "Experiment", plan: "Plan", rows: "list[Result]") -> None:
+    """Print the tables, draw the pictures, and show the words nearest to a learned context."""
+    from coop_jax import interpret, parallel, report
 
-    experiment, plan, rows = protocols.run(config, workdir)
+    config, workdir = experiment.config, experiment.workdir
     shots, seed = max(config["shots"]), config["seeds"][0]
-    task = Task(experiment, shots, seed, plan.part)
-    context = getattr(task.restore(), "context", None)
+    learned = experiment.run(shots, seed, plan.part)
+    method = learned.restore()
     if not parallel.is_first():
         return
     console = report.console()
     for sheet in report.tables(rows):
         console.print(sheet)
     pictures = report.pictures(rows, workdir / "report.png")
-    if context is not None:
-        title = f"nearest words, {plural(shots, 'shot')}, seed {seed}"
-        if context.ndim == 3:
-            title += f", context of {task.dataset.class_names[0]!r}"
-        words = interpret.nearest_words(
-            experiment.clip,
-            experiment.tokenizer,
-            context[...].reshape(-1, *context.shape[-2:])[0],
-            count=3,
-            whole_words=True,
-        )
-        console.print(interpret.table(words, title))
+    title = f"nearest words, {plural(shots, 'shot')}, seed {seed}"
+    names = learned.dataset.classes.names
+    for words in interpret.of_method(method, experiment.frozen, names, title):
+        console.print(words)
     print(escaped(f"results: {experiment.results_path}"))
     print(escaped(f"learned prompts: {workdir / 'prompts'}"))
     for picture in pictures:

@@ -2,21 +2,21 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float32, Int
-from PIL import Image
 
-from coop_jax import encoding, evaluate, features, parallel
+from coop_jax import evaluate, parallel
 from coop_jax.clip import CLIP
-from coop_jax.data import memory, pipeline
+from coop_jax.data import memory
 from coop_jax.data.examples import Examples, ImageCache
 from coop_jax.data.memory import Images
 from coop_jax.errors import InputError
+from coop_jax.images import BATCH_SIZE, encoder_for
 from coop_jax.terminal import count_images
 
 IMAGES_AT_ONCE = 1024
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 class Predictor:
     """A method that has learned, on all devices, with the CLIP that it has learned with."""
 
-    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int = features.BATCH_SIZE):
+    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int = BATCH_SIZE):
         """`encode_batch_size`: images that the frozen tower takes at once, over all devices.
 
         Raises:
@@ -87,49 +87,52 @@ class Predictor:
             )
         return found
 
-    def encode(self, examples: Examples) -> Float32[np.ndarray, "images embedding"]:
-        """Unnormalised features under the test transform.
+    def logits_of(self, examples: Examples) -> Float32[np.ndarray, "images classes"]:
+        """Return the logits of a split.
 
         Raises:
             InputError: an image cannot be read.
         """
-        return self._encode(replace(examples, cache=ImageCache(0)))
-
-    def classify(
-        self, encoded: Float32[np.ndarray, "images embedding"]
-    ) -> Float32[np.ndarray, "images classes"]:
-        """Logits of image features, in batches of few sizes, each of which is compiled once."""
-        found = []
-        for start in range(0, max(len(encoded), 1), IMAGES_AT_ONCE):
-            part = encoded[start : start + IMAGES_AT_ONCE]
-            padded = np.ones((batch_rows(len(part), IMAGES_AT_ONCE), *encoded.shape[1:]), "f4")
-            padded[: len(part)] = part
-            found.append(self._scorer.logits(padded)[: len(part)])
-        return np.concatenate(found)
+        return self._classify(replace(examples, cache=ImageCache(0)), set())
 
     def _examine(self, images: Images | Examples) -> tuple[Examples, dict[int, str], np.ndarray]:
-        """The images, what is wrong with those that cannot be read, and the others' logits."""
+        """Return the images, what is wrong with those that cannot be read, the others' logits."""
         if not isinstance(images, Examples):
             images = memory.examples(images, split="")
         examples = replace(images, cache=ImageCache(0))
         forgiving = memory.Forgiving(examples)
-        encoded = self._encode(forgiving)
-        failures = dict(sorted(forgiving.failures.items()))
-        return examples, failures, self.classify(np.delete(encoded, list(failures), axis=0))
+        logits = self._classify(forgiving, forgiving.failures)
+        return examples, dict(sorted(forgiving.failures.items())), logits
 
-    def _encode(self, examples: Any) -> Float32[np.ndarray, "images embedding"]:
-        count = len(examples)
+    def _classify(
+        self, examples: Any, failures: Collection[int]
+    ) -> Float32[np.ndarray, "images classes"]:
+        """Return the logits of all images but those that turn out to be failures."""
+        count, logits = len(examples), []
         is_short = count <= self._batch_size
         with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
-            return encoding.encode(
+            encoder = encoder_for(
+                self._method,
                 self._clip,
-                examples,
-                counted(encoding.test_transform(self._clip), tell),
-                encoding.once(count),
                 parallel.create_mesh(),
-                seed=0,
                 batch_size=batch_rows(count, self._batch_size),
+                tell=tell,
             )
+            for start in range(0, max(count, 1), IMAGES_AT_ONCE):
+                places = np.arange(start, min(start + IMAGES_AT_ONCE, count))
+                requests = np.stack([np.zeros_like(places), places], axis=1)
+                views = self._method.views.test
+                images = encoder.images(examples, requests, seed=0, augmented=False, views=views)
+                good = ~np.isin(places, list(failures))
+                logits.append(self._logits(jax.tree.map(lambda a, good=good: a[good], images)))
+        return np.concatenate(logits)
+
+    def _logits(self, images: Any) -> Float32[np.ndarray, "images classes"]:
+        """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes."""
+        count = len(jax.tree.leaves(images)[0])
+        rows = batch_rows(count, IMAGES_AT_ONCE)
+        pad = lambda a: np.concatenate([a, np.ones((rows - count, *a.shape[1:]), a.dtype)])  # noqa: E731
+        return self._scorer.logits(jax.tree.map(pad, images))[:count]
 
 
 def check_alone() -> None:
@@ -153,17 +156,6 @@ def _no_bar(images: int) -> None:
 def batch_rows(count: int, most: int) -> int:
     """A batch for `count` images, `most` at once: one of few sizes, so that few are compiled."""
     return min(1 << max(count - 1, 0).bit_length(), most)
-
-
-def counted(transform: pipeline.Transform, tell: Callable[[int], None]) -> pipeline.Transform:
-    """A transform that tells of every image it has made."""
-
-    def count(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        pixels = transform(image, rng)
-        tell(1)
-        return pixels
-
-    return count
 
 
 def softmax(logits: Float32[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:

@@ -49,10 +49,6 @@ def _paper(method: str, dataset: str, backbone: str, precision: str) -> dict[str
     settings["dataset"] = dataset
     settings["clip"]["name"] = BACKBONES[backbone]
     settings["clip"]["dtype"] = settings["optimizer"]["dtype"] = precision
-    if method == "cocoop":
-        settings |= {"batch_size": 1, "epochs": 10}
-    if method == "linear_probe":
-        settings["sampling"] = "linear_probe"
     return settings
 
 

@@ -1,7 +1,8 @@
 """Experimental protocols: what is trained on which classes, and evaluated on what."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ from coop_jax import parallel, results, workdir
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.printing import percent
-from coop_jax.progress import track
+from coop_jax.progress import Tracker, track
 from coop_jax.results import Result
-from coop_jax.task import Task, run_together
+from coop_jax.run import TrainingRun, learn
+from coop_jax.run_log import Log
 
 
 class Plan(NamedTuple):
@@ -64,17 +66,51 @@ PROTOCOLS: dict[str, Callable[[Experiment], Plan]] = {
 }
 
 
-def execute(experiment: Experiment, plan: Plan) -> list[Result]:
-    """Zero-shot CLIP on every target, and the method at every number of shots and every seed.
+def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list[Result]]:
+    """Run the protocol that the config names; return all results of the workdir, held meanwhile.
 
-    What is already in `results.jsonl` is skipped.
+    Zero-shot CLIP is evaluated on every target, and the method at every number of shots and every
+    seed. What is already in `results.jsonl` is skipped.
 
     Raises:
-        InputError: something does not fit; nothing has been written then.
+        InputError: the config, or what it names, cannot be used, or another process writes to the
+            workdir; nothing has been written then.
     """
-    path, config = experiment.results_path, experiment.config
-    done = results.read(path) if path.exists() else []
-    experiment.check_results(done, plan.targets)
+    check(config)
+    with workdir.held(config, folder):
+        experiment = Experiment(config, folder)
+        plan = PROTOCOLS[config["protocol"]](experiment)
+        path = experiment.results_path
+        done = results.read(path) if path.exists() else []
+        experiment.check_results(done, plan.targets)
+        zero_shot, work = _left(experiment, plan, done)
+        for run, _ in work[:1]:
+            for target in plan.targets:
+                experiment.move(run.method, run.dataset, target.dataset)
+        experiment.claim_workdir()
+        with track(sum(run.steps for run, _ in work)) as tracker:
+            for target, prompt, method in zero_shot:
+                row = experiment.record(method, target, prompt=prompt, start=time.monotonic())
+                what = f"zero-shot CLIP, {_place(plan, row)}{prompt!r}"
+                tracker.say(f"{what}: {percent(row.accuracy)}")
+            tracker.start()
+            at_once = config["runs_at_once"]
+            for first in range(0, len(work), at_once):
+                for run, row in _train(experiment, work[first : first + at_once], tracker):
+                    what = f"{experiment.label(run)}: {_place(plan, row)}"
+                    tracker.say(f"{what}{percent(row.accuracy)}")
+        parallel.wait("recorded every result")
+        return experiment, plan, results.read(path)
+
+
+Work = list[tuple[TrainingRun, list[Target]]]
+"""Runs, each with the targets that it has not been evaluated on."""
+
+
+def _left(
+    experiment: Experiment, plan: Plan, done: list[Result]
+) -> tuple[list[tuple[Target, str, Any]], Work]:
+    """Return the hand-crafted prompts and the runs that there are no results of."""
 
     def is_done(target: Target, **keys: object) -> bool:
         where = {"dataset": target.dataset.name, "split": target.split}
@@ -84,33 +120,37 @@ def execute(experiment: Experiment, plan: Plan) -> list[Result]:
         (target, prompt, method)
         for target in plan.targets
         for prompt, method in experiment.hand_crafted(target.dataset).items()
-        if not is_done(target, method="zero_shot", prompt=prompt)
+        if not is_done(target, prompt=prompt)
     ]
-    tasks = []
-    for shots in config["shots"]:
-        for seed in config["seeds"]:
+    work: Work = []
+    for shots in experiment.config["shots"]:
+        for seed in experiment.config["seeds"]:
             keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
             left = [target for target in plan.targets if not is_done(target, **keys)]
             if left:
-                tasks.append((Task(experiment, shots, seed, plan.part), left))
-    if tasks:
-        first, _ = tasks[0]
-        for target in plan.targets:
-            experiment.move(first.method, first.dataset, target.dataset)
-    experiment.claim_workdir()
-    with track(sum(task.steps for task, _ in tasks)) as tracker:
-        for target, prompt, method in zero_shot:
-            start = time.monotonic()
-            row = experiment.record(method, target, name="zero_shot", prompt=prompt, start=start)
-            tracker.say(f"zero-shot CLIP, {_place(plan, row)}{prompt!r}: {percent(row.accuracy)}")
-        tracker.start()
-        at_once = config["runs_at_once"]
-        while tasks:
-            together, tasks = tasks[:at_once], tasks[at_once:]
-            for task, row in run_together(together, tracker):
-                tracker.say(f"{task.label}: {_place(plan, row)}{percent(row.accuracy)}")
-    parallel.wait("recorded every result")
-    return results.read(path)
+                work.append((experiment.run(shots, seed, plan.part), left))
+    return zero_shot, work
+
+
+def _train(
+    experiment: Experiment, work: Work, tracker: Tracker
+) -> Iterator[tuple[TrainingRun, Result]]:
+    """Train runs side by side, evaluate each on its targets; yield the results as they come."""
+    start = time.monotonic()
+    runs = [run for run, _ in work]
+    with contextlib.ExitStack() as stack:
+        logs = [Log(experiment, run, tracker) for run in runs]
+        for log in logs:
+            stack.callback(log.close)
+        begun = learn(runs, logs)
+        for (run, targets), log, was_begun in zip(work, logs, begun, strict=True):
+            experiment.save(run)
+            for target in targets:
+                method = experiment.move(run.method, run.dataset, target.dataset)
+                began = None if was_begun else start
+                row = experiment.record(method, target, start=began, run=run)
+                log.evaluated(f"{row.dataset}/{row.split}", row.accuracy)
+                yield run, row
 
 
 def _place(plan: Plan, row: Result) -> str:
@@ -131,17 +171,3 @@ def check(config: Mapping[str, Any]) -> None:
         raise InputError.of_setting(
             "config.protocol", f"expected one of {', '.join(PROTOCOLS)}, got {name!r:.80}"
         )
-
-
-def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list[Result]]:
-    """Run the protocol that the config names; all results of the workdir, held meanwhile.
-
-    Raises:
-        InputError: the config, or what it names, cannot be used, or another process writes to the
-            workdir; nothing has been written then.
-    """
-    check(config)
-    with workdir.held(config, folder):
-        experiment = Experiment(config, folder)
-        plan = PROTOCOLS[config["protocol"]](experiment)
-        return experiment, plan, execute(experiment, plan)

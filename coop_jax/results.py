@@ -23,7 +23,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Errors of a file system that knows no locks."""
 
 _PERCENT = ("accuracy", "macro_f1")
-_LOWEST = {"shots": 0, "n_ctx": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
+_LOWEST = {"shots": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,13 @@ class Result:
 
     `shots` is the number of labelled training examples per class. A zero-shot result has shots 0
     and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
-    method does not have (zero-shot CLIP has no context vectors) is None, and so are the seconds of
-    a task that was resumed. `trained_on` is the dataset whose images the method learned from, which
-    cross-dataset transfer evaluates on others; `split` is "test", or, from base to new classes,
-    whose test images were classified: "base", "new" or "all". Where the split is not CoOp's both
-    say whose it is ("test of TFDS", "dtd of TFDS"). `versions` are those of the packages
-    that numbers depend on, `config` is the run's whole config.
+    method does not have (zero-shot CLIP has no epochs) is None, and so are the seconds of a run
+    that was resumed. `settings` are the method's own, `uses` what it learned from besides the
+    labelled training images (`Method.uses`). `trained_on` is the dataset whose images the method
+    learned from, which cross-dataset transfer evaluates on others; `split` is "test", or, from base
+    to new classes, whose test images were classified: "base", "new" or "all". Where the split is
+    not CoOp's both say whose it is ("test of TFDS", "dtd of TFDS"). `versions` are those of the
+    packages that numbers depend on, `config` is the run's whole config.
 
     Raises:
       InputError: a value has the wrong type or lies outside its range. Values are plain Python
@@ -70,9 +71,8 @@ class Result:
     backbone: str
     shots: int
     seed: int
-    n_ctx: int | None
-    class_token_position: str | None
-    class_specific: bool | None
+    settings: dict
+    uses: list
     epochs: int | None
     accuracy: float
     macro_f1: float

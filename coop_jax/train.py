@@ -11,22 +11,30 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from coop_jax import optim, parallel
 from coop_jax.chunks import Batches, Piece, ahead, plan
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Learned, cross_entropy, has_texts_per_image
+from coop_jax.methods import Batch, Images, Kept, Learned, Stage
 
 if TYPE_CHECKING:
     from coop_jax.checkpoint import Checkpoints
 
 IMAGES_PER_CHUNK = 4096
-"""Image features made ahead of the steps that use them."""
+"""Images made ahead of the steps that use them."""
 
 State = dict[str, Any]
-"""What changes while training: "learned" variables, "optimizer" state and "step" (int32)."""
+"""What changes while training.
+
+"learned" are the Learned variables that move in this stage, "kept" the others that are saved,
+"optimizer" its state, "step" (int32) the steps done, "average" the average so far where the stage
+ends with one.
+"""
+
+STAYS = nnx.Any(Kept, Learned)
+"""The filter of "kept", once the Learned variables that move are taken out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,34 +42,76 @@ class Run:
     """One of the runs that are trained together.
 
     Attributes:
-        method: an NNX module of `coop_jax.methods`; after each chunk it holds the new values, of
-            the optimizer's dtype.
+        method: from `coop_jax.methods`; after each chunk it holds the new values, of the
+            optimizer's dtype.
         batches: which examples each step sees.
-        features_of: from (epoch, example) pairs to unnormalised image features.
+        images_of: from (epoch, example) pairs to what the method takes of the images.
         checkpoints: where to save after each chunk (once the caller asks for the next) and resume
             from.
+        seed: of the steps' random keys.
     """
 
     method: Any
     batches: Batches
-    features_of: Callable[[Int[np.ndarray, "images 2"]], Float[np.ndarray, "images embedding"]]
+    images_of: Callable[[Int[np.ndarray, "images 2"]], Images]
     checkpoints: "Checkpoints | None" = None
+    seed: int = 0
 
 
 class Progress(NamedTuple):
-    """The number of steps that a run has done, and the losses of those of the last chunk."""
+    """The number of steps that a run has done, and the terms of the losses of the last chunk."""
 
     run: int
     done: int
-    losses: Float[np.ndarray, " steps"]
+    terms: dict[str, Float[np.ndarray, " steps"]]
+
+    @property
+    def losses(self) -> Float[np.ndarray, " steps"]:
+        """The sum of the terms."""
+        return functools.reduce(np.add, self.terms.values())
 
 
-def initial_state(method: nnx.Module, clip: CLIP, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first step; what is learned has the optimizer's dtype."""
+def moves_in(learns: Sequence[str]) -> Callable[[Any, Any], bool]:
+    """Return a filter for the Learned variables that a stage moves (`Stage.learns`)."""
+    is_learned = nnx.filterlib.to_predicate(Learned)
+
+    def moves(path: tuple[Any, ...], value: Any) -> bool:
+        name = ".".join(map(str, path)) + "."
+        named = not learns or any(name.startswith(f"{start}.") for start in learns)
+        return named and is_learned(path, value)
+
+    return moves
+
+
+def initial_state(method: nnx.Module, clip: CLIP, stage: Stage) -> State:
+    """Return the state before the first step; what is learned has the optimizer's dtype."""
+    optimizer = optim.create(stage.optimizer)
     dtype = optim.dtype_of(optimizer)
-    learned = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(method, Learned))
+    learned, kept, _ = nnx.state(method, moves_in(stage.learns), STAYS, ...)
+    learned = jax.tree.map(lambda leaf: leaf.astype(dtype), learned)
     parameters: Any = {"learned": learned, "frozen": nnx.state(clip)}
-    return {"learned": learned, "optimizer": optimizer.init(parameters), "step": jnp.int32(0)}
+    state = {
+        "learned": learned,
+        "kept": kept,
+        "optimizer": optimizer.init(parameters),
+        "step": jnp.int32(0),
+    }
+    if stage.average is not None:
+        state["average"] = jax.tree.map(jnp.zeros_like, learned)
+    return state
+
+
+def step_keys(seed: int, steps: int) -> UInt32[np.ndarray, "steps 2"]:
+    """Return the random key of every step, a function of the seed and the step's number."""
+    sequence = np.random.SeedSequence((seed, 0x57E9))
+    return np.random.Generator(np.random.Philox(sequence)).integers(
+        2**32, size=(steps, 2), dtype=np.uint32
+    )
+
+
+def keys_of(words: UInt32[jax.Array, "2"]) -> jax.Array:
+    """Return the keys of a step that `adapt`, `texts` and `losses` get."""
+    return jax.random.split(jax.random.wrap_key_data(words, impl="threefry2x32"), 3)
 
 
 @functools.lru_cache(maxsize=32)
@@ -69,33 +119,40 @@ def compile_steps(
     method_graph: Any,
     clip_graph: Any,
     optimizer: optax.GradientTransformationExtraArgs,
+    learns: tuple[str, ...],
     mesh: Mesh,
-    has_texts_per_image: bool,
-) -> Callable[..., tuple[list[State], Float[jax.Array, "runs steps"]]]:
-    """A jitted `steps(states, derived, frozen, data) -> (states, losses)`.
+    *,
+    averages: bool,
+    texts_per_image: bool,
+) -> Callable[..., tuple[list[State], dict[str, Float[jax.Array, "runs steps"]]]]:
+    """Return a jitted `steps(states, fixed, frozen, data) -> (states, terms)`.
 
     It takes a state for each of several runs of the same method on the same classes, and trains
-    them side by side. The arrays of data are features `[runs, steps, batch, embedding]`, labels
-    and weights `[runs, steps, batch]`, and learning rates `[runs, steps]`: it scans over steps,
-    whose batches are split over the mesh. So are the classes, where `derived` says so, and what is
-    computed for them is gathered once a step. The states are donated. The frozen CLIP is an
-    argument: it gets no gradient and comes back from no step.
+    them side by side. Data are (images, labels, weights, rates, shares, keys): images are `Images`
+    of arrays `[runs, steps, batch, ...]`, labels and weights `[runs, steps, batch]`, rates and
+    shares in the average `[runs, steps]`, keys `[runs, steps, 2]`: it scans over steps, whose
+    batches are split over the mesh. So are the classes, where `fixed` says so, and what is computed
+    for them is gathered once a step. The states are donated. The frozen CLIP is an argument: it
+    gets no gradient and comes back from no step.
     """
     whole = parallel.replicated(mesh)
-    split = whole if has_texts_per_image else parallel.over_data(mesh, 2)
+    split = whole if texts_per_image else parallel.over_data(mesh, 2)
+    moves = moves_in(learns)
 
-    def steps(states, derived, frozen, data):
-        clip = nnx.merge(clip_graph, frozen)
-
-        def loss_of(learned, features, labels, weights):
-            method = nnx.merge(method_graph, learned, derived)
-            classes = jax.lax.with_sharding_constraint(method.encode_classes(clip), whole)
-            logits = method.logits(clip, classes, features)
-            return cross_entropy(logits, labels, weights)
-
+    def steps(states, fixed, frozen, data):
         def step(state, batch):
-            *examples, rate = batch
-            loss, gradient = jax.value_and_grad(loss_of)(state["learned"], *examples)
+            images, labels, weights, rate, share, words = batch
+            keys = keys_of(words)
+
+            def terms(learned):
+                method = nnx.merge(method_graph, learned, state["kept"], fixed)
+                clip = method.adapt(nnx.merge(clip_graph, frozen), keys[0])
+                texts = jax.lax.with_sharding_constraint(method.texts(clip, keys[1]), whole)
+                values = method.losses(clip, texts, Batch(images, labels, weights, keys[2]))
+                return values, nnx.state(method, moves, STAYS, ...)[1]
+
+            method = nnx.merge(method_graph, state["learned"], state["kept"], fixed)
+            values, kept, gradient = method.gradient(terms, state["learned"])
             gradients: Any = {"learned": gradient, "frozen": None}
             parameters: Any = {"learned": state["learned"], "frozen": frozen}
             updates: Any
@@ -103,23 +160,31 @@ def compile_steps(
                 gradients, state["optimizer"], parameters, learning_rate=rate
             )
             learned = optax.apply_updates(state["learned"], updates["learned"])
-            new = {"learned": learned, "optimizer": optimizer_state, "step": state["step"] + 1}
-            return parallel.constrain(new, mesh), loss
+            new = {
+                "learned": learned,
+                "kept": kept,
+                "optimizer": optimizer_state,
+                "step": state["step"] + 1,
+            }
+            if averages:
+                add = lambda total, value: total + share * value  # noqa: E731
+                new["average"] = jax.tree.map(add, state["average"], learned)
+            return parallel.constrain(new, mesh), values
 
         def run(state, data):
             return jax.lax.scan(step, state, data)
 
         if len(states) == 1:
-            state, losses = run(states[0], jax.tree.map(lambda array: array[0], data))
-            return [state], losses[None]
+            state, terms = run(states[0], jax.tree.map(lambda array: array[0], data))
+            return [state], jax.tree.map(lambda values: values[None], terms)
         together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        together, losses = jax.vmap(run)(together, data)
+        together, terms = jax.vmap(run)(together, data)
         apart = [jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(len(states))]
-        return [parallel.constrain(state, mesh) for state in apart], losses
+        return [parallel.constrain(state, mesh) for state in apart], terms
 
     return jax.jit(
         steps,
-        in_shardings=(None, None, whole, (split, split, split, whole)),
+        in_shardings=(None, None, whole, (split, split, split, whole, whole, whole)),
         out_shardings=(None, whole),
         donate_argnums=0,
     )
@@ -128,102 +193,171 @@ def compile_steps(
 def fit(
     runs: Sequence[Run],
     clip: CLIP,
-    optimizer: optax.GradientTransformationExtraArgs,
+    stage: Stage,
     mesh: Mesh,
     *,
     images_per_chunk: int = IMAGES_PER_CHUNK,
 ) -> Iterator[list[Progress]]:
     """Train the methods' Learned variables in place, resuming where the checkpoints end.
 
-    Image features are made a chunk of epochs ahead, while the steps of the chunk before run in
-    one compiled scan. Several runs are one program, in which each of them computes what it would
-    alone; one that ends before the others drops out.
+    Images are made a chunk of steps ahead, while the steps of the chunk before run in one compiled
+    scan. Several runs are one program, in which each of them computes what it would alone; one that
+    ends before the others drops out. Those whose variables have other shapes (`varying`) follow in
+    a program of their own.
 
     Args:
         runs: of one method with the same settings on the same classes; images, their order,
             learning rates and number of steps may differ.
         clip: the frozen CLIP.
-        optimizer: from `optim.create`.
+        stage: what moves, and by which optimizer.
         mesh: the devices; a batch they cannot split evenly is padded with weight zero.
-        images_per_chunk: about how many image features to make at a time, for all runs together.
+        images_per_chunk: about how many images to make at a time, for all runs together.
 
     Yields:
         After every chunk, what its runs have done.
 
     Raises:
-        InputError: a loss is not finite.
+        InputError: a loss is not finite, or what the runs share differs.
     """
-    method_graph, _, derived = nnx.split(runs[0].method, Learned, ...)
+    alike: dict[Any, list[int]] = {}
+    for place, run in enumerate(runs):
+        leaves = jax.tree.leaves(nnx.state(run.method, STAYS))
+        alike.setdefault(tuple(leaf.shape for leaf in leaves), []).append(place)
+    for places in alike.values():
+        together = [runs[place] for place in places]
+        for done in _fit_together(together, clip, stage, mesh, images_per_chunk):
+            yield [progress._replace(run=places[progress.run]) for progress in done]
+
+
+def _fit_together(
+    runs: Sequence[Run], clip: CLIP, stage: Stage, mesh: Mesh, images_per_chunk: int
+) -> Iterator[list[Progress]]:
+    """Train runs whose variables have the same shapes."""
+    method_graph, fixed = _shared(runs, stage)
     clip_graph, frozen = nnx.split(clip)
-    per_image = has_texts_per_image(runs[0].method, clip)
-    steps = compile_steps(method_graph, clip_graph, optimizer, mesh, per_image)
-    derived, frozen = (
-        parallel.place(derived, mesh),
-        parallel.put(frozen, parallel.replicated(mesh)),
+    per_image = runs[0].method.texts_per_image
+    steps = compile_steps(
+        method_graph,
+        clip_graph,
+        optim.create(stage.optimizer),
+        stage.learns,
+        mesh,
+        averages=stage.average is not None,
+        texts_per_image=per_image,
     )
-    states = [_first_state(run, clip, optimizer, mesh) for run in runs]
+    fixed, frozen = parallel.place(fixed, mesh), parallel.put(frozen, parallel.replicated(mesh))
+    states = [_first_state(run, clip, stage, mesh) for run in runs]
     batch = max(run.batches.order.shape[1] for run in runs)
     batch += 0 if per_image else parallel.padding(batch, mesh)
-    split = parallel.replicated(mesh) if per_image else parallel.over_data(mesh, 2)
+    place = _placing(mesh, per_image)
     chunks = plan(
         [run.batches for run in runs], [int(state["step"]) for state in states], images_per_chunk
     )
-
-    def load(chunk: list[Piece]) -> list[tuple[np.ndarray, ...]]:
-        return [_data(runs[piece.run], piece, batch) for piece in chunk]
-
-    for chunk, loaded in zip(chunks, ahead(load, chunks), strict=True):
-        *examples, rates = (np.stack(arrays) for arrays in zip(*loaded, strict=True))
-        data = *parallel.put(examples, split), parallel.put(rates, parallel.replicated(mesh))
-        active = [states[piece.run] for piece in chunk]
-        active, losses = steps(active, derived, frozen, data)
-        losses = np.asarray(losses)
-        _check_finite(chunk, losses)
+    load = lambda chunk: place([_data(runs[p.run], p, batch, stage) for p in chunk])  # noqa: E731
+    for chunk, data in zip(chunks, ahead(load, chunks), strict=True):
+        with jax.threefry_partitionable(True):
+            active, terms = steps([states[piece.run] for piece in chunk], fixed, frozen, data)
+        terms = {name: np.asarray(values) for name, values in terms.items()}
+        done = [
+            Progress(piece.run, piece.stop, {name: rows[place] for name, rows in terms.items()})
+            for place, piece in enumerate(chunk)
+        ]
+        _check_finite(chunk, done)
         for piece, state in zip(chunk, active, strict=True):
             states[piece.run] = state
-            nnx.update(runs[piece.run].method, parallel.fetch(state["learned"]))
-        yield [
-            Progress(piece.run, piece.stop, row) for piece, row in zip(chunk, losses, strict=True)
-        ]
+            run = runs[piece.run]
+            _update(run.method, state, ends=piece.stop == run.batches.steps)
+        yield done
         for index, _, stop in chunk:
             run = runs[index]
             if run.checkpoints is not None:
                 run.checkpoints.save(states[index], last=stop == run.batches.steps)
 
 
-def _first_state(
-    run: Run, clip: CLIP, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh
-) -> State:
+def _shared(runs: Sequence[Run], stage: Stage) -> tuple[Any, Any]:
+    """Return the graph and the Fixed variables of the runs, which must be the same for all."""
+    parts = [nnx.split(run.method, moves_in(stage.learns), STAYS, ...) for run in runs]
+    graph, _, _, fixed = parts[0]
+    for number, (other_graph, _, _, other) in enumerate(parts[1:], start=2):
+        same = other_graph == graph and jax.tree.structure(other) == jax.tree.structure(fixed)
+        leaves = zip(jax.tree.leaves(fixed), jax.tree.leaves(other), strict=True) if same else ()
+        if not same or not all(one is two or np.array_equal(one, two) for one, two in leaves):
+            raise InputError(
+                "expected runs that differ in nothing but what is learned or kept, got another"
+                f" {'Fixed variable' if same else 'structure'} in run {number} than in run 1;"
+                " make what depends on the seed or the images Kept, or set runs_at_once=1"
+            )
+    return graph, fixed
+
+
+def restore(method: Any, clip: CLIP, stage: Stage, checkpoints: "Checkpoints") -> None:
+    """Give a method the values at the end of a stage.
+
+    Raises:
+        InputError: the checkpoint holds other variables or shapes than the method has.
+    """
+    _update(method, checkpoints.restore(initial_state(method, clip, stage)), ends=True)
+
+
+def _update(method: Any, state: State, *, ends: bool) -> None:
+    """Give a method the state's values; at the end of the stage the average, if there is one."""
+    nnx.update(
+        method, parallel.fetch(state["average" if ends and "average" in state else "learned"])
+    )
+    nnx.update(method, parallel.fetch(state["kept"]))
+
+
+def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
     """The state that a run begins or goes on with, placed on the devices."""
     # The steps donate the state, so it must not share memory with the method.
-    state = jax.tree.map(np.array, initial_state(run.method, clip, optimizer))
+    state = jax.tree.map(np.array, initial_state(run.method, clip, stage))
     state = parallel.place(state, mesh)
     if run.checkpoints is not None:
         state = run.checkpoints.restore(state)
-        nnx.update(run.method, parallel.fetch(state["learned"]))
+        _update(run.method, state, ends=int(state["step"]) == run.batches.steps)
     return state
 
 
-def _data(run: Run, piece: Piece, batch: int) -> tuple[np.ndarray, ...]:
-    """Features, labels, weights and learning rates of some steps, in batches of `batch`."""
+def _placing(mesh: Mesh, texts_per_image: bool) -> Callable[[list[tuple[Any, ...]]], Any]:
+    """Return a function that stacks the data of several runs and puts them on the devices."""
+    whole = parallel.replicated(mesh)
+    split = whole if texts_per_image else parallel.over_data(mesh, 2)
+
+    def place(loaded: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *loaded)
+        return *parallel.put(stacked[:3], split), *parallel.put(stacked[3:], whole)
+
+    return place
+
+
+def _data(run: Run, piece: Piece, batch: int, stage: Stage) -> tuple[Any, ...]:
+    """Images, labels, weights, rates, shares in the average and keys of some steps."""
     batches, chosen = run.batches, slice(piece.start, piece.stop)
     order = batches.order[chosen]
-    features = run.features_of(batches.requests(piece.start, piece.stop))
+    images = run.images_of(batches.requests(piece.start, piece.stop))
     pad = ((0, 0), (0, batch - order.shape[1]))
+
+    def in_steps(images: np.ndarray) -> np.ndarray:
+        steps = images.reshape(*order.shape, *images.shape[1:])
+        return np.pad(steps, (*pad, *((0, 0),) * (steps.ndim - 2)), mode="edge")
+
     return (
-        np.pad(features.reshape(*order.shape, -1), (*pad, (0, 0)), mode="edge"),
-        np.pad(batches.labels[order], pad, mode="edge"),
-        np.pad(np.ones(order.shape, np.float32), pad),
+        jax.tree.map(in_steps, images),
+        np.pad(batches.labels[np.maximum(order, 0)], pad, mode="edge"),
+        np.pad((order >= 0).astype(np.float32), pad),
         batches.rate[chosen].astype(np.float32),
+        batches.shares(stage.average)[chosen].astype(np.float32),
+        step_keys(run.seed, batches.steps)[chosen],
     )
 
 
-def _check_finite(chunk: list[Piece], losses: Float[np.ndarray, "runs steps"]) -> None:
-    for piece, row in zip(chunk, losses, strict=True):
-        if not np.isfinite(row).all():
-            first = int(np.argmin(np.isfinite(row)))
+def _check_finite(chunk: list[Piece], done: list[Progress]) -> None:
+    for piece, progress in zip(chunk, done, strict=True):
+        losses = progress.losses
+        if not np.isfinite(losses).all():
+            first = int(np.argmin(np.isfinite(losses)))
             which = f" of run {piece.run + 1}" if len(chunk) > 1 else ""
             raise InputError(
-                f"the loss of step {piece.start + first}{which} is {row[first]}: expected a finite"
-                " number; lower the learning rate or use float32"
+                f"the loss of step {piece.start + first}{which} is {losses[first]}: expected a"
+                " finite number; lower the learning rate or use float32"
             )

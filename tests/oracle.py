@@ -1,7 +1,12 @@
-"""The text tower in its plain form: all 77 tokens of every prompt, nothing shared, no scan.
+"""The towers in their plain form: all 77 tokens of every prompt, nothing shared, no scan.
 
-Written after Radford et al.'s description in NumPy float64, as an oracle for the fast form.
+Written after Radford et al.'s description in NumPy float64, as an oracle for the fast form; and
+after what methods put inside: prompts at the input of a layer, low rank, an adapter beside a block.
 """
+
+import functools
+import operator
+from collections.abc import Callable
 
 import numpy as np
 from flax import nnx
@@ -9,34 +14,57 @@ from flax import nnx
 from coop_jax.clip import CLIP
 
 
-def plain_text_features(clip: CLIP, embeddings: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Features `[texts, embedding]` of whole prompts `[texts, length, width]`."""
-    state = nnx.to_pure_dict(nnx.state(clip.text))
+def numbers(module: nnx.Module) -> Callable[..., np.ndarray]:
+    """A function from the path of a variable in a module to its values in float64."""
+    state = nnx.to_pure_dict(nnx.state(module))
 
-    def array(*path):
-        value = state
-        for part in path:
-            value = value[part]
-        return np.asarray(value, np.float64)
+    def array(*path: str) -> np.ndarray:
+        return np.asarray(functools.reduce(operator.getitem, path, state), np.float64)
 
-    config = clip.config.text.transformer
-    x = np.asarray(embeddings, np.float64)
-    length = x.shape[1]
-    x = x + array("positional_embedding")[:length]
-    hidden = np.triu(np.ones((length, length), bool), 1)
+    return array
+
+
+def plain_layers(tower, config, x, *, causal, deep=None, low_rank=None, adapter=None):
+    """Outputs of all blocks of a tower, layer by layer, head by head.
+
+    Args:
+        tower: with the frozen blocks.
+        config: of its transformer.
+        x: `[batch, length, width]`.
+        causal: whether a token attends to none behind it.
+        deep: vectors `[layers, n, width]`, where they are active `[layers]`, and the first token
+            that they replace.
+        low_rank: by "query", "key", "value" and "output", an update `[layers, width, width]` of the
+            matrix.
+        adapter: matrices `[layers, width, rank]` and `[layers, rank, width]`, with a ReLU between
+            them, from a block's normalised input to what is added to its output.
+    """
+    array, length, x = numbers(tower), x.shape[1], np.asarray(x, np.float64)
+    hidden = np.triu(np.ones((length, length), bool), 1) & causal
     for layer in range(config.layers):
 
         def linear(x, name, layer=layer):
             return x @ array("blocks", name, "kernel")[layer] + array("blocks", name, "bias")[layer]
 
         def norm(x, name, layer=layer):
-            scale, bias = (
-                array("blocks", name, "norm", "scale"),
-                array("blocks", name, "norm", "bias"),
-            )
-            return normalised(x, config.epsilon) * scale[layer] + bias[layer]
+            scale, bias = (array("blocks", name, "norm", part)[layer] for part in ("scale", "bias"))
+            return normalised(x, config.epsilon) * scale + bias
 
-        query, key, value = np.split(linear(norm(x, "attention_norm"), "query_key_value"), 3, -1)
+        def update(x, name, layer=layer):
+            return x @ np.asarray(low_rank[name][layer], np.float64) if low_rank else 0.0
+
+        if deep is not None and deep[1][layer]:
+            x = x.copy()
+            x[:, deep[2] : deep[2] + deep[0].shape[1]] = deep[0][layer]
+        first = norm(x, "attention_norm")
+        query, key, value = (
+            part + update(first, name)
+            for part, name in zip(
+                np.split(linear(first, "query_key_value"), 3, -1),
+                ("query", "key", "value"),
+                strict=True,
+            )
+        )
         mixed = np.empty_like(query)
         dimension = config.width // config.heads
         for head in range(config.heads):
@@ -45,13 +73,65 @@ def plain_text_features(clip: CLIP, embeddings: np.ndarray, end: np.ndarray) -> 
             scores = np.where(hidden, -np.inf, scores)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             mixed[..., part] = weights / weights.sum(-1, keepdims=True) @ value[..., part]
-        x = x + linear(mixed, "attention_output")
+        beside = 0.0
+        if adapter is not None:
+            down, up = (np.asarray(matrix[layer], np.float64) for matrix in adapter)
+            beside = np.maximum(first @ down, 0) @ up
+        x = x + linear(mixed, "attention_output") + update(mixed, "output")
         inner = linear(norm(x, "mlp_norm"), "mlp_input")
-        x = x + linear(inner / (1 + np.exp(-1.702 * inner)), "mlp_output")
-    x = x[np.arange(len(x)), end]
-    scale, bias = array("final_norm", "norm", "scale"), array("final_norm", "norm", "bias")
-    x = normalised(x, config.epsilon) * scale + bias
+        x = x + linear(inner / (1 + np.exp(-1.702 * inner)), "mlp_output") + beside
+    return x
+
+
+def plain_norm(module, config, x, name) -> np.ndarray:
+    """One of a tower's own layer normalisations."""
+    scale, bias = (numbers(module)(name, "norm", part) for part in ("scale", "bias"))
+    return normalised(x, config.epsilon) * scale + bias
+
+
+def plain_text_features(
+    clip: CLIP, embeddings: np.ndarray, end: np.ndarray, **inside
+) -> np.ndarray:
+    """Features `[texts, embedding]` of whole prompts `[texts, length, width]`.
+
+    `inside` is what `plain_layers` takes besides.
+    """
+    array, config = numbers(clip.text), clip.config.text.transformer
+    x = np.asarray(embeddings, np.float64)
+    x = x + array("positional_embedding")[: x.shape[1]]
+    x = plain_layers(clip.text, config, x, causal=True, **inside)
+    x = plain_norm(clip.text, config, x[np.arange(len(x)), end], "final_norm")
     return x @ array("projection")
+
+
+def plain_vision_tokens(clip: CLIP, images: np.ndarray, prompts=None, **inside) -> np.ndarray:
+    """The last block's outputs of normalised images, behind whose patches stand prompts.
+
+    Patches are cut out one by one, row by row. `inside` is what `plain_layers` takes besides.
+    """
+    array, config, size = numbers(clip.vision), clip.config.vision, clip.config.vision.patch_size
+    places = range(0, config.image_size, size)
+    patches = [
+        np.asarray(images, np.float64)[:, top : top + size, left : left + size].reshape(
+            len(images), -1
+        )
+        for top in places
+        for left in places
+    ]
+    embedded = np.stack(patches, 1) @ array("patch_embedding", "kernel")
+    first = np.broadcast_to(array("class_embedding"), (len(images), 1, config.transformer.width))
+    x = np.concatenate([first, embedded], axis=1) + array("positional_embedding")
+    if prompts is not None:
+        x = np.concatenate([x, np.broadcast_to(prompts, (len(x), *prompts.shape))], axis=1)
+    x = plain_norm(clip.vision, config.transformer, x, "initial_norm")
+    return plain_layers(clip.vision, config.transformer, x, causal=False, **inside)
+
+
+def plain_image_features(clip: CLIP, tokens: np.ndarray) -> np.ndarray:
+    """Features of the last block's outputs."""
+    config = clip.config.vision.transformer
+    first = plain_norm(clip.vision, config, tokens[:, 0], "final_norm")
+    return first @ numbers(clip.vision)("projection")
 
 
 def normalised(x: np.ndarray, epsilon: float) -> np.ndarray:

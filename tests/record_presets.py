@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from coop_jax.data.official import FEW_SHOT
-from coop_jax.fitting import paper_epochs
+from coop_jax.run import paper_epochs
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (

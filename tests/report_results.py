@@ -18,9 +18,7 @@ COOP = {"n_ctx": 4, "context_init": "a photo of a", "backbone": "ViT-B/16"}
 COCOOP = {"method": "cocoop", **COOP}
 COOP_LABEL = 'CoOp, M = 4, end, from "a photo of a"'
 COCOOP_LABEL = 'CoCoOp, M = 4, end, from "a photo of a"'
-PROBE = {"method": "linear_probe"} | dict.fromkeys(
-    ["n_ctx", "class_token_position", "class_specific"]
-)
+PROBE = {"method": "linear_probe", "settings": {}}
 
 
 def own_prompt(dataset: str) -> str:
@@ -64,9 +62,13 @@ def make(context_init: str = "", config: dict[str, Any] | None = None, **changes
         "backbone": "RN50",
         "shots": 16,
         "seed": 1,
-        "n_ctx": 16,
-        "class_token_position": "end",
-        "class_specific": False,
+        "settings": {
+            "n_ctx": 16,
+            "class_token_position": "end",
+            "class_specific": False,
+            "context_init": context_init,
+        },
+        "uses": [],
         "epochs": 200,
         "accuracy": 90.0,
         "macro_f1": 88.0,
@@ -76,7 +78,10 @@ def make(context_init: str = "", config: dict[str, Any] | None = None, **changes
             data="d0", split="a1", class_names="b2", transform="c3", weights="d4", config="e5"
         ),
         "versions": {"jax": "0.10.2"},
-    } | changes
+    }
+    own = {name: changes.pop(name) for name in values["settings"] if name in changes}
+    values |= changes
+    values["settings"] = {**values["settings"], **own} if "settings" not in changes else {}
     transferred = values["protocol"] in TARGETS
     values.setdefault("trained_on", "imagenet" if transferred else values["dataset"])
     values = sizes(values["dataset"], values["split"]) | values
@@ -86,9 +91,7 @@ def make(context_init: str = "", config: dict[str, Any] | None = None, **changes
 
 def zero_shot(prompt: str, accuracy: float, **changes: Any) -> Result:
     """A result of zero-shot CLIP."""
-    none = dict.fromkeys(
-        ["n_ctx", "class_token_position", "class_specific", "epochs", "trained_on"]
-    )
+    none = {"settings": {}, "epochs": None, "trained_on": None}
     values = {"method": "zero_shot", "shots": 0, "prompt": prompt, "accuracy": accuracy}
     return make(**(changes | none | values))
 

@@ -9,7 +9,7 @@ import pytest
 import reference
 from flax import nnx
 
-from coop_jax.methods import Learned
+from coop_jax.methods import Images, Learned
 from coop_jax.methods.base import cross_entropy
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -19,6 +19,7 @@ import models
 import ours
 import sides
 import step
+import test_time
 
 KEYS = {
     "speedup",
@@ -89,12 +90,12 @@ def product_flops(jaxpr) -> int:
 
 
 def test_counted_flops_are_those_of_the_program(problem):
-    graph, learned, derived = nnx.split(problem.method, Learned, ...)
+    graph, learned, fixed = nnx.split(problem.method, Learned, ...)
 
     def loss(learned):
-        method = nnx.merge(graph, learned, derived)
-        classes = method.encode_classes(problem.clip)
-        logits = method.logits(problem.clip, classes, problem.features)
+        method = nnx.merge(graph, learned, fixed)
+        texts = method.texts(problem.clip, None)
+        logits = method.logits(problem.clip, texts, Images(features=problem.features))
         return cross_entropy(logits, problem.labels, np.ones(2, np.float32))
 
     conditional = problem.method_name == "cocoop"
@@ -134,6 +135,29 @@ def test_step_of_our_side(recorded, capsys, monkeypatch):
     assert last.keys() >= KEYS
     assert last["classes"] == 6 and last["speedup"] is None
     assert last["seconds"]["ours"] > 0
+
+
+def test_tuning_of_our_side(recorded, capsys, monkeypatch):
+    monkeypatch.setattr(models, "choose_device", lambda _: "cpu")
+    test_time.main(["--classes=6", "--backbone=tiny", "--side=ours", "--steps=1", "--images=2"])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["classes"] == 6 and last["views"] == 64 and last["speedup"] is None
+    assert last["images_per_second"]["ours"] > 0
+
+
+def test_images_share_the_pass_before_the_first_step(recorded):
+    problem = settings("tpt").problem()
+
+    def flops(count):
+        views = np.zeros((count, problem.method.views.test, problem.features.shape[1]), np.float32)
+        program = jax.make_jaxpr(lambda views: problem.method.tune(problem.clip, views))(views)
+        return product_flops(program.jaxpr)
+
+    encode = problem.method.prompts.encode
+    program = jax.make_jaxpr(lambda context: encode(problem.clip, context))
+    forward = product_flops(program(problem.method.context[...]).jaxpr)
+    assert flops(1) == pytest.approx(3 * forward, rel=0.1)  # there, back, and there again
+    assert flops(5) == pytest.approx(11 * forward, rel=0.1)
 
 
 def test_extrapolation_is_marked():
@@ -178,3 +202,9 @@ def test_counted_flops_are_those_of_the_reference(method, recorded):
         official.run()
     work = sides.work(chosen, problem, "reference")
     assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_reference_tunes_alike(recorded):
+    pytest.importorskip("torch")
+    found = test_time.compare(settings("tpt"), 2, 1, with_reference=True)
+    assert found["logits_error"] < 1e-4

@@ -13,9 +13,10 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from test_imports import assert_clean, run_python
 
-from coop_jax import Classifier, evaluate, fitting, methods, optim, parallel, protocols
+from coop_jax import Classifier, evaluate, methods, optim, parallel, protocols, run
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
+from coop_jax import images as images_module
 from coop_jax.data import catalog, memory
 from coop_jax.learner import DEFAULT
 from coop_jax.predictor import Predictor
@@ -78,11 +79,11 @@ def test_a_fit_is_the_training_of_a_run(folder, tmp_path):
     config |= {"feature_cache": str(tmp_path / "features")}
     config["method"]["n_ctx"], config["optimizer"]["learning_rate"] = 4, 0.02
     experiment, _, rows = protocols.run(config, tmp_path / "run")
-    kept = set((tmp_path / "features").rglob("*.npy"))
+    kept = set((tmp_path / "features").rglob("*.features"))
     classifier = Classifier("tiny", **FEW, seed=3, feature_cache=tmp_path / "features")
     classifier.fit(folder)
-    assert set((tmp_path / "features").rglob("*.npy")) == kept
-    expected = protocols.Task(experiment, 2, 3).restore().context[...]
+    assert set((tmp_path / "features").rglob("*.features")) == kept
+    expected = experiment.run(2, 3, "all").restore().context[...]
     np.testing.assert_array_equal(classifier.method_.context[...], expected)
     (row,) = (row for row in rows if row.method == "coop")
     assert 100 * classifier.score(folder) == pytest.approx(row.accuracy)
@@ -102,8 +103,10 @@ def test_the_defaults_are_those_of_a_run():
 def test_without_epochs_it_is_the_papers_number(shots, images, epochs):
     pixels = np.zeros((images, 2, 2, 3), np.uint8)
     dataset = memory.dataset(pixels, ["red"] * images)
-    assert fitting.epochs_for(config_module.default(), dataset, shots) == epochs
-    assert fitting.epochs_for({"epochs": 7}, dataset, shots) == 7
+    for given, expected in ((0, epochs), (7, 7)):
+        config = config_module.default() | {"epochs": given}
+        learning = run.TrainingRun(run.Frozen(config, dataset), dataset, shots, seed=1)
+        assert learning.epochs == expected
 
 
 def test_images_are_the_same_from_paths_images_and_arrays(fitted, tests):
@@ -202,9 +205,11 @@ def test_what_is_learned_class_by_class_keeps_its_classes(folder, tests, tmp_pat
 def test_zero_shot_learns_nothing(folder, tests, tmp_path):
     classifier = Classifier("tiny", method="zero_shot").fit(folder)
     dataset, (clip, tokenizer) = catalog.load(str(folder)), clip_package.load("tiny")
-    method = methods.create("zero_shot", clip, tokenizer, dataset.class_names)
-    features = classifier._predictor.encode(dataset.test)
-    expected = evaluate.logits(method, clip, features, parallel.create_mesh())
+    method = methods.create("zero_shot", clip, tokenizer, dataset.classes)
+    encoder = images_module.Encoder(clip, parallel.create_mesh())
+    requests = np.stack([np.zeros(len(dataset.test), int), np.arange(len(dataset.test))], axis=1)
+    images = encoder.images(dataset.test, requests, seed=0, augmented=False)
+    expected = evaluate.logits(method, clip, images, parallel.create_mesh())
     np.testing.assert_allclose(classifier.logits(tests), expected, rtol=1e-5)
     assert classifier.losses_.shape == (0,)
     assert classifier.training_["epochs"] is None
@@ -216,10 +221,12 @@ def test_a_dataset_of_the_catalogue_and_its_template(tmp_path):
     classifier = Classifier("tiny", method="zero_shot", shots=1, data_dir=tmp_path).fit("dtd")
     dtd, (clip, tokenizer) = catalog.load("dtd", tmp_path), clip_package.load("tiny")
     templates = {"templates": ("{} texture.",)}
-    method = methods.create("zero_shot", clip, tokenizer, dtd.class_names, templates)
-    encoded = classifier._predictor.encode(dtd.test)
-    found = evaluate.logits(method, clip, np.pad(encoded, ((0, 1), (0, 0))), parallel.create_mesh())
-    assert classifier.score("dtd") == np.mean(found[:15].argmax(axis=1) == dtd.test.labels)
+    method = methods.create("zero_shot", clip, tokenizer, dtd.classes, templates)
+    encoder = images_module.Encoder(clip, parallel.create_mesh())
+    requests = np.stack([np.zeros(15, int), np.arange(15)], axis=1)
+    images = encoder.images(dtd.test, requests, seed=0, augmented=False)
+    found = evaluate.logits(method, clip, images, parallel.create_mesh())
+    assert classifier.score("dtd") == np.mean(found.argmax(axis=1) == dtd.test.labels)
 
 
 def test_a_linear_probe_needs_validation_images(given):

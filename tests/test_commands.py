@@ -114,7 +114,7 @@ def test_fit_says_how_good_it_is_and_what_comes_next(data, fitted):
 def test_fit_refuses_before_it_learns(data, mine, tmp_path, refused, monkeypatch):
     assert "holds something" in refused("fit", data, mine, *FIT)
     new, file = tmp_path / "new", data / "test" / "red" / "0.png"
-    monkeypatch.setattr("coop_jax.fitting.learn", None)
+    monkeypatch.setattr("coop_jax.learner.learn", None)
     assert "is a file" in refused("fit", data, file / "new", *FIT)
     assert "too long" in refused("fit", data, tmp_path / ("a" * 300), *FIT)
     assert "too long" in refused("fit", "a" * 300, new, *FIT)

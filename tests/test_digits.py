@@ -52,8 +52,8 @@ def test_digits_have_scikit_learn_s_pixels_and_labels(digits):
 
 def test_digits_names(digits):
     assert digits.name == "digits"
-    assert digits.class_names == builder.DIGIT_NAMES
-    assert digits.class_names[7] == "seven"
+    assert digits.classes.names == builder.DIGIT_NAMES
+    assert digits.classes.names[7] == "seven"
     assert all("{}" in template for template in digits.templates)
 
 

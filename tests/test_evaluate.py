@@ -3,27 +3,21 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from coop_jax import evaluate, parallel
+from coop_jax.methods import Images, Method
 
 CLASSES = 5
 
 
-class Nearest(nnx.Module):
+class Nearest(Method):
     """A method whose logits are the features themselves."""
 
-    def settings(self):
-        return {}
-
-    def encode_classes(self, clip):
-        return ()
-
-    def logits(self, clip, classes, image_features):
-        return image_features
+    def logits(self, clip, texts, images):
+        return images.features
 
 
 @given(
@@ -37,7 +31,10 @@ def test_metrics_for_any_batch_size(tiny_clip, count, batch_size, devices, seed)
     features = rng.integers(0, 3, (count, CLASSES)).astype(np.float32)
     labels = rng.integers(0, CLASSES, count).astype(np.int32)
     mesh = parallel.create_mesh(jax.devices()[:devices])
-    metrics = evaluate.evaluate(Nearest(), tiny_clip, features, labels, mesh, batch_size=batch_size)
+    images_of = evaluate.in_memory(Images(features=features))
+    metrics = evaluate.evaluate(
+        Nearest(), tiny_clip, images_of, labels, mesh, batch_size=batch_size
+    )
     predicted = features.argmax(axis=1)
     f1 = f1_score(labels, predicted, average="macro", labels=np.unique(labels))
     assert metrics.accuracy == pytest.approx(100 * accuracy_score(labels, predicted))
@@ -48,4 +45,6 @@ def test_metrics_for_any_batch_size(tiny_clip, count, batch_size, devices, seed)
 def test_logits_are_those_of_the_method(tiny_clip):
     features = np.random.default_rng(0).normal(size=(7, CLASSES)).astype(np.float32)
     mesh = parallel.create_mesh(jax.devices()[:2])
-    np.testing.assert_array_equal(evaluate.logits(Nearest(), tiny_clip, features, mesh), features)
+    np.testing.assert_array_equal(
+        evaluate.logits(Nearest(), tiny_clip, Images(features=features), mesh), features
+    )

@@ -18,7 +18,7 @@ from test_imports import assert_clean, run_python
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.clip import source
-from coop_jax.data import memory
+from coop_jax.methods import Images
 from coop_jax.predictor import Predictor
 from coop_jax.prompts import export
 
@@ -78,7 +78,7 @@ def test_class_weights_and_features_make_the_logits(case, make, clip, one_device
     assert json.loads(said["classes"]) == list(NAMES) and said["backbone"] == "tiny"
     features = np.random.default_rng(2).normal(size=(5, weight.shape[1])).astype(np.float32)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    expected = evaluate.logits(method, model, features, one_device)
+    expected = evaluate.logits(method, model, Images(features=features), one_device)
     got = float(said["logit_scale"]) * unit @ weight.T
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
 
@@ -95,8 +95,7 @@ def test_programs_give_the_logits_in_a_process_without_this_package(
     make, clip, one_device, pixels, tmp_path
 ):
     predictor = Predictor(make("coop"), clip[0], encode_batch_size=8)
-    features = predictor.encode(memory.examples(pixels, split="test"))
-    conditional = evaluate.logits(make("cocoop"), clip[0], features, one_device)
+    conditional = Predictor(make("cocoop"), clip[0], encode_batch_size=8).logits(pixels)
     expected = {"coop": predictor.logits(pixels), "cocoop": conditional}
     for case in ("coop", "cocoop"):
         method, path = make(case), tmp_path / f"{case}.stablehlo"

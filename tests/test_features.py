@@ -8,11 +8,12 @@ import pytest
 from conftest import make_clip
 from PIL import Image
 
-from coop_jax import encoding, features, parallel
+from coop_jax import images, parallel
 from coop_jax.clip.preprocess import normalize
 from coop_jax.data import memory
 from coop_jax.data.examples import ImageCache
 from coop_jax.errors import InputError
+from coop_jax.feature_cache import Cache
 
 
 def batches_of(pixels):
@@ -32,13 +33,13 @@ def test_features_do_not_depend_on_batches_or_devices(tiny_tokenizer, vision):
     expected = jax.jit(lambda images: clip.encode_image(images))(normalize(pixels))
     for devices, batch_size in ((1, 4), (2, 5)):
         mesh = parallel.create_mesh(jax.devices()[:devices])
-        got = features.encode(clip, batches_of(pixels), 11, mesh, batch_size=batch_size)
+        got = images.encode(clip, batches_of(pixels), 11, mesh, batch_size=batch_size)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_no_images_give_no_features(tiny_clip, one_device):
     nothing = batches_of(np.zeros((0, 32, 32, 3), np.uint8))
-    got = features.encode(tiny_clip, nothing, 0, one_device)
+    got = images.encode(tiny_clip, nothing, 0, one_device)
     assert got.shape == (0, tiny_clip.config.embedding)
 
 
@@ -49,17 +50,17 @@ def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
         made.append(len(made))
         return np.full((2, 3), len(made), np.float32)
 
-    cache = features.Cache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
     first = cache.get("ab12", make)
-    np.testing.assert_array_equal(features.Cache(tmp_path / "cache").get("ab12", make), first)
+    np.testing.assert_array_equal(Cache(tmp_path / "cache").get("ab12", make), first)
     assert made == [0]
     assert cache.get("ab13", make).max() == 2
-    (file,) = tmp_path.glob("cache/*/ab12.npy")
+    (file,) = tmp_path.glob("cache/*/ab12.features")
     file.write_bytes(file.read_bytes()[:-5])
     assert cache.get("ab12", make).max() == 3
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder for features"):
-        features.Cache(tmp_path / "file").get("ab12", make)
+        Cache(tmp_path / "file").get("ab12", make)
 
 
 def test_features_of_turned_images_are_kept_apart(tmp_path, tiny_clip, one_device):
@@ -68,19 +69,18 @@ def test_features_of_turned_images_are_kept_apart(tmp_path, tiny_clip, one_devic
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
     own = memory.examples([tmp_path / "phone.png"], split="test")
+    encoder = images.Encoder(
+        tiny_clip, one_device, batch_size=4, cache=Cache(tmp_path / "cache"), weights=("tiny",)
+    )
     found = [
-        encoding.encode(
-            tiny_clip,
+        encoder.images(
             dataclasses.replace(own, upright=upright, cache=ImageCache()),
-            encoding.test_transform(tiny_clip),
-            encoding.once(1),
-            one_device,
+            np.zeros((1, 2), int),
             seed=0,
-            batch_size=4,
-            cache=features.Cache(tmp_path / "cache"),
-        )
+            augmented=False,
+        ).features
         for upright in (True, False, True)
     ]
     assert np.abs(found[0] - found[1]).max() > 1e-3
     np.testing.assert_array_equal(found[0], found[2])
-    assert len(list(tmp_path.glob("cache/*/*.npy"))) == 2
+    assert len(list(tmp_path.glob("cache/*/*.features"))) == 2

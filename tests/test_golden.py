@@ -10,6 +10,7 @@ from reference import cases
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods, optim, train
 from coop_jax.chunks import Batches
+from coop_jax.methods import Images, Stage
 
 
 def relative(got, expected):
@@ -64,7 +65,7 @@ def test_zero_shot(case, openai_tokenizer, one_device):
     method = methods.create(
         "zero_shot", clip, tokenizer, meta["classnames"], {"templates": (meta["template"],)}
     )
-    logits = evaluate.logits(method, clip, features, one_device)
+    logits = evaluate.logits(method, clip, Images(features=features), one_device)
     assert relative(logits, arrays["logits_per_image"]) < 3e-5
 
 
@@ -104,7 +105,7 @@ def test_trajectory(case, openai_tokenizer, one_device):
     order = arrays["order"]
     steps_per_epoch = len(order) // meta["epochs"]
     config = optim.OptimizerConfig()
-    rates = np.repeat(optim.epoch_learning_rates(config, meta["epochs"]), steps_per_epoch)
+    rates = optim.learning_rates(config, meta["epochs"], steps_per_epoch)
     np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
 
     method = create_method(meta, clip, tokenizer)
@@ -118,8 +119,9 @@ def test_trajectory(case, openai_tokenizer, one_device):
     batches = Batches(order, np.arange(len(order)), rates, arrays["labels"])
     recorded = {1: "step1", len(order) // 2 + 1: "mid", len(order): "final"}
     losses = []
-    run = train.Run(method, batches, lambda wanted: features[wanted[:, 1]])
-    for [progress] in train.fit([run], clip, optim.create(config), one_device, images_per_chunk=1):
+    run = train.Run(method, batches, lambda wanted: Images(features=features[wanted[:, 1]]))
+    stage = Stage(optimizer=config)
+    for [progress] in train.fit([run], clip, stage, one_device, images_per_chunk=1):
         losses.extend(progress.losses)
         done = progress.done
         if done not in recorded:
@@ -128,5 +130,5 @@ def test_trajectory(case, openai_tokenizer, one_device):
             got = variable[...].T if transposed else variable[...]
             assert relative(got, arrays[f"{recorded[done]}/{name}"]) < 1e-4, (name, done)
     np.testing.assert_allclose(losses, arrays["loss"], rtol=1e-4)
-    logits = evaluate.logits(method, clip, features, one_device)
+    logits = evaluate.logits(method, clip, Images(features=features), one_device)
     assert relative(logits, arrays["eval_logits"]) < 3e-5

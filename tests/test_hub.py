@@ -12,6 +12,7 @@ from makers import make_snapshot, refusal, write_image
 
 from coop_jax import clip as clip_package
 from coop_jax import methods, prompts
+from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.prompts import hub
 
@@ -21,8 +22,7 @@ PROMPT = prompts.Prompt(
     learned={"context": np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)},
     backbone="ViT-B/16",
     fingerprint="0" * 64,
-    class_names=CLASS_NAMES,
-    class_ids=CLASS_NAMES,
+    classes=Classes(CLASS_NAMES),
     training={"dataset": "my|things", "shots": 16, "accuracy": 71.25, "optimizer": {"lr": 0.002}},
 )
 NAME = "somebody/my-prompt"
@@ -157,8 +157,9 @@ def test_the_python_of_the_card_runs(server, tmp_path, monkeypatch, capsys):
     model, tokenizer = clip_package.load("tiny")
     names = ("circle", "square")
     method = methods.create("coop", model, tokenizer, names, {"n_ctx": 4})
-    named = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny", "class_names": names}
-    prompts.save(prompts.of(method, clip=model, **named), tmp_path / "mine")
+    named = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny"}
+    learned = prompts.of(method, clip=model, classes=Classes(names), **named)
+    prompts.save(learned, tmp_path / "mine")
     hub.push(tmp_path / "mine", NAME)
     card = server.repositories[NAME].at("main")[1]["README.md"].decode()
     write_image(tmp_path / "photograph.jpg", np.random.default_rng(0))

@@ -14,6 +14,7 @@ from makers import write_image
 
 from coop_jax import clip as clip_package
 from coop_jax import methods, prompts
+from coop_jax.classes import Classes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,7 +158,9 @@ def test_commands_import_what_they_use_alone(tmp_path: Path):
     method = methods.create("coop", *clip_package.load("tiny"), names, {"n_ctx": 4})
     settings = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny"}
     clip, _ = clip_package.load("tiny")
-    prompts.save(prompts.of(method, clip=clip, class_names=names, **settings), tmp_path / "mine")
+    prompts.save(
+        prompts.of(method, clip=clip, classes=Classes(names), **settings), tmp_path / "mine"
+    )
     code = """
         import sys
         from coop_jax.__main__ import main

@@ -30,7 +30,7 @@ def test_every_dataset_is_read_from_its_official_layout(data, name):
     dataset = catalog.load(name, data)
     count = len(FOUR[name])
     assert dataset.name == name
-    assert dataset.class_names == tuple(each.replace("_", " ") for each in FOUR[name])
+    assert dataset.classes.names == tuple(each.replace("_", " ") for each in FOUR[name])
     assert dataset.templates[0] == OFFICIAL[name].template
     sizes = {"train": 6, "val": 5 if name == "imagenet" else 4, "test": 5}
     for part in PARTS:
@@ -75,7 +75,7 @@ def test_a_split_s_order_is_kept(data, name):
 def test_aircraft_s_lists_are_read_in_their_order(data):
     dataset = catalog.load("fgvc_aircraft", data)
     lines = (data / "fgvc_aircraft" / "images_variant_val.txt").read_text().splitlines()
-    variants = [dataset.class_names[label] for label in dataset.val.labels]
+    variants = [dataset.classes.names[label] for label in dataset.val.labels]
     names = [path.removeprefix("images/").removesuffix(".jpg") for path in dataset.val.file_names]
     assert [f"{name} {variant}" for name, variant in zip(names, variants, strict=True)] == lines
 
@@ -96,8 +96,8 @@ def test_a_flat_imagenet_validation_folder_has_the_labels_of_the_class_folders(t
 def test_imagenet_s_repeated_names_stay_two_classes(data):
     for name in ("imagenet", "imagenetv2", "imagenet_sketch"):
         dataset = catalog.load(name, data)
-        assert dataset.class_names.count("missile") == 2
-        assert "missile" in dataset.repeated
+        assert dataset.classes.names.count("missile") == 2
+        assert "missile" in dataset.classes.repeated
         assert sorted(set(dataset.test.labels.tolist())) == [0, 1, 2, 3]
     labels = dict(enumerate(sorted(list(IMAGENET)[:4])))
     for part in ("train", "test"):
@@ -157,14 +157,14 @@ def test_official_splits_have_the_published_sizes():
     for name, path, facts, dataset in official_splits():
         sizes = tuple(len(getattr(dataset, part)) for part in PARTS)
         assert sizes == OFFICIAL[name].sizes == tuple(facts["sizes"][part] for part in PARTS), name
-        assert len(dataset.class_names) == OFFICIAL[name].n_classes == facts["num_classes"]
+        assert len(dataset.classes.names) == OFFICIAL[name].n_classes == facts["num_classes"]
         rows = json.loads(path.read_text())
         for part in PARTS:
             examples = getattr(dataset, part)
             for index in range(0, len(examples), 97):
                 file_name, label, class_name = rows[part][index]
                 assert (examples.file_names[index], examples.labels[index]) == (file_name, label)
-                assert dataset.class_names[label] == class_name.replace("_", " ")
+                assert dataset.classes.names[label] == class_name.replace("_", " ")
 
 
 def test_official_splits_have_the_published_halves():
@@ -172,12 +172,12 @@ def test_official_splits_have_the_published_halves():
         wanted = facts["base_new"]
         for part in ("base", "new"):
             half = dataset.half(part)
-            assert len(half.class_names) == wanted[f"{part}_classes"], name
+            assert len(half.classes.names) == wanted[f"{part}_classes"], name
             assert len(half.test) == wanted[f"{part}_test"], name
-            assert sorted(set(half.train.labels.tolist())) == list(range(len(half.class_names)))
-        assert wanted["base_classes"] - wanted["new_classes"] == len(dataset.class_names) % 2
-        names = dataset.half("base").class_names + dataset.half("new").class_names
-        assert names == dataset.class_names
+            assert sorted(set(half.train.labels.tolist())) == list(range(len(half.classes.names)))
+        assert wanted["base_classes"] - wanted["new_classes"] == len(dataset.classes.names) % 2
+        names = dataset.half("base").classes.names + dataset.half("new").classes.names
+        assert names == dataset.classes.names
         assert dataset.half("all").test.labels.tolist() == dataset.test.labels.tolist()
 
 
@@ -187,14 +187,14 @@ def test_shots_are_chosen_before_the_classes_are_halved():
         indices = sampling.few_shot(dataset.train.labels, dataset.val.labels, 4, seed=2)
         chosen = catalog.Dataset(
             name,
-            dataset.class_names,
+            dataset.classes,
             ("{}",),
             dataset.train.subset(indices[0]),
             dataset.val.subset(indices[1]),
             dataset.test,
         )
-        middle = -(-len(dataset.class_names) // 2)
-        for half, first, last in (("base", 0, middle), ("new", middle, len(dataset.class_names))):
+        middle = -(-len(dataset.classes.names) // 2)
+        for half, first, last in (("base", 0, middle), ("new", middle, len(dataset.classes.names))):
             for part in ("train", "val"):
                 examples = getattr(chosen.half(half), part)
                 wanted = [row for row in rows[part] if first <= row[1] < last]

@@ -182,11 +182,11 @@ def test_labels_of_no_class_are_refused(labels, expected):
 
 def test_given_images_are_a_training_split():
     dataset = memory.dataset([RGB, PIXELS, RGB], ["b", "a_1", "b"])
-    assert dataset.class_names == ("a_1", "b")
+    assert dataset.classes.names == ("a_1", "b")
     assert dataset.train.labels.tolist() == [1, 0, 1]
     assert (len(dataset.val), len(dataset.test)) == (0, 0)
     ordered = memory.dataset([RGB, PIXELS], [1, 0], ["z", "a"])
-    assert ordered.class_names == ("z", "a")
+    assert ordered.classes.names == ("z", "a")
     assert ordered.train.labels.tolist() == [1, 0]
 
 

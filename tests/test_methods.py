@@ -11,18 +11,36 @@ from flax import nnx
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from coop_jax import evaluate, methods, optim, parallel, train
+from coop_jax import evaluate, methods, parallel, train
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.chunks import Batches
+from coop_jax.classes import Classes
 from coop_jax.clip import Tokenizer
 from coop_jax.errors import InputError
-from coop_jax.methods import Learned, linear_probe
-from coop_jax.methods.base import cross_entropy
+from coop_jax.methods import Data, Images, Learned, Split, Stage, cross_entropy, linear_probe
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
+IMAGES = Images(features=FEATURES)
 LABELS = np.asarray([0, 1, 2, 3, 4, 0], np.int32)
 
-every_method = pytest.mark.parametrize("name", methods.available())
+OLD = ("cocoop", "coop", "linear_probe", "zero_shot")
+"""Methods that have no file of tests of their own; `checks` runs over all."""
+
+every_method = pytest.mark.parametrize("name", OLD)
+
+
+def splits(features, labels, val_features, val_labels):
+    """Images in memory as `prepare` sees them."""
+
+    def split(features, labels):
+        return Split(labels, lambda requests, _: Images(features=features[requests[:, 1]]))
+
+    return Data(split(features, labels), split(val_features, val_labels))
+
+
+def fit(method, clip, *data):
+    """Let the linear probe do what it does before a stage."""
+    method.prepare(clip, 0, splits(*data))
 
 
 def create(name, clip, tokenizer, names=CLASS_NAMES, seed=0, **config):
@@ -30,7 +48,7 @@ def create(name, clip, tokenizer, names=CLASS_NAMES, seed=0, **config):
 
 
 def eager_logits(method, clip):
-    return np.asarray(method.logits(clip, method.encode_classes(clip), FEATURES))
+    return np.asarray(method.logits(clip, method.texts(clip, None), IMAGES))
 
 
 @every_method
@@ -41,7 +59,7 @@ def test_logits(name, tiny_clip, tiny_tokenizer, one_device):
     assert eager.shape == (6, len(CLASS_NAMES)) and eager.dtype == np.float32
     assert np.isfinite(eager).all()
     for mesh in (one_device, parallel.create_mesh(jax.devices()[:2])):
-        compiled = evaluate.logits(method, tiny_clip, FEATURES, mesh)
+        compiled = evaluate.logits(method, tiny_clip, IMAGES, mesh)
         np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)
 
 
@@ -53,7 +71,7 @@ def test_every_learned_leaf_has_a_gradient(name, tiny_clip, tiny_tokenizer):
     @jax.jit
     def loss(learned):
         method = nnx.merge(graph, learned, rest)
-        logits = method.logits(tiny_clip, method.encode_classes(tiny_clip), FEATURES)
+        logits = method.logits(tiny_clip, method.texts(tiny_clip, None), IMAGES)
         return cross_entropy(logits, LABELS, jnp.ones(6))
 
     for gradient in jax.tree.leaves(jax.grad(loss)(learned)):
@@ -66,27 +84,28 @@ def test_checkpoints_restore_what_was_learned(
     name, tiny_clip, tiny_tokenizer, tmp_path, one_device
 ):
     method = create(name, tiny_clip, tiny_tokenizer, seed=1)
-    optimizer = optim.create(optim.OptimizerConfig())
+    stage = Stage()
     order = np.asarray([[0, 1], [2, 3], [4, 5], [1, 0]])
     batches = Batches(order, np.asarray([0, 0, 1, 1]), np.full(4, 0.002), LABELS)
     checkpoints = Checkpoints(tmp_path)
-    run = train.Run(method, batches, lambda wanted: FEATURES[wanted[:, 1]], checkpoints)
-    for _ in train.fit([run], tiny_clip, optimizer, one_device):
+    run = train.Run(
+        method, batches, lambda wanted: Images(features=FEATURES[wanted[:, 1]]), checkpoints
+    )
+    for _ in train.fit([run], tiny_clip, stage, one_device):
         pass
     other = create(name, tiny_clip, tiny_tokenizer, seed=2)
-    state = checkpoints.restore(train.initial_state(other, tiny_clip, optimizer))
+    train.restore(other, tiny_clip, stage, checkpoints)
     checkpoints.close()
-    nnx.update(other, state["learned"])
     np.testing.assert_array_equal(eager_logits(other, tiny_clip), eager_logits(method, tiny_clip))
 
 
 def learned_shapes(method):
-    return [(path, leaf.shape) for path, leaf in nnx.state(method, Learned).flat_state()]
+    return {name: variable.shape for name, variable in methods.saved(method).items()}
 
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [*((name, {}) for name in methods.available()), ("coop", {"class_specific": True})],
+    [*((name, {}) for name in OLD), ("coop", {"class_specific": True})],
 )
 def test_what_is_learned_moves_to_other_classes_or_is_refused(
     name, config, tiny_clip, tiny_tokenizer, tmp_path
@@ -95,16 +114,15 @@ def test_what_is_learned_moves_to_other_classes_or_is_refused(
     names = ("circle", *CLASS_NAMES[1:3])
     other = create(name, tiny_clip, tiny_tokenizer, names, seed=2, **config)
     if learned_shapes(method) == learned_shapes(other):
-        nnx.update(other, nnx.state(method, Learned))
+        methods.move(method, other, Classes(CLASS_NAMES), Classes(names))
         got, expected = eager_logits(other, tiny_clip), eager_logits(method, tiny_clip)
         np.testing.assert_allclose(got[:, 1:], expected[:, 1:3], rtol=1e-4, atol=1e-4)
         assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
     else:
-        optimizer = optim.create(optim.OptimizerConfig())
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(train.initial_state(method, tiny_clip, optimizer), last=True)
+        checkpoints.save(train.initial_state(method, tiny_clip, Stage()), last=True)
         with pytest.raises(InputError, match=r"\(3, .* got .*\(5, .*\(if class-specific\) classes"):
-            checkpoints.restore(train.initial_state(other, tiny_clip, optimizer))
+            checkpoints.restore(train.initial_state(other, tiny_clip, Stage()))
         checkpoints.close()
 
 
@@ -112,7 +130,7 @@ def test_moving_takes_the_rows_of_the_wanted_classes(tiny_clip, tiny_tokenizer):
     method = create("coop", tiny_clip, tiny_tokenizer, seed=1, class_specific=True)
     wanted = (CLASS_NAMES[3], CLASS_NAMES[0])
     fresh = create("coop", tiny_clip, tiny_tokenizer, wanted, seed=2, class_specific=True)
-    moved = methods.move(method, fresh, CLASS_NAMES, wanted)
+    moved = methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(wanted)))
     np.testing.assert_allclose(
         eager_logits(moved, tiny_clip),
         eager_logits(method, tiny_clip)[:, [3, 0]],
@@ -122,8 +140,8 @@ def test_moving_takes_the_rows_of_the_wanted_classes(tiny_clip, tiny_tokenizer):
     # As many classes, but others: no shape tells.
     others = [f"{name}s" for name in CLASS_NAMES]
     fresh = create("coop", tiny_clip, tiny_tokenizer, others, class_specific=True)
-    with pytest.raises(InputError, match=r"got 5 others \(tenchs, .* choose a shared context"):
-        methods.move(method, fresh, CLASS_NAMES, others)
+    with pytest.raises(InputError, match=r"got 5 others \(tenchs, .* learn a shared context"):
+        methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(others)))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +166,10 @@ def test_a_tokenizer_of_other_weights(tiny_clip, openai_tokenizer):
 def test_known_repeats_are_accepted(tiny_clip, tiny_tokenizer):
     names = ("missile", "tench", "missile", "tench")
     with pytest.raises(InputError, match=r"got 'tench' \(2 times\);"):
-        methods.create("coop", tiny_clip, tiny_tokenizer, names, repeated=("missile",))
-    method = methods.create("coop", tiny_clip, tiny_tokenizer, names[:3], repeated=("missile",))
+        methods.create("coop", tiny_clip, tiny_tokenizer, Classes(names, repeated=("missile",)))
+    method = methods.create(
+        "coop", tiny_clip, tiny_tokenizer, Classes(names[:3], repeated=("missile",))
+    )
     logits = eager_logits(method, tiny_clip)
     np.testing.assert_array_equal(logits[:, 0], logits[:, 2])
 
@@ -173,11 +193,7 @@ def test_context_from_a_phrase_starts_as_the_hand_crafted_prompt(tiny_clip, tiny
     assert "class_specific is ignored" in caplog.text
     words = [tiny_tokenizer.words()[index] for index in tiny_tokenizer.ids("a photo of a")]
     assert method.context.shape == (len(words), 32)
-    assert method.settings() == {
-        "n_ctx": len(words),
-        "class_token_position": "end",
-        "class_specific": False,
-    }
+    assert method.settings() == {"n_ctx": len(words), "class_specific": False}
     zero_shot = create("zero_shot", tiny_clip, tiny_tokenizer)
     np.testing.assert_allclose(
         eager_logits(method, tiny_clip), eager_logits(zero_shot, tiny_clip), rtol=1e-5, atol=1e-5
@@ -202,13 +218,11 @@ def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):
     templates = ("a photo of a {}.", "a drawing of a {}.")
     both = create("zero_shot", tiny_clip, tiny_tokenizer, templates=templates)
     parts = [
-        create("zero_shot", tiny_clip, tiny_tokenizer, templates=(template,)).encode_classes(
-            tiny_clip
-        )
+        create("zero_shot", tiny_clip, tiny_tokenizer, templates=(template,)).texts(tiny_clip, None)
         for template in templates
     ]
     np.testing.assert_allclose(
-        both.encode_classes(tiny_clip), (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-6
+        both.texts(tiny_clip, None), (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-6
     )
 
 
@@ -277,12 +291,11 @@ def test_linear_probe_is_the_official_one(tiny_clip, tiny_tokenizer, one_device,
         *few_shot_features(2 * seed + 1, [0, 1, 2, 3, 4], images=4),
     )
     method = create("linear_probe", tiny_clip, tiny_tokenizer)
-    assert isinstance(method, methods.ClosedForm)
-    method.fit(*data)
+    fit(method, tiny_clip, *data)
     expected, c, accuracy = official_linear_probe(*data)
     assert f"C = {c:.4g}, few-shot validation accuracy {100 * accuracy:.1f} %" in caplog.text
     test_features, _ = few_shot_features(100, [0, 1, 2, 3, 4], images=50)
-    logits = evaluate.logits(method, tiny_clip, test_features, one_device)
+    logits = evaluate.logits(method, tiny_clip, Images(features=test_features), one_device)
     np.testing.assert_array_equal(np.argmax(logits, axis=1), expected.predict(test_features))
     np.testing.assert_allclose(
         logits, expected.decision_function(test_features), rtol=1e-4, atol=1e-4
@@ -300,7 +313,7 @@ def test_the_search_for_c_follows_the_accuracy():
 def test_linear_probe_of_two_classes_has_the_regressions_probabilities(tiny_clip, tiny_tokenizer):
     data = (*few_shot_features(0, [0, 1]), *few_shot_features(1, [0, 1], images=4))
     method = create("linear_probe", tiny_clip, tiny_tokenizer, ("cat", "dog"))
-    method.fit(*data)
+    fit(method, tiny_clip, *data)
     expected, _, _ = official_linear_probe(*data)
     np.testing.assert_allclose(
         jax.nn.softmax(eager_logits(method, tiny_clip)),
@@ -313,8 +326,8 @@ def test_linear_probe_of_two_classes_has_the_regressions_probabilities(tiny_clip
 @pytest.mark.parametrize("present", [[1, 3], [0, 2, 4]])
 def test_linear_probe_never_predicts_a_class_without_images(tiny_clip, tiny_tokenizer, present):
     method = create("linear_probe", tiny_clip, tiny_tokenizer)
-    method.fit(*few_shot_features(0, present), *few_shot_features(1, [0, 1, 2, 3, 4]))
-    logits = method.logits(tiny_clip, method.encode_classes(tiny_clip), 1e6 * FEATURES)
+    fit(method, tiny_clip, *few_shot_features(0, present), *few_shot_features(1, [0, 1, 2, 3, 4]))
+    logits = method.logits(tiny_clip, (), Images(features=1e6 * FEATURES))
     assert np.isfinite(logits).all()
     assert set(np.argmax(logits, axis=1).tolist()) <= set(present)
 
@@ -324,7 +337,7 @@ def test_linear_probe_says_once_what_did_not_converge(
 ):
     monkeypatch.setattr(linear_probe, "ITERATIONS", 1)
     method = create("linear_probe", tiny_clip, tiny_tokenizer)
-    method.fit(*few_shot_features(0, [0, 1, 2]), *few_shot_features(1, [0, 1, 2]))
+    fit(method, tiny_clip, *few_shot_features(0, [0, 1, 2]), *few_shot_features(1, [0, 1, 2]))
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
     assert "L-BFGS did not converge for " in caplog.text
 
@@ -341,5 +354,10 @@ def test_linear_probe_needs_classes_and_validation_images(
 ):
     method = create("linear_probe", tiny_clip, tiny_tokenizer)
     with pytest.raises(InputError, match=message) as error:
-        method.fit(*few_shot_features(0, present), *few_shot_features(1, [0, 1], val_images))
+        fit(
+            method,
+            tiny_clip,
+            *few_shot_features(0, present),
+            *few_shot_features(1, [0, 1], val_images),
+        )
     assert "\n" not in str(error.value)

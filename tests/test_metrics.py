@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from coop_jax import config as config_module
 from coop_jax import metrics, progress, protocols, results, train
 from coop_jax.errors import InputError
+from coop_jax.run_log import Log
 
 RUN = "2_shots_seed_1"
 
@@ -80,23 +81,24 @@ def test_a_run_that_stopped_between_checkpoints(data_dir, tmp_path):
     config = quick(data_dir)
     experiment = protocols.Experiment(config, tmp_path)
     experiment.claim_workdir()
-    task = protocols.Task(experiment, 2, 1)
-    with progress.track(task.steps) as tracker, task.training(tracker) as (run, _):
-        fit = train.fit(
-            [run], experiment.clip, task.optimizer, experiment.mesh, images_per_chunk=20
-        )
+    run, frozen = experiment.run(2, 1, "all"), experiment.frozen
+    with progress.track(run.steps) as tracker, run.checkpoints(0) as checkpoints:
+        log, member = Log(experiment, run, tracker), run.member(0, checkpoints)
+        log.begins(member.batches.steps, 0, member.batches)
+        fit = train.fit([member], frozen.clip, run.stages[0], frozen.mesh, images_per_chunk=20)
         for _ in range(2):
-            for chunk in next(fit):
-                task.note(chunk, tracker)
+            for done in next(fit):
+                log.note(done)
         fit.close()
-    assert (task.steps, len(lines(tmp_path))) == (20, 10)
+        log.close()
+    assert (run.steps, len(lines(tmp_path))) == (20, 10)
 
     _, _, rows = protocols.run(config, tmp_path)
     (learned,) = results.find(rows, method="coop")
     shown, kept = scalars(tmp_path / "tensorboard" / RUN), lines(tmp_path)
     assert [row["step"] for row in kept] == list(range(20))
     assert [row["epoch"] for row in kept] == [step // 5 for step in range(20)]
-    assert [row["learning_rate"] for row in kept] == pytest.approx(task.batches.rate.tolist())
+    assert [row["learning_rate"] for row in kept] == pytest.approx(member.batches.rate.tolist())
     for key in ("epoch", "learning_rate", "loss"):
         expected = [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in kept]
         assert shown.pop(key) == expected

@@ -18,7 +18,9 @@ from reference import cases
 from test_golden import create_method, learned, load, relative
 
 from coop_jax import evaluate, methods, prompts
+from coop_jax.classes import Classes
 from coop_jax.errors import InputError
+from coop_jax.methods import Images
 from coop_jax.prompts import official, torch_file
 
 FILES = Path(__file__).parent / "data" / "official_prompts"
@@ -34,7 +36,7 @@ def ramp(*shape, dtype=np.float32):
 @pytest.fixture
 def read(tiny_clip):
     def read_with_defaults(path, **named):
-        defaults = {"clip": tiny_clip, "backbone": "tiny vit", "class_names": CLASS_NAMES}
+        defaults = {"clip": tiny_clip, "backbone": "tiny vit", "classes": Classes(CLASS_NAMES)}
         return official.read(path, **(defaults | named))
 
     return read_with_defaults
@@ -51,7 +53,7 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
     if meta["method"] == "coop":
         settings["class_token_position"] = meta["class_token_position"]
         settings["class_specific"] = meta["csc"]
-    named = {"clip": clip, "backbone": meta["clip"], "class_names": meta["classnames"]}
+    named = {"clip": clip, "backbone": meta["clip"], "classes": Classes(meta["classnames"])}
     before = prompts.of(
         method, name=meta["method"], settings=settings, training={"epochs": 3}, **named
     )
@@ -65,8 +67,10 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
     prompts.save(after, tmp_path / "folder")
     again = prompts.load(tmp_path / "folder").for_classes(clip, tokenizer)
     features = arrays["image_features"]
-    got = evaluate.logits(again, clip, features, one_device)
-    np.testing.assert_array_equal(got, evaluate.logits(method, clip, features, one_device))
+    got = evaluate.logits(again, clip, Images(features=features), one_device)
+    np.testing.assert_array_equal(
+        got, evaluate.logits(method, clip, Images(features=features), one_device)
+    )
     assert relative(got, arrays["eval_logits"]) < 3e-5
 
 
@@ -94,9 +98,9 @@ def test_what_pytorch_wrote_of_a_class_specific_context(read, tiny_clip, tiny_to
     expected = ramp(len(CLASS_NAMES), M, WIDTH, dtype=np.float16)
     assert found.learned["context"].dtype == np.float16
     np.testing.assert_array_equal(found.learned["context"], expected)
-    method = found.for_classes(tiny_clip, tiny_tokenizer, CLASS_NAMES[::-1])
+    method = found.for_classes(tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES[::-1]))
     np.testing.assert_array_equal(method.context[...], expected[::-1])
-    assert method.settings()["class_token_position"] == "middle"
+    assert found.settings["class_token_position"] == "middle"
 
 
 def test_what_pytorch_wrote_of_cocoop(read, tiny_clip, tiny_tokenizer):
@@ -106,7 +110,7 @@ def test_what_pytorch_wrote_of_cocoop(read, tiny_clip, tiny_tokenizer):
     np.testing.assert_array_equal(found.learned["context"], ramp(M, WIDTH, dtype=half))
     np.testing.assert_array_equal(found.learned["meta_net.kernel1"], ramp(1, 24, dtype=half).T)
     np.testing.assert_array_equal(found.learned["meta_net.bias2"], ramp(WIDTH, dtype=half))
-    found.for_classes(tiny_clip, tiny_tokenizer, ["dog", "cat"])
+    found.for_classes(tiny_clip, tiny_tokenizer, Classes(("dog", "cat")))
 
 
 @pytest.mark.parametrize("name", ["coop", "coop_class_specific", "cocoop"])
@@ -359,7 +363,7 @@ def test_damaged_files_are_read_or_refused(data, tiny_clip, tmp_path_factory):
     path = tmp_path_factory.mktemp("damaged") / "file"
     path.write_bytes(bytes(content[:length]))
     try:
-        official.read(path, clip=tiny_clip, backbone="tiny vit", class_names=CLASS_NAMES)
+        official.read(path, clip=tiny_clip, backbone="tiny vit", classes=Classes(CLASS_NAMES))
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -381,7 +385,7 @@ def test_damaged_pickles_are_read_or_refused(data, tiny_clip, tmp_path_factory):
         for name, entry in {**entries, "data.pkl": bytes(pickled)}.items():
             archive.writestr(f"archive/{name}", entry)
     try:
-        official.read(path, clip=tiny_clip, backbone="tiny vit", class_names=CLASS_NAMES)
+        official.read(path, clip=tiny_clip, backbone="tiny vit", classes=Classes(CLASS_NAMES))
     except InputError as error:
         assert "\n" not in str(error)
 

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from makers import IMAGENET, coop_data
 
+from coop_jax.classes import spelled
 from coop_jax.data import catalog, class_names, listing, overlay
 from coop_jax.data.official import OFFICIAL
 from coop_jax.errors import InputError
@@ -147,7 +148,7 @@ def test_renamed_classes_are_coop_s(name, tmp_path):
         assert labels == list(class_names.imagenet())
         return
     renamed = [row.rename(label) for label in labels]
-    kept = listing.spoken(new for new in renamed if new is not None)
+    kept = spelled(new for new in renamed if new is not None)
     assert sorted(kept) == sorted(class_names.shipped(name))
     dropped = {label for label, new in zip(labels, renamed, strict=True) if new is None}
     assert dropped == ({"background_google", "faces_easy"} if name == "caltech101" else set())
@@ -165,14 +166,14 @@ def test_class_names_are_those_of_the_official_files():
     assert [f"{wnid} {name}" for wnid, name in class_names.imagenet().items()] == lines
     for name in ("food101", "sun397", "fgvc_aircraft"):
         names = json.loads(reference.path(f"coop_splits/classnames_{name}.json").read_text())
-        assert class_names.shipped(name) == listing.spoken(names)
+        assert class_names.shipped(name) == spelled(names)
 
 
 @pytest.mark.parametrize("name", WITH_SPLIT)
 def test_official_paths_find_their_records(write_mini, name, tmp_path):
     split = write_mini(name)
     dataset = catalog.load(name, tmp_path)
-    assert dataset.class_names == class_names.shipped(name)
+    assert dataset.classes.names == class_names.shipped(name)
     assert (dataset.origin, dataset.split_name()) == ("", "test")
     assert dataset.place == f"TFDS copy {tmp_path / CATALOGUED[name].folder}"
     for part in SPLITS:
@@ -234,7 +235,7 @@ def test_without_the_split_file_the_split_is_tfds_s(write_mini, name, tmp_path, 
     assert sum(f"no {split_file}, so the split is TFDS's" in line for line in caplog.messages) == 1
     cut = name == "eurosat"
     assert dataset.split_name() == f"test of TFDS{', cut anew' if cut else ''}"
-    assert dataset.class_names == class_names.shipped(name)
+    assert dataset.classes.names == class_names.shipped(name)
     wanted = {path.lower(): label for rows in split.values() for path, label, _ in rows}
     found = {}
     for part in SPLITS:
@@ -277,16 +278,16 @@ def test_imagenet_s_are_as_in_coop_s_folders(folders, name, tmp_path):
     laid_out = catalog.load(name, folders)
     write_copy(CATALOGUED[name], tmp_path, wnid_records(name, laid_out))
     dataset = catalog.load(name, tmp_path)
-    assert dataset.repeated == OFFICIAL[name].repeated
+    assert dataset.classes.repeated == OFFICIAL[name].repeated
     only_present = name not in ("imagenet", "imagenetv2")
-    assert len(dataset.class_names) == (len(laid_out.class_names) if only_present else 1000)
+    assert len(dataset.classes.names) == (len(laid_out.classes.names) if only_present else 1000)
     for part in SPLITS:
         ours, theirs = getattr(dataset, part), getattr(laid_out, part)
         assert len(ours) == len(theirs)
         for place in range(len(ours)):
             assert ours.source[place]["image"] == theirs.source[place]["image"]
-            name_of = dataset.class_names[ours.labels[place]]
-            assert name_of == laid_out.class_names[theirs.labels[place]]
+            name_of = dataset.classes.names[ours.labels[place]]
+            assert name_of == laid_out.classes.names[theirs.labels[place]]
         if only_present:
             np.testing.assert_array_equal(ours.labels, theirs.labels)
         if name != "imagenetv2":
@@ -300,11 +301,11 @@ def test_imagenet_s_class_names_are_those_of_the_folder_if_they_are_there(folder
         wnid_records("imagenet_a", catalog.load("imagenet_a", folders)),
     )
     names = class_names.imagenet()
-    chosen = catalog.load("imagenet_a", tmp_path).class_names[0]
+    chosen = catalog.load("imagenet_a", tmp_path).classes.names[0]
     lines = [f"{wnid} {'our word' if n == chosen else n}" for wnid, n in names.items()]
     (tmp_path / "imagenet").mkdir()
     (tmp_path / "imagenet" / "classnames.txt").write_text("\n".join(lines))
-    assert catalog.load("imagenet_a", tmp_path).class_names[0] == "our word"
+    assert catalog.load("imagenet_a", tmp_path).classes.names[0] == "our word"
     (tmp_path / "imagenet" / "classnames.txt").write_text("\n".join(lines[1:]))
     with pytest.raises(InputError, match="got also n01440764; restore classnames"):
         catalog.load("imagenet_a", tmp_path)

@@ -36,7 +36,7 @@ def load(path, tmp_path, **named):
 
 def test_without_a_val_folder_train_stays_whole(root, tmp_path):
     dataset = load(root, tmp_path)
-    assert (dataset.name, dataset.class_names) == ("own", ("a b", "c"))
+    assert (dataset.name, dataset.classes.names) == ("own", ("a b", "c"))
     assert dataset.templates[0] == "a photo of a {}."
     assert dataset.train.file_names.tolist() == some_each("train/", 3, "a_b", "c")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -89,7 +89,7 @@ def test_a_folder_without_splits_is_cut(tmp_path):
     paths = [path for name, count in counts.items() for path in some_each("", count, name)]
     root = write_images(tmp_path / "own", paths)
     dataset = load(root, tmp_path)
-    assert dataset.class_names == ("a", "big dog", "cat")
+    assert dataset.classes.names == ("a", "big dog", "cat")
     names = [name for part in PARTS for name in getattr(dataset, part).file_names]
     assert sorted(names) == paths
     for part in PARTS:
@@ -123,7 +123,7 @@ def split_rows(root):
 def test_a_table_with_splits_is_read_in_its_order(root, tmp_path, split_rows):
     path = write_table(root / "table.csv", ["path", "label", "split"], *split_rows)
     dataset = load(path, tmp_path)
-    assert (dataset.name, dataset.class_names) == ("table", ("big dog", "cat, grey"))
+    assert (dataset.name, dataset.classes.names) == ("table", ("big dog", "cat, grey"))
     for part in PARTS:
         examples = getattr(dataset, part)
         rows = [row for row in split_rows if row[2] == part]
@@ -145,7 +145,7 @@ def test_a_table_may_have_spaces_other_columns_empty_lines_and_absolute_paths(ro
     ]
     path.write_text("\r\n".join(lines), encoding="utf-8")
     dataset = load(path, tmp_path)
-    assert dataset.class_names == ("big dog",)
+    assert dataset.classes.names == ("big dog",)
     assert dataset.train.file_names.tolist() == [f"{root}/train/a_b/00.png"]
     assert dataset.test.file_names.tolist() == ["test/c/00.png"]
     dataset.train.image(0)
@@ -216,7 +216,7 @@ def test_a_split_file_is_read(root, tmp_path):
     }
     (root / "split.json").write_text(json.dumps(rows))
     dataset = load(root / "split.json", tmp_path)
-    assert (dataset.name, dataset.class_names) == ("split", ("dog", "grey cat"))
+    assert (dataset.name, dataset.classes.names) == ("split", ("dog", "grey cat"))
     assert dataset.train.labels.tolist() == [1, 0]
     assert len(dataset.val) == 0
     dataset.test.image(0)
@@ -234,7 +234,7 @@ def test_a_class_name_file_says_how_prompts_spell_the_classes(root, tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("\ufeffc   the grey_cat\n\na_b\ta very big dog \n", encoding="utf-8")
     dataset = load(root, tmp_path, class_names=path)
-    assert dataset.class_names == ("a very big dog", "the grey cat")
+    assert dataset.classes.names == ("a very big dog", "the grey cat")
     assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -242,12 +242,12 @@ def test_a_class_name_file_takes_labels_with_spaces_and_numbers(root, tmp_path, 
     table = write_table(root / "table.csv", ["path", "label", "split"], *split_rows)
     path = tmp_path / "names.txt"
     path.write_text("cat, grey\tBritish Shorthair\nbig_dog Great Dane\n")
-    names = load(table, tmp_path, class_names=path).class_names
+    names = load(table, tmp_path, class_names=path).classes.names
     assert names == ("Great Dane", "British Shorthair")
     rows = [["train/c/00.png", 1, "c"], ["train/a_b/00.png", 0, "a"]]
     (root / "split.json").write_text(json.dumps({"train": rows, "test": rows}))
     path.write_text("1 one\n0 zero\n")
-    assert load(root / "split.json", tmp_path, class_names=path).class_names == ("zero", "one")
+    assert load(root / "split.json", tmp_path, class_names=path).classes.names == ("zero", "one")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def photographs(tmp_path_factory):
 def check_photographs(dataset, root, folder):
     """Every photograph is there once, bit for bit, under its label; paths begin in the folder."""
     folders = sorted(path.name for path in (root / "train").iterdir())
-    assert dataset.class_names == tuple(folders)
+    assert dataset.classes.names == tuple(folders)
     names = []
     for part in PARTS:
         examples = getattr(dataset, part)

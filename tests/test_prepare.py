@@ -25,7 +25,7 @@ def small_shards(monkeypatch):
 
 def assert_same(one, other):
     """The datasets have the same classes and, in the same order, the same images."""
-    assert one.class_names == other.class_names
+    assert one.classes.names == other.classes.names
     for split in SPLITS:
         ours, theirs = getattr(one, split), getattr(other, split)
         np.testing.assert_array_equal(ours.labels, theirs.labels)

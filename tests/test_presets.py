@@ -9,7 +9,7 @@ from record_presets import NAMES, ROOT, resolve, snapshot
 from coop_jax import config as config_module
 from coop_jax import presets
 from coop_jax.errors import InputError
-from coop_jax.fitting import paper_epochs
+from coop_jax.run import paper_epochs
 
 SNAPSHOTS = json.loads((Path(__file__).parent / "data" / "presets.json").read_text())
 

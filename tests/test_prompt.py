@@ -15,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods, prompts
+from coop_jax.classes import Classes
 from coop_jax.clip import weights
 from coop_jax.clip.fingerprint import always_float32
+from coop_jax.methods import Images
 from coop_jax.prompts import files
 
 OTHERS = ("dog", "cat", "sewing machine")
@@ -54,7 +56,7 @@ def made(kind, clip, tokenizer, **named):
         settings=settings,
         clip=clip,
         backbone="tiny vit",
-        class_names=CLASS_NAMES,
+        classes=Classes(CLASS_NAMES),
         training={"dataset": "things", "shots": 4, "accuracy": 71.5},
     )
 
@@ -97,10 +99,10 @@ def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip
 def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
     method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
     again = prompts.load(saved).for_classes(tiny_clip, tiny_tokenizer)
-    features = np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32)
+    images = Images(features=np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32))
     np.testing.assert_array_equal(
-        evaluate.logits(again, tiny_clip, features, one_device),
-        evaluate.logits(method, tiny_clip, features, one_device),
+        evaluate.logits(again, tiny_clip, images, one_device),
+        evaluate.logits(method, tiny_clip, images, one_device),
     )
 
 
@@ -118,8 +120,8 @@ def test_a_shared_context_serves_any_classes(kind, tiny_clip, tiny_tokenizer):
     method, found = made(kind, tiny_clip, tiny_tokenizer)
     name, settings = KINDS[kind]
     fresh = methods.create(name, tiny_clip, tiny_tokenizer, OTHERS, settings, seed=5)
-    expected = methods.move(method, fresh, CLASS_NAMES, OTHERS)
-    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, OTHERS), expected)
+    expected = methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(OTHERS)))
+    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, Classes(OTHERS)), expected)
 
 
 @pytest.mark.parametrize("kind", ["class-specific", "linear probe"])
@@ -129,28 +131,28 @@ def test_class_specific_rows_follow_the_names(kind, tiny_clip, tiny_tokenizer):
     name, settings = KINDS[kind]
     fresh = methods.create(name, tiny_clip, tiny_tokenizer, wanted, settings)
     learned = [CLASS_NAMES[row] for row in (3, 0, 2)]
-    expected = methods.move(method, fresh, CLASS_NAMES, learned)
-    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, wanted), expected)
+    expected = methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(learned)))
+    assert_same(found.for_classes(tiny_clip, tiny_tokenizer, Classes(tuple(wanted))), expected)
 
 
 def test_class_specific_rows_follow_the_ids(tiny_clip, tiny_tokenizer):
     """Two classes of ImageNet are called missile; their ids tell them apart."""
     _, found = made("class-specific", tiny_clip, tiny_tokenizer)
     names = ("missile", "tench", "missile", "kite", "wolf")
-    found = dataclasses.replace(found, class_names=names, class_ids=("a", "b", "c", "d", "e"))
+    found = dataclasses.replace(found, classes=Classes(names, ("a", "b", "c", "d", "e")))
     context = found.learned["context"]
     whole = found.for_classes(tiny_clip, tiny_tokenizer)
     np.testing.assert_array_equal(whole.context[...], context)
-    one = found.for_classes(tiny_clip, tiny_tokenizer, ["wolf", "missile"], class_ids=["e", "c"])
+    one = found.for_classes(tiny_clip, tiny_tokenizer, Classes(("wolf", "missile"), ("e", "c")))
     np.testing.assert_array_equal(one.context[...], context[[4, 2]])
-    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["wolf", "missile"])
+    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, Classes(("wolf", "missile")))
     assert "got missile, which several" in message
-    refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["wolf"], class_ids=["e", "c"])
 
 
 def test_classes_that_a_class_specific_prompt_has_not_learned(tiny_clip, tiny_tokenizer):
     _, found = made("class-specific", tiny_clip, tiny_tokenizer)
-    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, ["tench", "dog", "cat"])
+    wanted = Classes(("tench", "dog", "cat"))
+    message = refusal(found.for_classes, tiny_clip, tiny_tokenizer, wanted)
     assert "(tench, hen-of-the-woods, black and gold garden spider, ...)" in message
     assert "got 2 others (dog, cat)" in message
 
@@ -214,7 +216,7 @@ def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
 def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
     method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
     named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
-    refusal(prompts.of, method, class_names=CLASS_NAMES, **named)
+    refusal(prompts.of, method, classes=Classes(CLASS_NAMES), **named)
 
 
 def edit(folder, **changes):
@@ -285,7 +287,7 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
 )
 def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
     found = dataclasses.replace(prompts.load(saved), **changes)
-    refusal(found.for_classes, tiny_clip, tiny_tokenizer, CLASS_NAMES[:3])
+    refusal(found.for_classes, tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES[:3]))
 
 
 def test_a_file_is_no_prompt(tmp_path):

@@ -12,6 +12,7 @@ from test_hub import server
 
 from coop_jax import clip as clip_package
 from coop_jax import methods, prompts
+from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.prompts import Prompt
 
@@ -32,7 +33,8 @@ def mine(tiny, tmp_path_factory):
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
     method = methods.create("coop", tiny, tokenizer, NAMES, settings)
     said = {"name": "coop", "settings": settings, "clip": tiny, "backbone": "tiny"}
-    prompts.save(prompts.of(method, **said, class_names=NAMES, training={"epochs": 40}), folder)
+    learned = prompts.of(method, **said, classes=Classes(NAMES), training={"epochs": 40})
+    prompts.save(learned, folder)
     return folder
 
 
@@ -52,8 +54,7 @@ def class_specific(tiny, tmp_path):
         learned={"context": np.asarray(tiny.text.token_embedding[...])[np.asarray(words)]},
         backbone="tiny",
         fingerprint=clip_package.fingerprint(tiny),
-        class_names=("cat", "sea_lion"),
-        class_ids=("cat", "sea_lion"),
+        classes=Classes(("cat", "sea_lion")),
         training={},
         per_class=("context",),
     )
@@ -103,8 +104,8 @@ def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, m
 
 def test_interpret_shows_classes_of_one_name_all(class_specific, run, tmp_path):
     learned = prompts.load(class_specific)
-    names = {"class_names": ("missile", "missile"), "class_ids": ("a", "b")}
-    prompts.save(dataclasses.replace(learned, **names), tmp_path / "missiles")
+    missiles = Classes(("missile", "missile"), ("a", "b"))
+    prompts.save(dataclasses.replace(learned, classes=missiles), tmp_path / "missiles")
     for option in ((), ("--class=missile",)):
         _, out, _ = run("interpret", tmp_path / "missiles", "--top=1", *option)
         words = [line.split("\t")[2] for line in out]

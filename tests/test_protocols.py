@@ -12,7 +12,7 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import encoding, prompts, protocols, results
+from coop_jax import images, prompts, protocols, results, train
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, sampling
 from coop_jax.errors import InputError
@@ -41,18 +41,20 @@ def test_base_to_new(data, tmp_path):
     learned = find(rows, method="coop")
     assert places(learned) == expected
     assert {row.trained_on for row in learned} == {"ucf101"}
-    assert {(row.n_ctx, row.shots, row.protocol) for row in learned} == {(4, 2, "base_to_new")}
+    assert {(row.settings["n_ctx"], row.shots, row.protocol) for row in learned} == {
+        (4, 2, "base_to_new")
+    }
 
 
 def test_base_to_new_trains_on_the_base_half_of_the_whole_selection(data, tmp_path):
     config = small("cocoop_base_to_new:coop,oxford_flowers", data)
     experiment = protocols.Experiment(config, tmp_path / "run")
-    task = protocols.Task(experiment, 2, 1, protocols.base_to_new(experiment).part)
+    learning = experiment.run(2, 1, protocols.base_to_new(experiment).part)
     whole = catalog.load("oxford_flowers", data)
     chosen, _ = sampling.few_shot(whole.train.labels, whole.val.labels, 2, 1)
     base = [index for index in chosen if whole.train.labels[index] < 2]
-    assert task.examples.file_names.tolist() == whole.train.file_names[base].tolist()
-    assert task.dataset.class_names == whole.class_names[:2]
+    assert learning.dataset.train.file_names.tolist() == whole.train.file_names[base].tolist()
+    assert learning.dataset.classes.names == whole.classes.names[:2]
 
 
 @pytest.mark.heavy
@@ -123,12 +125,14 @@ def test_few_shot_with_ensembles_in_float16(data, tmp_path):
     prompts = ["a photo of a {}.", "7 ImageNet templates", "80 ImageNet templates"]
     assert [row.prompt for row in find(rows, method="zero_shot")] == prompts
     assert [row.seed for row in find(rows, method="coop")] == [1, 2]
-    task = protocols.Task(experiment, 2, 1, plan.part)
-    assert task.restore().context[...].dtype == jnp.float16
-    state = task._checkpoints().restore(task._initial_state())
+    learning = experiment.run(2, 1, plan.part)
+    method, clip = learning.restore(), experiment.frozen.clip
+    assert method.context[...].dtype == jnp.float16
+    with learning.checkpoints(0) as checkpoints:
+        state = checkpoints.restore(train.initial_state(method, clip, learning.stages[0]))
     momentum = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
     assert len(momentum) >= 2 and set(momentum) == {jnp.dtype("float16")}
-    tower = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(experiment.clip)) if leaf.ndim > 1}
+    tower = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip)) if leaf.ndim > 1}
     assert jnp.dtype("float16") in tower
 
 
@@ -190,7 +194,7 @@ def test_what_cannot_run_leaves_nothing_behind(data, tmp_path, name, changes, me
 
 def test_class_specific_contexts_do_not_move_to_new_classes(data, tmp_path):
     config = small("coop_few_shot:dtd,class_specific", data, protocol="base_to_new")
-    with pytest.raises(InputError, match=r"choose a shared context"):
+    with pytest.raises(InputError, match=r"learn a shared context"):
         protocols.run(config, tmp_path / "run")
 
 
@@ -198,10 +202,10 @@ def test_classes_of_equal_name_are_equal_logits_and_the_first_wins(data, tmp_pat
     rows = run("linear_probe:imagenet", data, tmp_path / "run")
     (zero_shot,) = find(rows, method="zero_shot")
     experiment = protocols.Experiment(small("linear_probe:imagenet", data), tmp_path / "other")
-    names = experiment.dataset.class_names
+    names = experiment.dataset.classes.names
     assert len(set(names)) == len(names) - 1
     (method,) = experiment.hand_crafted(experiment.dataset).values()
-    classes = np.asarray(method.encode_classes(experiment.clip))
+    classes = np.asarray(method.texts(experiment.frozen.clip, None))
     first, second = (i for i, name in enumerate(names) if names.count(name) == 2)
     np.testing.assert_allclose(classes[first], classes[second], rtol=1e-6)
     assert zero_shot.n_classes == len(names)
@@ -266,7 +270,7 @@ def test_the_transform_of_upright_images_is_another(experiment):
     turned = dataclasses.replace(target.dataset.test, upright=True)
     own = target._replace(dataset=dataclasses.replace(target.dataset, test=turned))
     papers, upright = experiment.hashes(target), experiment.hashes(own)
-    settings = experiment.config["augmentation"], *encoding.pixel_settings(experiment.clip)
+    settings = experiment.config["augmentation"], *images.pixel_settings(experiment.frozen.clip)
     assert papers.transform == digest([*settings])
     assert upright.transform == digest([*settings, "upright"])
     assert upright.data == papers.data
@@ -283,10 +287,12 @@ def test_pixels_of_tfds_are_other_data(data, tmp_path, experiment):
     assert other.hashes(target).data not in (original.data, tested.data)
 
 
-def test_tfds_s_own_split_is_named_where_it_was_learned_from(data, tmp_path):
-    experiment = protocols.Experiment(small("linear_probe:dtd", data), tmp_path / "run")
-    experiment.dataset = dataclasses.replace(experiment.dataset, origin="TFDS")
-    rows = protocols.execute(experiment, protocols.few_shot(experiment))
+def test_tfds_s_own_split_is_named_where_it_was_learned_from(data, tmp_path, monkeypatch):
+    load = catalog.load
+    monkeypatch.setattr(
+        catalog, "load", lambda *given: dataclasses.replace(load(*given), origin="TFDS")
+    )
+    rows = run("linear_probe:dtd", data, tmp_path / "run")
     assert {(row.trained_on, row.split) for row in rows} == {
         (None, "test of TFDS"),
         ("dtd of TFDS", "test of TFDS"),
@@ -311,7 +317,7 @@ def test_openai_s_file_is_recorded_under_its_backbone_s_name(data, tmp_path):
         chosen = {"name": name, "dtype": "float32", "tokenizer": tokenizer}
         experiment.config = experiment.config | {"clip": chosen}
         assert experiment.backbone == "RN50"
-        experiment._weights_hash = "weights"
+        experiment.frozen.weights_hash = "weights"
         found.append(experiment.hashes(target))
     assert found[0] == found[1]
 
@@ -319,9 +325,11 @@ def test_openai_s_file_is_recorded_under_its_backbone_s_name(data, tmp_path):
 def test_test_images_are_not_kept(data, tmp_path):
     experiment = protocols.Experiment(small("coop_few_shot:dtd", data), tmp_path / "run")
     (target,) = protocols.few_shot(experiment).targets
-    experiment.test_features(target)
+    learning = experiment.run(2, 1, "all")
+    experiment.test_images(learning.method, target)
     assert not target.dataset.test.cache._images
-    experiment.plain_features(experiment.dataset.val)
+    val = images.split(learning.encoder, experiment.dataset.val, seed=0)
+    val.images()
     assert len(experiment.dataset.val.cache._images) == len(experiment.dataset.val)
 
 
@@ -330,7 +338,7 @@ def test_cached_features_give_the_same_results(data, tmp_path):
     cache = {"feature_cache": str(tmp_path / "features"), "epochs": 2}
     plain = run("coop_few_shot:eurosat,m4", data, tmp_path / "plain", epochs=2)
     made = run("coop_few_shot:eurosat,m4", data, tmp_path / "made", **cache)
-    files = sorted((tmp_path / "features").rglob("*.npy"))
+    files = sorted((tmp_path / "features").rglob("*.features"))
     assert len(files) == 2  # the test split, and all epochs' training images
     kept = run("coop_few_shot:eurosat,m4", data, tmp_path / "kept", **cache)
     losses = [
@@ -341,6 +349,6 @@ def test_cached_features_give_the_same_results(data, tmp_path):
     assert [row.accuracy for row in plain] == [row.accuracy for row in made]
     assert [row.accuracy for row in kept] == [row.accuracy for row in made]
     run("coop_few_shot:eurosat,m8,middle", data, tmp_path / "variant", **cache)
-    assert sorted((tmp_path / "features").rglob("*.npy")) == files
+    assert sorted((tmp_path / "features").rglob("*.features")) == files
     run("coop_few_shot:eurosat,m4", data, tmp_path / "seed", **{**cache, "seeds": (2,)})
-    assert len(sorted((tmp_path / "features").rglob("*.npy"))) == 3
+    assert len(sorted((tmp_path / "features").rglob("*.features"))) == 3

@@ -14,8 +14,8 @@ from PIL import Image
 
 from coop_jax.clip import Tokenizer
 from coop_jax.clip.source import EMBEDDED_FOLDER
-from coop_jax.clip.tokenizer import LONGEST_TOKEN, least_tokens
 from coop_jax.data import catalog, check, decoding, prepare
+from coop_jax.reading import LONGEST_TOKEN, least_tokens
 
 
 @pytest.fixture

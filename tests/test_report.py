@@ -140,7 +140,7 @@ def test_tables_fit_the_terminal(width: int):
 
 
 def test_several_methods_keep_their_order():
-    none = dict.fromkeys(["n_ctx", "class_token_position", "class_specific"])
+    none = {"settings": {}}
     written = [
         make(method="cocoop", n_ctx=4),
         make(class_specific=True, class_token_position="middle"),

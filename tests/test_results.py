@@ -20,9 +20,8 @@ RESULT = Result(
     backbone="RN50",
     shots=16,
     seed=1,
-    n_ctx=16,
-    class_token_position="end",
-    class_specific=False,
+    settings={"n_ctx": 16},
+    uses=["validation"],
     epochs=200,
     accuracy=91.83 + 1 / 3,
     macro_f1=88.5,
@@ -41,9 +40,8 @@ ZERO_SHOT = dataclasses.replace(
     RESULT,
     method="zero_shot",
     shots=0,
-    n_ctx=None,
-    class_token_position=None,
-    class_specific=None,
+    settings={},
+    uses=[],
     epochs=None,
     trained_on=None,
     prompt="a photo of a {}.",
@@ -63,8 +61,8 @@ def test_the_keys_of_a_line(tmp_path: Path):
     results.append(path, ZERO_SHOT)
     first, second = map(json.loads, path.read_text().splitlines())
     assert " ".join(first) == (
-        "protocol method dataset split backbone shots seed n_ctx class_token_position "
-        "class_specific epochs accuracy macro_f1 n_classes n_examples seconds commit hashes "
+        "protocol method dataset split backbone shots seed settings uses "
+        "epochs accuracy macro_f1 n_classes n_examples seconds commit hashes "
         "versions config trained_on"
     )
     assert list(first["hashes"]) == [
@@ -164,7 +162,7 @@ def test_missing_file_and_folder(tmp_path: Path):
         {"seed": True},
         {"shots": 1.0},
         {"shots": -1},
-        {"n_ctx": "16"},
+        {"settings": "16"},
         {"n_examples": 0},
         {"seconds": float("inf")},
         {"commit": 7},
@@ -180,7 +178,7 @@ def test_bad_values_are_refused(change: dict[str, Any]):
 def test_find():
     other = dataclasses.replace(RESULT, shots=1)
     assert results.find([RESULT, other, ZERO_SHOT], method="coop", shots=1) == [other]
-    assert results.find([RESULT, other, ZERO_SHOT], n_ctx=None) == [ZERO_SHOT]
+    assert results.find([RESULT, other, ZERO_SHOT], settings={}) == [ZERO_SHOT]
     assert results.find([RESULT]) == [RESULT]
     with pytest.raises(InputError, match="got shot;"):
         results.find([RESULT], shot=1)

@@ -103,7 +103,7 @@ def test_score_leaves_out_what_was_learned_from(folder, probe, tmp_path, caplog)
     used = seen.among(probe.training_, dataset.test)
     assert (used.sum(), len(used)) == (4, 16)
     right = probe.predict([root / name for name in dataset.test.file_names])
-    right = right == np.array(dataset.class_names)[dataset.test.labels]
+    right = right == np.array(dataset.classes.names)[dataset.test.labels]
     assert probe.score(root) == probe.score(dataset) == right[~used].mean()
     assert (
         caplog.messages

@@ -9,9 +9,11 @@ from flax import nnx
 
 from coop_jax import clip as clip_package
 from coop_jax import interpret, methods, optim, parallel, prompts, train
+from coop_jax.classes import Classes
 from coop_jax.clip import fingerprint
 from coop_jax.clip.preprocess import normalize
-from coop_jax.evaluate import compile_classes, compile_evaluation
+from coop_jax.evaluate import compile_logits, compile_texts
+from coop_jax.methods import Images, Learned, Stage
 
 CONTEXT_SUM = -0.7262596
 """Of 0.02 * normal numbers of nnx.Rngs(2**40 + 3), with JAX's switches as they are by default."""
@@ -54,7 +56,7 @@ METHODS = {
 def learned(method):
     return {
         ".".join(map(str, path)): np.asarray(variable)
-        for path, variable in nnx.to_flat_state(nnx.state(method, methods.Learned))
+        for path, variable in nnx.to_flat_state(nnx.state(method, Learned))
     }
 
 
@@ -68,7 +70,7 @@ def expected():
     }
     found = {name: learned(method) for name, method in made.items()}
     given = {"name": "coop", "settings": METHODS["coop"], "backbone": "tiny"}
-    prompt = prompts.of(made["coop"], clip=clip, class_names=NAMES, **given)
+    prompt = prompts.of(made["coop"], clip=clip, classes=Classes(NAMES), **given)
     assert fingerprint(clip).startswith("c77d6961")
     assert found["coop"]["context"].sum() == pytest.approx(CONTEXT_SUM, abs=1e-5)
     return fingerprint(clip), found, prompt
@@ -88,7 +90,7 @@ def test_switches_change_no_number(switch, expected, one_device):
             jax.tree.map(np.testing.assert_array_equal, learned(method), first[name])
             assert {array.dtype for array in learned(method).values()} <= {FLOAT32}
             check_dtypes(method, clip, one_device)
-        moved = prompt.for_classes(clip, tokenizer, NAMES[:2])
+        moved = prompt.for_classes(clip, tokenizer, Classes(NAMES[:2]))
         jax.tree.map(np.testing.assert_array_equal, learned(moved), prompt.learned)
         vectors = np.full((1, 96), 0.01, np.float32)
         assert interpret.nearest_words(clip, tokenizer, vectors)
@@ -111,21 +113,28 @@ def check_dtypes(method, clip, mesh):
     clip_graph, frozen = nnx.split(clip)
     split = parallel.over_data(mesh, 0)
     whole = parallel.replicated(mesh)
-    classes = jax.eval_shape(compile_classes(method_graph, clip_graph, whole), state, frozen)
-    _, sums_of = compile_evaluation(method_graph, clip_graph, whole, split)
-    sums = jax.eval_shape(sums_of, state, frozen, classes, FEATURES, LABELS, np.ones(2, "f4"))
-    assert {leaf.dtype for leaf in jax.tree.leaves((classes, sums))} == {FLOAT32}
-    method_graph, own, derived = nnx.split(method, methods.Learned, ...)
+    texts = jax.eval_shape(compile_texts(method_graph, clip_graph, whole), state, frozen)
+    logits_of = compile_logits(method_graph, clip_graph, whole, split)
+    logits = jax.eval_shape(logits_of, state, frozen, texts, Images(features=FEATURES))
+    assert {leaf.dtype for leaf in jax.tree.leaves((texts, logits))} == {FLOAT32}
+    method_graph, own, fixed = nnx.split(method, Learned, ...)
     if not jax.tree.leaves(own):
         return
-    optimizer = optim.create(optim.OptimizerConfig())
-    before = train.initial_state(method, clip, optimizer)
-    per_image = methods.has_texts_per_image(method, clip)
-    steps = train.compile_steps(method_graph, clip_graph, optimizer, mesh, per_image)
-    batch = (FEATURES, LABELS, np.ones(2, np.float32), np.float32(0.1))
+    before = train.initial_state(method, clip, Stage())
+    steps = train.compile_steps(
+        method_graph,
+        clip_graph,
+        optim.create(optim.OptimizerConfig()),
+        (),
+        mesh,
+        averages=False,
+        texts_per_image=method.texts_per_image,
+    )
+    numbers = np.ones(2, np.float32), np.float32(0.1), np.float32(0), np.zeros(2, np.uint32)
+    batch = (Images(features=FEATURES), LABELS, *numbers)
     data = jax.tree.map(lambda array: array[None, None], batch)
-    (after,), losses = jax.eval_shape(steps, [before], derived, frozen, data)
-    assert losses.dtype == np.float32
+    (after,), terms = jax.eval_shape(steps, [before], fixed, frozen, data)
+    assert terms["cross_entropy"].dtype == np.float32
     assert jax.tree.map(dtype_of, after) == jax.tree.map(dtype_of, before)
 
 

@@ -15,6 +15,7 @@ from oracle import plain_prompts, plain_text_features, products
 from coop_jax import evaluate, methods
 from coop_jax.clip.packing import pack
 from coop_jax.clip.text import Inserted
+from coop_jax.methods import Images
 
 WORDS = ("seven", "circle", "hen-of-the-woods", "a", "x", "very very long name")
 
@@ -52,7 +53,7 @@ def test_coop_equals_the_plain_form(tiny_clip, tiny_tokenizer, position, class_s
     )
     assert embeddings.shape[1] == 77
     expected = plain_text_features(tiny_clip, embeddings, end)
-    got = np.asarray(method.encode_classes(tiny_clip))
+    got = np.asarray(method.texts(tiny_clip, None))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -169,7 +170,7 @@ def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, one_device
 
     def logits(names):
         method = coop(tiny_clip, tiny_tokenizer, names, n_ctx=3, class_token_position=position)
-        return evaluate.logits(method, tiny_clip, images, one_device)
+        return evaluate.logits(method, tiny_clip, Images(features=images), one_device)
 
     permuted = logits([WORDS[index] for index in order])
     np.testing.assert_allclose(permuted, logits(WORDS)[:, order], rtol=1e-4, atol=1e-4)
@@ -191,7 +192,7 @@ def test_every_float32_product_asks_for_float32(tiny_tokenizer, vision):
     def loss(learned, images):
         method = nnx.merge(graph, learned, rest)
         features = clip.encode_image(images)
-        return method.logits(clip, method.encode_classes(clip), features).sum()
+        return method.logits(clip, method.texts(clip, None), Images(features=features)).sum()
 
     program = jax.make_jaxpr(jax.grad(loss))(learned, np.zeros((2, size, size, 3), np.float32))
     found = list(products(program.jaxpr))

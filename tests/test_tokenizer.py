@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coop_jax.clip import source
-from coop_jax.clip.tokenizer import clean
+from coop_jax.reading import clean
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from coop_jax.checkpoint import Checkpoints
 from coop_jax.chunks import Batches, plan
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
-from coop_jax.methods import Learned
+from coop_jax.methods import Fixed, Images, Learned, Stage
 
 EPOCHS, COUNT = 4, 12
 
@@ -33,18 +33,18 @@ def problem(
     names=CLASS_NAMES,
     **config,
 ):
-    """A method, its optimizer, its batches, and random image features that depend on the epoch."""
+    """A method, its stage, its batches, and random image features that depend on the epoch."""
     method = methods.create(name, clip, tokenizer, names, config, seed=seed, shards=shards)
     order, epoch = sampling.batch_order(COUNT, batch_size, epochs, seed=seed)
     labels = np.arange(COUNT, dtype=np.int32) % len(names)
     config = optim.OptimizerConfig(learning_rate=learning_rate, dtype=dtype)
-    rate = optim.epoch_learning_rates(config, epochs)[epoch]
+    rate = optim.learning_rates(config, epochs, 1)[epoch]
     table = np.random.default_rng(0).normal(size=(epochs, COUNT, 24)).astype(np.float32)
 
     def features_of(requests):
-        return table[requests[:, 0], requests[:, 1]]
+        return Images(features=table[requests[:, 0], requests[:, 1]])
 
-    return method, optim.create(config), Batches(order, epoch, rate, labels), features_of
+    return method, Stage(optimizer=config), Batches(order, epoch, rate, labels), features_of
 
 
 def first_steps(batches, steps):
@@ -60,14 +60,14 @@ def run(clip, parts, mesh, *, checkpoints=None, **options):
 
 def run_together(clip, problems, mesh, *, checkpoints=None, **options):
     """The losses of each run."""
-    optimizer, losses = problems[0][1], [[] for _ in problems]
+    stage, losses = problems[0][1], [[] for _ in problems]
     runs = [
         train.Run(method, batches, features_of, saved)
         for (method, _, batches, features_of), saved in zip(
             problems, checkpoints or [None] * len(problems), strict=True
         )
     ]
-    for chunk in train.fit(runs, clip, optimizer, mesh, **options):
+    for chunk in train.fit(runs, clip, stage, mesh, **options):
         for progress in chunk:
             losses[progress.run].extend(progress.losses)
             assert progress.done <= runs[progress.run].batches.steps
@@ -78,43 +78,48 @@ def test_training_lowers_the_loss_and_changes_nothing_frozen(tiny_clip, tiny_tok
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(tiny_clip)))
     parts = problem(tiny_clip, tiny_tokenizer, epochs=30)
     method = parts[0]
-    derived = jax.tree.map(np.array, nnx.state(method, methods.Derived))
+    fixed = jax.tree.map(np.array, nnx.state(method, Fixed))
     start = np.array(method.context[...])
     losses = run(tiny_clip, parts, one_device)
     assert losses[-6:].mean() < losses[:6].mean()
     assert not np.array_equal(method.context[...], start)
     after = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(tiny_clip)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
-    jax.tree.map(np.testing.assert_array_equal, derived, nnx.state(method, methods.Derived))
+    jax.tree.map(np.testing.assert_array_equal, fixed, nnx.state(method, Fixed))
 
 
 def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
     tiny_clip, tiny_tokenizer, one_device
 ):
-    method, optimizer, _, _ = problem(tiny_clip, tiny_tokenizer)
-    state = train.initial_state(method, tiny_clip, optimizer)
+    method, stage, _, _ = problem(tiny_clip, tiny_tokenizer)
+    state = train.initial_state(method, tiny_clip, stage)
     learned = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(method, Learned)))
     optimizer_sizes = [leaf.size for leaf in jax.tree.leaves(state["optimizer"])]
     assert sum(optimizer_sizes) == learned  # momentum
 
-    graph, learned_state, derived = nnx.split(method, Learned, ...)
+    graph, learned_state, fixed = nnx.split(method, Learned, ...)
     clip_graph, frozen = nnx.split(tiny_clip)
-    steps = train.compile_steps(graph, clip_graph, optimizer, one_device, False)
+    optimizer = optim.create(stage.optimizer)
+    steps = train.compile_steps(
+        graph, clip_graph, optimizer, (), one_device, averages=False, texts_per_image=False
+    )
     data = (
-        np.zeros((1, 2, 5, 24), np.float32),
+        Images(features=np.zeros((1, 2, 5, 24), np.float32)),
         np.zeros((1, 2, 5), np.int32),
         np.ones((1, 2, 5), np.float32),
         np.ones((1, 2), np.float32),
+        np.zeros((1, 2), np.float32),
+        np.zeros((1, 2, 2), np.uint32),
     )
-    arguments = [state], derived, frozen, data
-    [new_state], losses = jax.eval_shape(steps, *arguments)
+    arguments = [state], fixed, frozen, data
+    [new_state], terms = jax.eval_shape(steps, *arguments)
     program = jax.make_jaxpr(steps)(*arguments)
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(frozen) if leaf.ndim == 3}
     made = {
         variable.aval.shape for equation in products(program.jaxpr) for variable in equation.outvars
     }
     assert len(made) > 5 and not made & kernels
-    assert losses.shape == (1, 2)
+    assert terms["cross_entropy"].shape == (1, 2)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert learned_state.keys() == new_state["learned"].keys() == {"context"}
 
@@ -190,8 +195,8 @@ def test_runs_side_by_side_are_each_what_they_are_alone(
     expected = [run(tiny_clip, parts, mesh) for parts in alone]
 
     saved = Checkpoints(tmp_path)
-    method, optimizer, batches, features_of = create(SEVERAL[0])
-    begun = (method, optimizer, first_steps(batches, 2), features_of)
+    method, stage, batches, features_of = create(SEVERAL[0])
+    begun = (method, stage, first_steps(batches, 2), features_of)
     first = run(tiny_clip, begun, mesh, checkpoints=saved)
     together = [create(own) for own in SEVERAL]
     losses = run_together(tiny_clip, together, mesh, checkpoints=[saved, None, None])
@@ -209,8 +214,8 @@ def test_a_class_specific_context_is_split_over_devices_with_its_classes(tiny_cl
     mesh = parallel.create_mesh(jax.devices()[:2])
     names = ("circle", "hen-of-the-woods", "a", "seven")
     parts = problem(tiny_clip, tiny_tokenizer, shards=2, names=names, class_specific=True, n_ctx=3)
-    method, optimizer, _, _ = parts
-    state = parallel.place(train.initial_state(method, tiny_clip, optimizer), mesh)
+    method, stage, _, _ = parts
+    state = parallel.place(train.initial_state(method, tiny_clip, stage), mesh)
     large = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 3]
     assert len(large) == 2  # the context and its momentum
     assert {leaf.addressable_shards[0].data.shape for leaf in large} == {(2, 3, 32)}
@@ -226,11 +231,11 @@ def test_resuming_on_other_devices_continues_the_run(
     whole = problem(tiny_clip, tiny_tokenizer)
     expected = run(tiny_clip, whole, mesh(1))
 
-    method, optimizer, batches, features_of = problem(tiny_clip, tiny_tokenizer)
+    method, stage, batches, features_of = problem(tiny_clip, tiny_tokenizer)
     half = first_steps(batches, 4)
     checkpoints = Checkpoints(tmp_path)
     first = run(
-        tiny_clip, (method, optimizer, half, features_of), mesh(saved_on), checkpoints=checkpoints
+        tiny_clip, (method, stage, half, features_of), mesh(saved_on), checkpoints=checkpoints
     )
     saved = np.array(method.context[...])
     checkpoints.close()
@@ -287,14 +292,14 @@ def test_training_in_pure_float16(tiny_clip, tiny_tokenizer, tmp_path, one_devic
     exact = run(tiny_clip, problem(tiny_clip, tiny_tokenizer, name=name, n_ctx=4), one_device)
 
     parts = problem(half, tiny_tokenizer, name=name, dtype="float16", n_ctx=4)
-    method, optimizer, batches, features_of = parts
+    method, stage, batches, features_of = parts
     start = np.array(method.context[...])
     first = first_steps(batches, 4)
     checkpoints = Checkpoints(tmp_path)
-    losses = run(half, (method, optimizer, first, features_of), one_device, checkpoints=checkpoints)
+    losses = run(half, (method, stage, first, features_of), one_device, checkpoints=checkpoints)
     assert all(leaf.dtype == jnp.float16 for leaf in jax.tree.leaves(nnx.state(method, Learned)))
     assert not np.array_equal(method.context[...], start.astype(np.float16))
-    saved = checkpoints.restore(train.initial_state(method, half, optimizer))
+    saved = checkpoints.restore(train.initial_state(method, half, stage))
     kinds = {(leaf.dtype.name, leaf.ndim > 0) for leaf in jax.tree.leaves(saved)}
     assert kinds == {("float16", True), ("int32", False)}  # the rest counts steps
     np.testing.assert_array_equal(saved["learned"]["context"][...], method.context[...])
@@ -335,7 +340,8 @@ def test_chunks_cover_every_step_of_every_run_once(lengths, images, data):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_clip, tiny_tokenizer, one_device):
-    method, optimizer, batches, _ = problem(tiny_clip, tiny_tokenizer)
-    broken = (method, optimizer, batches, lambda wanted: np.full((len(wanted), 24), np.nan))
+    method, stage, batches, _ = problem(tiny_clip, tiny_tokenizer)
+    nothing = lambda wanted: Images(features=np.full((len(wanted), 24), np.nan))  # noqa: E731
+    broken = (method, stage, batches, nothing)
     with pytest.raises(InputError, match="the loss of step 0 is nan"):
         run(tiny_clip, broken, one_device)

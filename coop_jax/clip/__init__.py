@@ -7,11 +7,21 @@ from jax.typing import DTypeLike
 
 from coop_jax.clip import architecture, preprocess, source, weights
 from coop_jax.clip.config import CLIPConfig
+from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
 from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
 
-__all__ = ["CLIP", "CLIPConfig", "Tokenizer", "fingerprint", "load", "preprocess", "unit"]
+__all__ = [
+    "CLIP",
+    "CLIPConfig",
+    "FeatureSpace",
+    "Tokenizer",
+    "fingerprint",
+    "load",
+    "preprocess",
+    "unit",
+]
 
 
 def load(

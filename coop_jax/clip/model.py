@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from coop_jax.clip.config import CLIPConfig, ViTConfig
+from coop_jax.clip.preprocess import normalize
 from coop_jax.clip.text import TextTower
 from coop_jax.clip.transformer import precision
 from coop_jax.clip.vision import ModifiedResNet, VisionTransformer
@@ -30,13 +31,29 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(
-        self, images: Float[Array, "batch size size 3"]
+        self, images: Shaped[Array, "batch size size 3"]
     ) -> Float[Array, "batch embedding"]:
-        """Unnormalised features of images whose pixels `preprocess.normalize` has made."""
-        return self.vision(images)
+        """Return unnormalised features of images.
+
+        Args:
+            images: uint8 pixels, or what `preprocess.normalize` has made of them.
+        """
+        return self.vision(self.normalized(images))
+
+    def normalized(
+        self, images: Shaped[Array, "batch size size 3"]
+    ) -> Float[Array, "batch size size 3"]:
+        """Return uint8 pixels normalised, and floating ones, which are taken for it, as they are.
+
+        Raises:
+            InputError: the images are neither.
+        """
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            return images
+        return normalize(images, self.config.mean, self.config.std)
 
     def encode_text(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
-        """Unnormalised features of tokenised texts."""
+        """Return unnormalised features of tokenised texts."""
         return self.text(tokens)
 
     def logits(
@@ -44,7 +61,7 @@ class CLIP(nnx.Module):
         image_features: Float[Array, "*batch embedding"],
         text_features: Float[Array, "classes embedding"],
     ) -> Float[Array, "*batch classes"]:
-        """Scaled cosine similarities in float32; the features need not be normalised."""
+        """Return scaled cosine similarities in float32; the features need not be normalised."""
         similarity = jnp.einsum(
             "...e,ce->...c",
             unit(image_features),
@@ -55,6 +72,6 @@ class CLIP(nnx.Module):
 
 
 def unit(features: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
-    """The features in float32, at length one."""
+    """Return the features in float32, at length one."""
     features = features.astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)

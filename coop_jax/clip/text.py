@@ -1,18 +1,18 @@
 """CLIP's causal text tower, entered with a shared prefix and the rest of every class's prompt."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from coop_jax.clip.config import TextConfig
 from coop_jax.clip.packing import Packing, Parts, gather, spread, take
-from coop_jax.clip.transformer import Block, LayerNorm, attend, precision, scan, stack
+from coop_jax.clip.transformer import Block, LayerNorm, attend, precision, replace, scan, stack
 
 
 class Inserted(NamedTuple):
@@ -23,6 +23,18 @@ class Inserted(NamedTuple):
 
     vectors: Float[Array, "groups vectors width"]
     number: Int[Array, "chunks shards tokens"]
+
+
+class Deep(NamedTuple):
+    """Vectors that replace tokens of the shared prefix at the input of some layers.
+
+    At the input of each layer l where `active[l]`, the prefix has `vectors[l]` from token `start`
+    on. They cost nothing per class. With a batch of prefixes each may have its own.
+    """
+
+    vectors: Float[Array, "layers *batch vectors width"]
+    active: Bool[Array, " layers"]
+    start: int = 1
 
 
 class TextTower(nnx.Module):
@@ -37,18 +49,18 @@ class TextTower(nnx.Module):
         self.token_embedding = nnx.Param(initial(rngs(), tokens))
         initial = nnx.initializers.normal(0.01, jnp.float32)
         self.positional_embedding = nnx.Param(initial(rngs(), positions))
-        self.blocks = stack(config.transformer, dtype, rngs=rngs)
+        self.blocks: Any = stack(config.transformer, dtype, rngs=rngs)
         self.final_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
         self.projection = nnx.Param(
             nnx.initializers.normal(width**-0.5)(rngs(), (width, embedding), dtype)
         )
 
     def embed(self, tokens: Int[Array | np.ndarray, "*texts"]) -> Float[Array, "*texts width"]:
-        """Token embeddings, without positions."""
+        """Return token embeddings, without positions."""
         return jnp.take(self.token_embedding[...], tokens, axis=0).astype(self.dtype)
 
     def end(self, tokens: Int[Array, "texts length"]) -> Int[Array, " texts"]:
-        """Where the text feature is read: the first end token of each text."""
+        """Return where the text feature is read: the first end token of each text."""
         if self.config.end_token is None:
             return jnp.argmax(tokens, axis=-1)
         return jnp.argmax(tokens == self.config.end_token, axis=-1)
@@ -60,9 +72,10 @@ class TextTower(nnx.Module):
         packing: Packing,
         inserted: Inserted | None = None,
         *,
+        deep: Deep | None = None,
         head: Callable[[Array], Array] = lambda features: features,
     ) -> Float[Array, "*batch classes width"]:
-        """Unnormalised features of prompts given in two parts, or what a head makes of them.
+        """Return unnormalised features of prompts given in two parts, or what a head makes of them.
 
         All classes share the prefix, and the tower is causal, so the prefix is computed once and
         the rest of every class's prompt, laid end to end, attends to its keys and values: exactly
@@ -75,20 +88,24 @@ class TextTower(nnx.Module):
             tokens: ids of the rest of the prompts.
             packing: where the tokens of every class lie.
             inserted: vectors in place of some tokens.
+            deep: vectors in place of tokens of the prefix, at some layers.
             head: from features `[*batch, shards, rows, embedding]` to `[*batch, shards, rows,
                 width]`, on the devices where each class's features are.
 
         Raises:
-            ValueError: the two parts together are longer than the tower's context.
+            ValueError: the two parts together are longer than the tower's context, or there are
+                deep vectors for other layers, or for tokens that the prefix does not have.
         """
         split, length = prefix.shape[-2], prefix.shape[-2] + packing.parts.places.shape[-1]
         if length > self.config.context_length:
             raise ValueError(
                 f"prompts of {length} tokens do not fit the context of {self.config.context_length}"
             )
+        if deep is not None:
+            _check_deep(deep, self.config.transformer.layers, split)
         positions = self.positional_embedding[...].astype(self.dtype)
         first = jnp.broadcast_to(positions[:split], prefix.shape)
-        shared = self._keys_and_values(prefix.astype(self.dtype) + first)
+        shared = self._keys_and_values(prefix.astype(self.dtype) + first, deep)
 
         def encode_chunk(chunk: tuple[Array, Array | None, Parts]) -> Array:
             tokens, number, parts = chunk
@@ -107,15 +124,20 @@ class TextTower(nnx.Module):
             return packing.collect(encode_chunk(only)[None])
         return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), chunks))
 
-    def _keys_and_values(self, prefix: Float[Array, "*batch prefix width"]) -> tuple[Array, Array]:
-        """Keys and values `[layers, *batch, prefix, heads, dim]`, which all prompts attend to."""
+    def _keys_and_values(
+        self, prefix: Float[Array, "*batch prefix width"], deep: Deep | None
+    ) -> tuple[Array, Array]:
+        """Return keys and values `[layers, *batch, prefix, heads, dim]` that all attend to."""
         causal = jnp.tril(jnp.ones((prefix.shape[-2],) * 2, bool))
 
-        def step(block: Block, x: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, tuple[Array, Array]]:
+            if deep is not None:
+                x = replace(x, deep.start, *replaced)
             query, key, value = block.project(x)
             return block.finish(x, attend(query, key, value, causal)), (key, value)
 
-        return scan(self.blocks, step, prefix)[1]
+        inputs = None if deep is None else (deep.vectors, deep.active)
+        return scan(self.blocks, step, prefix, inputs)[1]
 
     def _rest(
         self,
@@ -123,7 +145,7 @@ class TextTower(nnx.Module):
         shared: tuple[Array, Array],
         parts: Parts,
     ) -> Float[Array, "*batch shards rows embedding"]:
-        """Features of one chunk."""
+        """Return the features of one chunk."""
 
         def step(block: Block, x: Array, shared: tuple[Array, Array]) -> tuple[Array, None]:
             return block.finish(x, attend_packed(*block.project(x), *shared, parts)), None
@@ -133,7 +155,7 @@ class TextTower(nnx.Module):
         return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
-        """Unnormalised features of tokenised texts, padding included.
+        """Return unnormalised features of tokenised texts, padding included.
 
         Where the lengths are known before compilation, `encode` is several times as fast.
         """
@@ -152,6 +174,20 @@ class TextTower(nnx.Module):
         return self.encode(nothing, tokens.reshape(1, 1, texts * length), whole)
 
 
+def _check_deep(deep: Deep, layers: int, prefix: int) -> None:
+    """Raise a ValueError unless the vectors are for these layers and inside such a prefix."""
+    stop = deep.start + deep.vectors.shape[-2]
+    if not 0 <= deep.start <= stop <= prefix:
+        raise ValueError(
+            f"deep vectors for tokens {deep.start} to {stop - 1} are outside a prefix of {prefix}"
+        )
+    if not len(deep.vectors) == len(deep.active) == layers:
+        raise ValueError(
+            f"deep vectors for {len(deep.vectors)} layers, {len(deep.active)} of them active or"
+            f" not, do not fit a tower of {layers}"
+        )
+
+
 def attend_packed(
     query: Float[Array, "*batch shards tokens heads dim"],
     key: Float[Array, "*batch shards tokens heads dim"],
@@ -160,7 +196,7 @@ def attend_packed(
     shared_value: Float[Array, "*batch prefix heads dim"],
     parts: Parts,
 ) -> Float[Array, "*batch shards tokens heads*dim"]:
-    """Causal attention of packed texts, each to itself and to the prefix that all share.
+    """Return causal attention of packed texts, each to itself and to the prefix that all share.
 
     One softmax, in float32, over both groups of keys, without joining them.
     """

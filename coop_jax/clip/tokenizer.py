@@ -1,77 +1,22 @@
-"""OpenAI's text cleaning and byte-pair encoding."""
+"""OpenAI's byte-pair encoding."""
 
-import html
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from coop_jax.errors import InputError
+from coop_jax.reading import CONTEXT_LENGTH, clean
 
-CONTEXT_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 WORD = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
 """A word, as OpenAI's `simple_tokenizer.py` has it."""
-
-LONGEST_TOKEN = 32
-"""Bytes of the longest token of OpenAI's vocabulary: eight times the same face."""
-
-
-def clean(text: str) -> str:
-    """OpenAI's `basic_clean`, `whitespace_clean` and lower-casing."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text.strip()).strip().lower()
-
-
-def readable(class_name: str) -> str:
-    """A class name as prompts spell it: underscores are spaces (coop_protocol section 2.4)."""
-    return class_name.replace("_", " ")
-
-
-def least_tokens(text: str) -> int:
-    """Return a number of tokens that a text cannot have fewer than, with OpenAI's vocabulary.
-
-    Every word and every digit is a token or more, and no token has more bytes than `LONGEST_TOKEN`.
-    """
-    words = re.findall(r"\d|[^\d\s]+", clean(text))
-    return sum(-(-len(word.encode()) // LONGEST_TOKEN) for word in words)
-
-
-def check_class_names(names: Sequence[str], repeated: Sequence[str] = ()) -> None:
-    """Refuse a list of class names that cannot define a classifier.
-
-    Raises:
-        InputError: the list is empty, a name is empty, or names that are not in `repeated` read the
-            same to the tokenizer.
-    """
-    if not names:
-        raise InputError("expected at least one class name, got none; name the classes")
-    spelled = [clean(readable(name)) for name in names]
-    empty = [str(label) for label, name in enumerate(spelled) if not name]
-    if empty:
-        raise InputError(
-            f"expected a name for every class, got an empty one for label {', '.join(empty)};"
-            " name it"
-        )
-    repeats = [
-        f"{name!r} ({count} times)"
-        for name, count in Counter(spelled).items()
-        if count > 1 and name not in repeated
-    ]
-    if repeats:
-        raise InputError(
-            f"expected different class names, got {', '.join(repeats)}; rename or merge these"
-            " classes"
-        )
 
 
 class Tokenizer:
@@ -138,7 +83,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """How many ids there are."""
+        """Return the number of ids."""
         return self._tokenizer.get_vocab_size()
 
     def words(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Residual attention blocks, their parameters stacked over layers and applied by one scan."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ Output = TypeVar("Output")
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision:
-    """The matmul precision under which `dtype` means what it says.
+    """Return the matmul precision under which `dtype` means what it says.
 
     TPUs and recent GPUs otherwise round the operands of a float32 product to bfloat16 or TF32.
     """
@@ -25,7 +25,7 @@ def precision(dtype: DTypeLike) -> jax.lax.Precision:
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
+    """Return OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -54,7 +54,7 @@ def attend(
     value: Float[Array, "... keys heads dim"],
     visible: Bool[Array, "queries keys"] | None = None,
 ) -> Float[Array, "... queries heads*dim"]:
-    """Softmax attention, the softmax in float32; `visible` hides the keys where it is false."""
+    """Return softmax attention, the softmax in float32; `visible` hides the keys where false."""
     dtype, exact = query.dtype, precision(query.dtype)
     query = query * (query.shape[-1] ** -0.5)
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key, precision=exact)
@@ -69,7 +69,7 @@ def attend(
 def create_linear(
     inputs: int, outputs: int, dtype: DTypeLike, *, bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A linear layer that stores and multiplies in `dtype`."""
+    """Return a linear layer that stores and multiplies in `dtype`."""
     return nnx.Linear(
         inputs,
         outputs,
@@ -99,7 +99,7 @@ class Block(nnx.Module):
         self.mlp_output = linear(config.mlp_width, width)
 
     def project(self, x: Float[Array, "... length width"]) -> tuple[Array, Array, Array]:
-        """Queries, keys and values `[..., length, heads, dim]` of the normalised input."""
+        """Return queries, keys and values `[..., length, heads, dim]` of the normalised input."""
         projected = self.query_key_value(self.attention_norm(x))
         heads = (3, self.heads, x.shape[-1] // self.heads)
         query, key, value = jnp.moveaxis(projected.reshape(*x.shape[:-1], *heads), -3, 0)
@@ -108,19 +108,30 @@ class Block(nnx.Module):
     def finish(
         self, x: Float[Array, "... length width"], attended: Float[Array, "... length width"]
     ) -> Float[Array, "... length width"]:
-        """The block's output, given its input and what its queries attended to."""
+        """Return the block's output, given its input and what its queries attended to."""
         x = x + self.attention_output(attended)
         hidden = ACTIVATIONS[self.activation](self.mlp_input(self.mlp_norm(x)))
         return x + self.mlp_output(hidden)
 
     def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
-        """Attention from everywhere to everywhere, as in the vision tower."""
+        """Attend from everywhere to everywhere, as in the vision tower."""
         query, key, value = self.project(x)
         return self.finish(x, attend(query, key, value))
 
 
+def replace(
+    x: Float[Array, "*batch length width"],
+    start: int,
+    vectors: Float[Array, "*vectors_batch vectors width"],
+    active: Bool[Array, ""],
+) -> Float[Array, "*batch length width"]:
+    """Return `x` with these vectors from token `start` on, if `active`; else as it is."""
+    stop = start + vectors.shape[-2]
+    return jnp.where(active, x.at[..., start:stop, :].set(vectors.astype(x.dtype)), x)
+
+
 def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Block:
-    """All blocks of a tower in one module whose parameters have a leading axis of layers."""
+    """Return all blocks of a tower in one module whose parameters have a leading axis of layers."""
 
     @nnx.split_rngs(splits=config.layers)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -131,16 +142,38 @@ def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Blo
 
 
 def scan(
-    blocks: Block,
-    step: Callable[[Block, Carry, Input], tuple[Carry, Output]],
+    blocks: Any,
+    step: Callable[[Any, Carry, Input], tuple[Carry, Output]],
     carry: Carry,
     inputs: Input = None,
+    *,
+    recompute: bool = False,
 ) -> tuple[Carry, Output]:
-    """Apply `step` for each layer of a stack in turn, with that layer's part of the inputs."""
+    """Apply `step` for each layer of a stack in turn, with that layer's part of the inputs.
+
+    Args:
+        blocks: a module all of whose variables, of whatever type, have a leading axis of layers:
+            what `stack` returns, or a method's module around it.
+        step: from a layer's block, the carry and the layer's inputs to the carry and an output.
+        carry: what the first layer gets.
+        inputs: a tree of arrays with a leading axis of layers.
+        recompute: where the result is differentiated, keep the carries alone and compute the rest
+            of each layer again.
+
+    Returns:
+        The last carry, and the outputs with a leading axis of layers.
+    """
     graphdef, layers = nnx.split(blocks)
 
     def body(carry: Carry, layer: tuple[nnx.State, Input]) -> tuple[Carry, Output]:
         state, given = layer
         return step(nnx.merge(graphdef, state), carry, given)
 
+    body = jax.checkpoint(body, prevent_cse=False) if recompute else body
     return jax.lax.scan(body, carry, (layers, inputs))
+
+
+def part(blocks: Any, layers: int | slice) -> Any:
+    """Return one block of a stack, or the stack of some."""
+    graphdef, state = nnx.split(blocks)
+    return nnx.merge(graphdef, jax.tree.map(lambda stacked: stacked[layers], state))

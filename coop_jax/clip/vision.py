@@ -1,5 +1,7 @@
 """CLIP's two image towers: the vision transformer and the modified ResNet."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,10 +13,12 @@ from coop_jax.clip.transformer import (
     LayerNorm,
     attend,
     create_linear,
+    part,
     precision,
     scan,
     stack,
 )
+from coop_jax.errors import InputError
 
 
 class VisionTransformer(nnx.Module):
@@ -32,14 +36,14 @@ class VisionTransformer(nnx.Module):
         self.class_embedding = nnx.Param(initial(rngs(), (width,)))
         self.positional_embedding = nnx.Param(initial(rngs(), (tokens, width)))
         self.initial_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
-        self.blocks = stack(config.transformer, dtype, rngs=rngs)
+        self.blocks: Any = stack(config.transformer, dtype, rngs=rngs)
         self.final_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
         self.projection = nnx.Param(initial(rngs(), (width, embedding), dtype))
 
-    def __call__(
+    def embed(
         self, images: Float[Array, "batch size size 3"]
-    ) -> Float[Array, "batch embedding"]:
-        """Unnormalised features, in the tower's dtype."""
+    ) -> Float[Array, "batch tokens width"]:
+        """Return the class embedding and the patches' embeddings, with positions."""
         batch, size = images.shape[:2]
         grid, patch = size // self.patch_size, self.patch_size
         patches = images.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
@@ -48,10 +52,70 @@ class VisionTransformer(nnx.Module):
         first = self.class_embedding[...].astype(self.dtype)
         first = jnp.broadcast_to(first, (batch, 1, first.shape[-1]))
         x = jnp.concatenate([first, embedded], axis=1)
-        x = self.initial_norm(x + self.positional_embedding[...].astype(self.dtype)[None])
-        x, _ = scan(self.blocks, lambda block, x, _: (block(x), None), x)
-        pooled = self.final_norm(x[:, 0])
-        return jnp.dot(pooled, self.projection[...], precision=precision(self.dtype))
+        return x + self.positional_embedding[...].astype(self.dtype)[None]
+
+    def layers(
+        self, x: Float[Array, "batch tokens width"], blocks: Any = None
+    ) -> Float[Array, "batch tokens width"]:
+        """Return the output of the last block, given what `initial_norm` made of the embeddings.
+
+        Where it is differentiated, the activations of each block are computed again.
+
+        Args:
+            x: the class token, the patches, and whatever else there is.
+            blocks: what applies instead of the tower's own blocks, e.g. a module around them.
+        """
+        blocks = self.blocks if blocks is None else blocks
+        return scan(blocks, lambda block, x, _: (block(x), None), x, recompute=True)[0]
+
+    def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch embedding"]:
+        """Return unnormalised features, given the output of the last block."""
+        return self.project(x[:, 0])
+
+    def project(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
+        """Return some of the last block's outputs in the space that images and texts share."""
+        return self.to_embedding(self.final_norm(x))
+
+    def to_embedding(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
+        """Return the projection of what the last normalisation made."""
+        return jnp.dot(x, self.projection[...], precision=precision(self.dtype))
+
+    def tokens(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch tokens width"]:
+        """Return all outputs of the last block, before the last normalisation."""
+        return self.layers(self.initial_norm(self.embed(images)))
+
+    def unprojected(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch width"]:
+        """Return what the projection makes features of."""
+        return self.final_norm(self.tokens(images)[:, 0])
+
+    def local(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch patches width"]:
+        """Return every patch as it goes through the last block alone, after the last normalisation.
+
+        In that block each patch attends to itself only. What GalLoP (Lafon et al., ECCV 2024)
+        calls local features, before its own projection and `to_embedding`.
+        """
+        x = self.layers(self.initial_norm(self.embed(images)), part(self.blocks, slice(-1)))
+        x, last = x[:, 1:], part(self.blocks, -1)
+        return self.final_norm(last.finish(x, last.project(x)[2].reshape(x.shape)))
+
+    @property
+    def local_width(self) -> int:
+        """The width of what `local` returns."""
+        return self.final_norm.norm.num_features
+
+    def project_local(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
+        """Return what `local` returned in the space that images and texts share."""
+        return self.to_embedding(x)
+
+    def __call__(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch embedding"]:
+        """Return unnormalised features, in the tower's dtype."""
+        return self.pool(self.tokens(images))
 
 
 class BatchNorm(nnx.Module):
@@ -68,7 +132,7 @@ class BatchNorm(nnx.Module):
 def convolution(
     inputs: int, outputs: int, kernel: int, dtype: DTypeLike, *, stride: int = 1, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A convolution without bias, padded as in PyTorch (1 for a kernel of 3, 0 for 1)."""
+    """Return a convolution without bias, padded as in PyTorch (1 for a kernel of 3, 0 for 1)."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -84,7 +148,7 @@ def convolution(
 
 
 def average_pool(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b h/w w/w c"]:
-    """Means of disjoint windows; rows and columns left over are dropped, as in PyTorch."""
+    """Return means of disjoint windows; rows and columns left over are dropped, as in PyTorch."""
     return nnx.avg_pool(x, (window, window), (window, window), padding="VALID")
 
 
@@ -106,7 +170,7 @@ class Bottleneck(nnx.Module):
             self.shortcut_norm = BatchNorm(outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/s w/s d"]:
-        """Height and width shrink by the stride."""
+        """Shrink height and width by the stride."""
         y = jax.nn.relu(self.norm1(self.conv1(x)))
         y = jax.nn.relu(self.norm2(self.conv2(y)))
         y = self.norm3(self.conv3(average_pool(y, self.stride)))
@@ -137,8 +201,12 @@ class AttentionPool(nnx.Module):
         self.value = create_linear(width, width, dtype, rngs=rngs)
         self.output = create_linear(width, embedding, dtype, rngs=rngs)
 
+    def local(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch embedding"]:
+        """Return every position through value and output alone, without its embedding."""
+        return self.output(self.value(x))
+
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
-        """The mean position attends to itself and all positions."""
+        """Attend from the mean position to itself and all positions."""
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)[None]
@@ -179,10 +247,8 @@ class ModifiedResNet(nnx.Module):
         positions = (config.image_size // 32) ** 2
         self.pool = AttentionPool(positions, inputs, config.heads, embedding, dtype, rngs=rngs)
 
-    def __call__(
-        self, images: Float[Array, "batch size size 3"]
-    ) -> Float[Array, "batch embedding"]:
-        """Unnormalised features, in the tower's dtype."""
+    def trunk(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch h w c"]:
+        """Return the map of the last stage, before the attention pooling."""
         x = images.astype(self.dtype)
         for conv, norm in (
             (self.conv1, self.norm1),
@@ -194,4 +260,41 @@ class ModifiedResNet(nnx.Module):
         for stage in self.stages:
             for block in stage:
                 x = block(x)
-        return self.pool(x)
+        return x
+
+    def tokens(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch tokens c"]:
+        """Return all positions of the last map."""
+        x = self.trunk(images)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def unprojected(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch width"]:
+        """Refuse: the pooling's projection is part of its attention.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "expected a vision transformer, which has features before its projection, got a ResNet;"
+            " choose another backbone, e.g. ViT-B/16"
+        )
+
+    def local(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch positions embedding"]:
+        """Return every position through the values and outputs alone of the attention pooling."""
+        return self.pool.local(self.tokens(images))
+
+    @property
+    def local_width(self) -> int:
+        """The width of what `local` returns."""
+        return self.pool.output.out_features
+
+    def project_local(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
+        """Return what `local` returned, which is in the space that images and texts share."""
+        return x
+
+    def __call__(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch embedding"]:
+        """Return unnormalised features, in the tower's dtype."""
+        return self.pool(self.trunk(images))

@@ -119,9 +119,9 @@ def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], l
         examples = getattr(dataset, name)
         if not len(examples):
             continue
-        wanted = np.asarray(dataset.ids)[examples.labels]
+        wanted = np.asarray(dataset.classes.ids)[examples.labels]
         try:
-            labels = memory.label_numbers(wanted, ready.classes.ids or ready.classes.names)
+            labels = memory.label_numbers(wanted, ready.classes.ids)
         except InputError as error:
             raise InputError(
                 f"{error}, or take those of a dataset: --classes dataset:NAME"

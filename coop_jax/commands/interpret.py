@@ -58,7 +58,7 @@ def run(chosen: argparse.Namespace) -> int:
         )
     contexts: list[Context] = [(None, learned.learned["context"])]
     if "context" in learned.per_class:
-        contexts = list(zip(learned.class_names, learned.learned["context"], strict=True))
+        contexts = list(zip(learned.classes.names, learned.learned["context"], strict=True))
     if chosen.class_name is not None:
         contexts = _only(contexts, chosen.class_name)
     clip, tokenizer = load_its_clip(
@@ -85,7 +85,8 @@ Context = tuple[str | None, "np.ndarray"]
 
 
 def _only(contexts: "list[Context]", class_name: str) -> "list[Context]":
-    from coop_jax.data.listing import some, spoken
+    from coop_jax.classes import spelled
+    from coop_jax.data.listing import some
 
     names = [name for name, _ in contexts if name is not None]
     if not names:
@@ -93,8 +94,8 @@ def _only(contexts: "list[Context]", class_name: str) -> "list[Context]":
             f"expected no --class with a context that all classes share, got {class_name!r};"
             " leave it out"
         )
-    (wanted,) = spoken([class_name])
-    found: list[Context] = [one for one in contexts if spoken([one[0] or ""]) == (wanted,)]
+    (wanted,) = spelled([class_name])
+    found: list[Context] = [one for one in contexts if spelled([one[0] or ""]) == (wanted,)]
     if not found:
         raise InputError(
             f"expected one of the classes that have a context of their own ({some(names)}), got"

@@ -1,4 +1,4 @@
-"""What the commands load: a prompt with its CLIP and classes, class names, images."""
+"""Load for the commands: a prompt with its CLIP and classes, class names, images."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 
 from coop_jax import clip as clip_package
 from coop_jax import prompts
+from coop_jax.classes import Classes
 from coop_jax.data import folders
 from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
@@ -19,15 +20,6 @@ from coop_jax.predictor import Predictor
 from coop_jax.printing import escaped, plural
 from coop_jax.prompts import Prompt
 from coop_jax.prompts.use import apply
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """Class names, what identifies each of them, and those that several may have."""
-
-    names: tuple[str, ...]
-    ids: tuple[str, ...] | None = None
-    repeated: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +33,18 @@ class Ready:
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """What classifies images."""
+        """Return the predictor, which classifies images."""
         return Predictor(self.method, self.clip)
 
 
 def ready(chosen: argparse.Namespace) -> Ready:
-    """The prompt of the options, ready to use.
+    """Return the prompt of the options, ready to use.
 
     Raises:
         InputError: no such prompt or CLIP, another CLIP than its own, or classes that do not fit.
     """
     learned = prompts.load(chosen.prompt)
-    classes = Classes(learned.class_names, learned.class_ids)
+    classes = learned.classes
     if chosen.classes is not None:
         classes = read_classes(chosen.classes, chosen.data_dir)
     method, clip, _ = apply(
@@ -60,15 +52,13 @@ def ready(chosen: argparse.Namespace) -> Ready:
         chosen.clip,
         dtype=chosen.dtype,
         tokenizer=chosen.tokenizer,
-        class_names=classes.names,
-        class_ids=classes.ids,
-        repeated=classes.repeated,
+        classes=classes,
     )
     return Ready(learned, clip, method, classes)
 
 
 def read_classes(text: str, data_dir: str | None) -> Classes:
-    """The classes that `options.CLASSES` describes.
+    """Return the classes that `options.CLASSES` describes.
 
     Raises:
         InputError: the text is none of these, or the file or dataset cannot be read.
@@ -78,7 +68,7 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
         from coop_jax.data import catalog
 
         dataset = catalog.load(name, data_dir)
-        return Classes(dataset.class_names, dataset.ids, dataset.repeated)
+        return dataset.classes
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path):
         try:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from coop_jax.classes import Classes, spelled
 from coop_jax.data import copies, overlay, own, records, repeats
 from coop_jax.data.examples import Dataset, Examples, FileSource
-from coop_jax.data.listing import SPLITS, Listing, label_array, spoken
+from coop_jax.data.listing import SPLITS, Listing, label_array
 from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name
@@ -123,12 +124,10 @@ def open_listing(
     place = f"folder {listing.root}" if copy is None else f"prepared copy {copy}"
     return Dataset(
         name,
-        listing.class_names,
+        Classes(listing.class_names, listing.class_ids, repeated),
         templates,
         **splits,
         place=place,
-        repeated=repeated,
-        class_ids=listing.class_ids,
     )
 
 
@@ -151,5 +150,5 @@ def _digits(data_dir: str | os.PathLike[str] | None) -> Dataset:
         splits[split] = Examples(source, split, labels, file_names, np.arange(len(labels)))
     features: Any = builder.info.features
     templates = ('a photo of the number: "{}".',)
-    class_names = spoken(features["label"].names)
-    return Dataset(DIGITS, class_names, templates, **splits, place=f"TFDS copy {place}")
+    class_names = spelled(features["label"].names)
+    return Dataset(DIGITS, Classes(class_names), templates, **splits, place=f"TFDS copy {place}")

@@ -35,7 +35,7 @@ def show(findings: Findings, console: Console) -> None:
     console.print(cell(title, console, "bold"), soft_wrap=True)
     if dataset is not None:
         table = Table()
-        rows = [*findings.counts, ("classes", len(dataset.class_names), _classes(findings))]
+        rows = [*findings.counts, ("classes", len(dataset.classes.names), _classes(findings))]
         is_known = any(expected is not None for *_, expected in rows)
         table.add_column("split")
         for column in ("images", *["expected"] * is_known):

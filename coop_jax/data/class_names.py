@@ -5,7 +5,7 @@ import importlib.resources
 import json
 from typing import Any
 
-from coop_jax.data.listing import spoken
+from coop_jax.classes import spelled
 
 
 def shipped(dataset: str) -> tuple[str, ...]:
@@ -14,7 +14,7 @@ def shipped(dataset: str) -> tuple[str, ...]:
     ImageNet's variants have ImageNet's; ImageNet-A and -R use 200 of them.
     """
     names = _names().get(dataset) or _names()["imagenet"]
-    return spoken(names.values() if isinstance(names, dict) else names)
+    return spelled(names.values() if isinstance(names, dict) else names)
 
 
 def imagenet() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset on disk: counts, class names, the split, every image."""
+"""Find what is wrong with a dataset on disk: counts, class names, the split, every image."""
 
 import dataclasses
 import hashlib
@@ -18,12 +18,13 @@ from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line, plural
+from coop_jax.reading import CONTEXT_LENGTH, least_tokens
 
 SHOWN = 20
-"""How many files, or class names, are named."""
+"""Number of files, or class names, that are named."""
 
 CONTEXT_VECTORS = 16
-"""What the papers' prompts have, and those of `fit` unless the user says otherwise."""
+"""Context vectors of the papers' prompts, and of `fit` unless the user says otherwise."""
 
 DARK = 2**14
 """Below it are all values of an image of 12 bits, or 14, in a file of 16 bits."""
@@ -33,7 +34,7 @@ _CHUNK = 256
 
 @dataclass
 class Findings:
-    """What was found out about a dataset.
+    """The findings about a dataset.
 
     Attributes:
         name: the dataset's name.
@@ -139,7 +140,7 @@ def _check_counts(findings: Findings, row: Official) -> None:
             f"expected images: {shown}; unpack the images and fetch the split again, as CoOp's"
             " DATASETS.md says"
         )
-    classes = len(findings.dataset.class_names)
+    classes = len(findings.dataset.classes.names)
     if classes != row.n_classes:
         findings.problems.append(
             f"expected {row.n_classes} classes, got {classes}; unpack the images and fetch the"
@@ -149,7 +150,7 @@ def _check_counts(findings: Findings, row: Official) -> None:
 
 def _check_class_names(findings: Findings, row: Official) -> None:
     assert findings.dataset is not None
-    names, expected = findings.dataset.class_names, class_names.shipped(findings.name)
+    names, expected = findings.dataset.classes.names, class_names.shipped(findings.name)
     if row.split_file is None and row.n_classes < len(expected):
         expected = _chosen_classes(findings.dataset)
     differing = [
@@ -168,16 +169,14 @@ def _check_class_names(findings: Findings, row: Official) -> None:
 
 def _check_names_as_texts(findings: Findings, dataset: Dataset) -> None:
     """Look for names that no method takes: empty, of the same text, or too long for any CLIP."""
-    from coop_jax.clip.tokenizer import CONTEXT_LENGTH, check_class_names, least_tokens
-
     try:
-        check_class_names(dataset.class_names, dataset.repeated)
+        dataset.classes.check()
     except InputError as error:
         findings.problems.append(one_line(error))
     most = CONTEXT_LENGTH - CONTEXT_VECTORS - len(("start", "full stop", "end"))
     long = [
         f"{name!r:.80} ({count} or more)"
-        for name in dataset.class_names
+        for name in dataset.classes.names
         if (count := least_tokens(name)) > most
     ]
     if long:
@@ -195,7 +194,7 @@ def _chosen_classes(dataset: Dataset) -> tuple[str, ...]:
 
 
 class Seen(NamedTuple):
-    """What is seen of an image: what is wrong with it, or else its content and what is unusual.
+    """An image as examined: what is wrong with it, or else its content and what is unusual.
 
     Attributes:
         error: why it cannot be read.
@@ -271,7 +270,7 @@ def _compare(findings: Findings, keys: dict[str, list[Any]]) -> None:
         for split, other in itertools.permutations(SPLITS, 2):
             if split not in keys and other in keys and _same_files(splits[split], splits[other]):
                 keys = keys | {split: keys[other]}
-    findings.warnings += repeats.describe(splits, keys, dataset.class_names)
+    findings.warnings += repeats.describe(splits, keys, dataset.classes.names)
 
 
 def _describe_unusual(findings: Findings, seen: dict[str, list[Seen]]) -> None:
@@ -299,7 +298,7 @@ def _describe_unusual(findings: Findings, seen: dict[str, list[Seen]]) -> None:
 
 
 def count(findings: Findings) -> int:
-    """How many images `decode` looks at."""
+    """Return the number of images that `decode` looks at."""
     return sum(map(len, _distinct(findings).values()))
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Float, Int, Int32
 from PIL import Image
 
+from coop_jax.classes import Classes
 from coop_jax.data import decoding
 from coop_jax.errors import InputError
 
@@ -81,6 +82,8 @@ class Examples:
         cache: decoded images, shared with every subset.
         upright: images are turned as their EXIF orientation says; else it is ignored, as in the
             official code.
+        features: of every record `[views, records, embedding]`, unnormalised, where they are given
+            instead of images.
     """
 
     source: Source = field(repr=False)
@@ -90,6 +93,9 @@ class Examples:
     indices: Int[np.ndarray, " examples"] = field(repr=False)
     cache: ImageCache = field(default_factory=ImageCache, repr=False, compare=False)
     upright: bool = False
+    features: Float[np.ndarray, "views records embedding"] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,7 +153,7 @@ class Examples:
             ) from error
 
     def place(self, index: int) -> str:
-        """What messages call an example."""
+        """Return what messages call an example."""
         name = str(self.file_names[index])
         return f"{name} of the {self.split} split" if self.split else name
 
@@ -175,7 +181,7 @@ class Dataset:
 
     Attributes:
         name: the catalogue's name, or that of the folder or file.
-        class_names: name of every label, with spaces, as prompts use them.
+        classes: those that labels number.
         templates: hand-crafted prompts with `{}` for the class name; the first is the dataset's
             own.
         train: training examples.
@@ -183,36 +189,34 @@ class Dataset:
         test: test examples.
         origin: whose split it is where it is not the one that the papers used: "TFDS".
         place: where it was found.
-        repeated: class names that more than one label has, and rightly so.
-        class_ids: what tells the classes from each other where their names do not.
         pixels_from: "TFDS" where the images are those that it stores, some of them re-encoded or
             resized; "" for the original files.
+        texts: unnormalised text features `[templates, classes, embedding]`, where features are
+            given instead of images.
+        logit_scale: of the space of given features.
     """
 
     name: str
-    class_names: tuple[str, ...]
+    classes: Classes
     templates: tuple[str, ...]
     train: Examples
     val: Examples
     test: Examples
     origin: str = ""
     place: str = ""
-    repeated: tuple[str, ...] = ()
-    class_ids: tuple[str, ...] = ()
     pixels_from: str = ""
+    texts: Float[np.ndarray, "templates classes embedding"] | None = field(
+        default=None, repr=False, compare=False
+    )
+    logit_scale: float = 100.0
 
     @property
     def full_name(self) -> str:
-        """What a record calls a dataset that was learned from: its name, and whose split it is."""
+        """Return what records call a dataset learned from: its name, and whose split it is."""
         return self.split_name(self.name)
 
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """What identifies each class, in the order of the labels."""
-        return self.class_ids or self.class_names
-
     def split_name(self, part: str = "test") -> str:
-        """What a record calls a part of the test split: its name, and whose split it is."""
+        """Return what records call a part of the test split: its name, and whose split it is."""
         return f"{part} of {self.origin}" if self.origin else part
 
     def half(self, part: str) -> "Dataset":
@@ -235,8 +239,8 @@ class Dataset:
         chosen = halves[part]
         return dataclasses.replace(
             self,
-            class_names=tuple(self.class_names[label] for label in chosen),
-            class_ids=tuple(self.ids[label] for label in chosen),
+            classes=self.classes.at(chosen.tolist()),
+            texts=None if self.texts is None else self.texts[:, chosen],
             train=self.train.of_labels(chosen),
             val=self.val.of_labels(chosen),
             test=self.test.of_labels(chosen),

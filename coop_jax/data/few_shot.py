@@ -48,21 +48,21 @@ def warn_about_short_classes(few: Dataset, shots: int, *, validation: bool = Fal
     if validation:
         wanted.append(("validation", few.val, min(shots, 4)))
     for kind, examples, count in wanted:
-        short = sampling.short_classes(examples.labels, count, len(few.class_names))
+        short = sampling.short_classes(examples.labels, count, len(few.classes.names))
         if len(short) > 3:
             logger.warning(
                 "%d of %s have fewer %s images than %s: all of them are used (%s)",
                 len(short),
-                plural(len(few.class_names), "class", "classes"),
+                plural(len(few.classes.names), "class", "classes"),
                 kind,
                 plural(count, "shot") if kind == "training" else count,
-                some([f"{few.class_names[label]!r} {n}" for label, n in short.items()]),
+                some([f"{few.classes.names[label]!r} {n}" for label, n in short.items()]),
             )
             continue
         for label, n in short.items():
             logger.warning(
                 "class %r has %s, fewer than %s: all of them are used",
-                few.class_names[label],
+                few.classes.names[label],
                 plural(n, f"{kind} image"),
                 plural(count, "shot") if kind == "training" else count,
             )

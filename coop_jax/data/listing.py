@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coop_jax.classes import spelled
 from coop_jax.data import decoding
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
@@ -63,32 +64,27 @@ class Listing:
     class_ids: tuple[str, ...] = ()
 
 
-def spoken(class_names: Iterable[str]) -> tuple[str, ...]:
-    """Class names as prompts spell them: underscores are spaces (protocol 2.4)."""
-    return tuple(name.replace("_", " ") for name in class_names)
-
-
 def is_image(name: str) -> bool:
-    """Whether a file's name ends as an image's."""
+    """Return whether a file's name ends as an image's."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether there is a regular file, or a link to one; of links in a circle there is not."""
+    """Return whether there is a regular file or a link to one, not links in a circle."""
     with contextlib.suppress(OSError):
         return entry.is_file()
     return False
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether there is a folder, or a link to one; of links in a circle there is not."""
+    """Return whether there is a folder or a link to one, not links in a circle."""
     with contextlib.suppress(OSError):
         return entry.is_dir()
     return False
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder is passed over: it is hidden, or no one's work (`LEFTOVERS`)."""
+    """Return whether a file or folder is passed over: hidden, or no one's work (`LEFTOVERS`)."""
     lower = name.lower()
     return lower.startswith(".") or lower in LEFTOVERS or lower.endswith(":zone.identifier")
 
@@ -109,7 +105,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def has_folders(folder: Path) -> bool:
-    """Whether there are folders in a folder; leftovers are passed over.
+    """Return whether there are folders in a folder; leftovers are passed over.
 
     Raises:
         InputError: there is no such folder.
@@ -154,7 +150,7 @@ def warn_of_others(root: Path, others: Sequence[str]) -> None:
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name; leftovers are passed over.
+    """Return what is in a folder, sorted by name; leftovers are passed over.
 
     Raises:
         InputError: the folder cannot be listed.
@@ -237,7 +233,7 @@ def read_split_file(path: Path, root: Path) -> Listing:
                 )
         splits[split] = Files([row[0] for row in rows], [row[1] for row in rows])
     _check_labels(names, splits, str(path))
-    return Listing(root, spoken(names[label] for label in sorted(names)), splits)
+    return Listing(root, spelled(names[label] for label in sorted(names)), splits)
 
 
 def _check_row(row: Any, place: str) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import ExifTags, Image
 
+from coop_jax.classes import Classes, spelled
 from coop_jax.data import decoding
 from coop_jax.data.examples import Dataset, Examples
-from coop_jax.data.listing import some, spoken
+from coop_jax.data.listing import some
 from coop_jax.errors import InputError
 
 ImageLike = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "height width 3"]
@@ -24,7 +25,7 @@ Images = Sequence[ImageLike] | UInt8[np.ndarray, "images height width 3"]
 Labels = Sequence[str] | Sequence[int] | np.ndarray
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-"""What a PNG file holds as it is; Pillow converts any other mode to RGB first."""
+"""Modes that a PNG file holds as they are; Pillow converts any other to RGB first."""
 
 
 class GivenSource:
@@ -66,6 +67,7 @@ class Forgiving:
     def __init__(self, examples: Examples):
         self._examples = examples
         self.indices = examples.indices
+        self.features = examples.features
         self.failures: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -152,7 +154,7 @@ def dataset(images: Images, labels: Labels, class_names: Sequence[str] | None = 
             " or leave these classes out"
         )
     nothing = train.subset([])
-    return Dataset("given images", names, ("a photo of a {}.",), train, nothing, nothing)
+    return Dataset("given images", Classes(names), ("a photo of a {}.",), train, nothing, nothing)
 
 
 def class_names_of(labels: Labels) -> tuple[str, ...]:
@@ -190,16 +192,16 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> Int32[np.ndarra
             )
         return given.astype(np.int32)
     place: dict[str, int] = {}
-    for number, name in enumerate(spoken(class_names)):
+    for number, name in enumerate(spelled(class_names)):
         place.setdefault(name, number)
     texts = _texts(given)
-    unknown = sorted({text for text in texts if text.replace("_", " ") not in place})
+    unknown = sorted({text for text in texts if spelled([text])[0] not in place})
     if unknown:
         raise InputError(
             f"expected labels among the {len(class_names)} classes {some(list(class_names))}, got"
             f" {some(unknown)}; correct the labels or the class names"
         )
-    return np.asarray([place[text.replace("_", " ")] for text in texts], np.int32)
+    return np.asarray([place[spelled([text])[0]] for text in texts], np.int32)
 
 
 def _array(labels: Labels) -> np.ndarray:
@@ -237,7 +239,7 @@ def checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_weights(weights: Any, count: int) -> Float[np.ndarray, " images"] | None:
-    """How much each of `count` images counts; None for equally.
+    """Return how much each of `count` images counts; None for equally.
 
     Raises:
         InputError: not one number per image, one is negative or infinite, or all are zero.
@@ -257,7 +259,7 @@ def checked_weights(weights: Any, count: int) -> Float[np.ndarray, " images"] | 
 
 
 def _checked_name(image: Any, number: int) -> str:
-    """What messages call an image, if it is of a type and shape that can be read."""
+    """Return what messages call an image, if it is of a type and shape that can be read."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     if isinstance(image, Image.Image):

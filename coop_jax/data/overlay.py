@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32
 
+from coop_jax.classes import Classes, spelled
 from coop_jax.data import class_names, layouts, records
 from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.examples import Dataset, Examples, Source
@@ -138,7 +139,12 @@ def _as_split_file(name: str, row: Official, copy: _Copy, split_file: Path) -> D
     _check_labels(copy, split_file, found, listing.splits)
     place = f"TFDS copy {copy.place}"
     return Dataset(
-        name, listing.class_names, (row.template,), **parts, place=place, pixels_from=ORIGIN
+        name,
+        Classes(listing.class_names),
+        (row.template,),
+        **parts,
+        place=place,
+        pixels_from=ORIGIN,
     )
 
 
@@ -212,21 +218,21 @@ def _as_tfds(name: str, row: Official, copy: _Copy, split_file: Path) -> Dataset
     train, val, test = (copy.examples(split, positions[split], labels) for split in SPLITS)
     place = f"TFDS copy {copy.place}"
     own = (row.template,)
-    return Dataset(name, names, own, train, val, test, origin, place, pixels_from=ORIGIN)
+    return Dataset(name, Classes(names), own, train, val, test, origin, place, pixels_from=ORIGIN)
 
 
 def _coop_labels(row: Catalogued, copy: _Copy, names: tuple[str, ...]) -> list[int]:
     """CoOp's label of each of TFDS's; -1 for classes that CoOp leaves out."""
     numbers = {name: number for number, name in enumerate(names)}
     renamed = [row.rename(label_name) for label_name in copy.label_names]
-    spoken = [name and name.replace("_", " ") for name in renamed]
-    unknown = [name for name in spoken if name is not None and name not in numbers]
+    called = [name and spelled([name])[0] for name in renamed]
+    unknown = [name for name in called if name is not None and name not in numbers]
     if unknown:
         raise InputError(
             f"expected CoOp's classes in {copy.place}, got also {some(unknown)}; prepare"
             f" {row.name} {row.version} again"
         )
-    return [-1 if name is None else numbers[name] for name in spoken]
+    return [-1 if name is None else numbers[name] for name in called]
 
 
 def _by_wnid(name: str, row: Official, copy: _Copy, data_dir: Path) -> Dataset:
@@ -250,14 +256,12 @@ def _by_wnid(name: str, row: Official, copy: _Copy, data_dir: Path) -> Dataset:
     )
     return Dataset(
         name,
-        tuple(names[wnid] for wnid in wnids),
+        Classes(tuple(names[wnid] for wnid in wnids), tuple(wnids), row.repeated),
         (row.template,),
         train,
         val,
         test,
         place=f"TFDS copy {copy.place}",
-        repeated=row.repeated,
-        class_ids=tuple(wnids),
         pixels_from=ORIGIN,
     )
 

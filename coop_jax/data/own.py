@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from coop_jax.classes import spelled
 from coop_jax.data import folders, parts
 from coop_jax.data.listing import (
     SPLITS,
@@ -15,7 +16,6 @@ from coop_jax.data.listing import (
     check_heif,
     read_split_file,
     some,
-    spoken,
     warn_of_others,
 )
 from coop_jax.errors import InputError
@@ -81,7 +81,7 @@ def _folder(root: Path) -> tuple[Listing, list[str]]:
     if is_cut:
         files = parts.cut(root, files["all"], labels, str(root))
     splits = {split: files.get(split, Files()) for split in SPLITS}
-    return Listing(root, spoken(labels), splits), labels
+    return Listing(root, spelled(labels), splits), labels
 
 
 def _files(root: Path, classes: Sequence[folders.Folder], labels: dict[str, int]) -> Files:
@@ -116,7 +116,7 @@ def _table(path: Path) -> tuple[Listing, list[str]]:
     check_files(Listing(path.parent, (), files), str(path))
     if "all" in files:
         files = parts.cut(path.parent, files["all"], labels, str(path))
-    return Listing(path.parent, spoken(labels), files), labels
+    return Listing(path.parent, spelled(labels), files), labels
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -176,4 +176,4 @@ def _read_class_names(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
             f" {some(doubled)}; correct the lines, with a tab behind a label that has spaces"
         )
     names = {label.strip(): name.strip() for label, name in rows}
-    return spoken(names[label] for label in labels)
+    return spelled(names[label] for label in labels)

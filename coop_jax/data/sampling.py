@@ -111,20 +111,27 @@ def short_classes(
     return {label: count for label, count in sorted(counts.items()) if count < shots}
 
 
+def steps_per_epoch(count: int, batch_size: int, drop_last: bool = True) -> int:
+    """Return the number of batches of an epoch, as `batch_order` has them."""
+    return max(count // batch_size if drop_last else -(-count // batch_size), 1)
+
+
 def batch_order(
-    count: int, batch_size: int, epochs: int, seed: int
+    count: int, batch_size: int, epochs: int, seed: int, *, drop_last: bool = True
 ) -> tuple[Int[np.ndarray, "steps batch"], Int[np.ndarray, " steps"]]:
-    """The training batches of every epoch: shuffled without replacement, keyed by (seed, epoch).
+    """Return the batches of every epoch: shuffled without replacement, keyed by (seed, epoch).
 
     The incomplete last batch of an epoch is dropped when `count >= batch_size`; a smaller set makes
     one short batch per epoch, so that the second dimension is `min(count, batch_size)` (protocol
-    section 4). The order of an epoch does not depend on the number of epochs.
+    section 4). Without `drop_last` it is kept, filled up with -1. The order of an epoch does not
+    depend on the number of epochs.
 
     Args:
         count: number of training examples.
         batch_size: examples per step.
         epochs: number of passes.
         seed: non-negative seed of the shuffles.
+        drop_last: whether the incomplete last batch is dropped.
 
     Returns:
         Example indices of every step, int64, and the epoch of every step, counted from 0, int64.
@@ -141,9 +148,9 @@ def batch_order(
             raise InputError(f"expected at least {least} {name}, got {value}; raise it")
     if seed < 0:
         raise InputError(f"expected a seed of at least 0, got {seed}; choose another")
-    batch = min(count, batch_size)
-    steps = count // batch
+    batch, steps = min(count, batch_size), steps_per_epoch(count, batch_size, drop_last)
     orders = [_epoch_order(count, seed, epoch)[: steps * batch] for epoch in range(epochs)]
+    orders = [np.pad(o, (0, steps * batch - len(o)), constant_values=-1) for o in orders]
     return np.concatenate(orders).reshape(epochs * steps, batch), np.repeat(
         np.arange(epochs), steps
     )

@@ -1,73 +1,309 @@
-"""What a method is: learned variables, and logits from image features and the frozen CLIP."""
+"""The contract of a method: what it is given, and what it gives (docs/adding-a-method.md)."""
 
-import importlib
-import pkgutil
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
+from coop_jax.classes import Classes
 from coop_jax.clip import CLIP, Tokenizer
-from coop_jax.clip.tokenizer import check_class_names
-from coop_jax.clip.tokenizer import readable as readable
-from coop_jax.errors import InputError
+from coop_jax.optim import OptimizerConfig
 
-NOT_METHODS = ("base", "prompts")
+Terms = dict[str, Float[Array, ""]]
+"""The weighted terms of a loss, by name; what is differentiated is their sum."""
 
 
 class Learned(nnx.Param):
-    """A variable that may learn: the only kind that gets gradients and is saved."""
+    """A variable that gets gradients and is saved.
 
-
-class Derived(nnx.Variable):
-    """Computed from the class names and the frozen CLIP at construction; never saved."""
-
-
-@runtime_checkable
-class Method(Protocol):
-    """The interface that training and evaluation see; implementations are NNX modules.
-
-    The frozen CLIP is handed in at every call, so that it stays an argument of whatever is
-    compiled (DESIGN section 2). A method that is not trained by gradient steps is a `ClosedForm`
-    as well.
+    Metadata that a method may give:
+        per_class: it has a row per class along its first axis, which moves with the class.
+        unseen: of a per-class variable, what a class that was not trained on gets: "refuse" (the
+            default) or "initial", the row that a new method has.
+        varying: `prepare` decides how long the first axis is.
+        rate, decay: factors on the learning rate and the weight decay.
+        shard_axis: the axis that devices may share.
     """
 
+
+class Kept(nnx.Variable):
+    """A variable that is saved and gets no gradient: caches, statistics, what a search chose.
+
+    `prepare` and `losses` may set it; each run has its own. It takes the metadata of `Learned`.
+    """
+
+
+class Fixed(nnx.Variable):
+    """A function of the classes and the CLIP alone, set at construction; never saved.
+
+    Runs that are trained together share it, so it must not depend on the seed (checked).
+    """
+
+
+class Images(NamedTuple):
+    """What a method sees of some images: what its `takes` names; the other fields are None.
+
+    With several views per image they lie on a second axis.
+    """
+
+    features: Float[Array, "batch *views embedding"] | Any = None
+    """Of the frozen tower, unnormalised."""
+    unprojected: Float[Array, "batch *views width"] | Any = None
+    """The pooled output of the frozen tower, before its projection."""
+    tokens: Float[Array, "batch *views tokens width"] | Any = None
+    """All outputs of the frozen tower's last block."""
+    local: Float[Array, "batch *views patches width"] | Any = None
+    """Every patch through the values alone of the frozen tower's last attention (GalLoP)."""
+    pixels: UInt8[Array, "batch *views size size 3"] | Any = None
+    """As `CLIP.encode_image` takes them."""
+    teacher: Float[Array, "batch *views embedding"] | Any = None
+    """Of a second frozen CLIP, of the same view; unnormalised."""
+
+
+class Batch(NamedTuple):
+    """The examples of a step.
+
+    A weight of zero leaves out a row that pads the batch. `key` is the step's random key, the same
+    on any number of devices.
+    """
+
+    images: Images
+    labels: Int[Array, " batch"]
+    weights: Float[Array, " batch"]
+    key: Array
+
+
+class Views(NamedTuple):
+    """Views of an image at training and at test time; with one, `Images` have no axis of views."""
+
+    train: int = 1
+    test: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of training: `prepare`, then steps.
+
+    Attributes:
+        epochs: passes over the images; 0 for none at all, None for the CoOp paper's number.
+        steps_per_shot: where given, as many steps for each shot, instead of epochs.
+        batch_size: examples per step.
+        drop_last: leave out the incomplete last batch of an epoch, if there is another.
+        optimizer: with its schedule.
+        learns: dotted paths of the Learned variables that move (or of modules of them); all, if
+            there are none.
+        average: from a number of epochs, the weight of the values after each of them in the
+            average that the stage ends with; None for the last values.
+    """
+
+    epochs: int | None = None
+    steps_per_shot: int | None = None
+    batch_size: int = 32
+    drop_last: bool = True
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    learns: tuple[str, ...] = ()
+    average: Callable[[int], Sequence[float]] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], **others: Any) -> "Stage":
+        """Return the stage that a run's config describes, with other fields where they are given.
+
+        Args:
+            config: its `epochs` (0 is the CoOp paper's number), `batch_size` and `optimizer` count.
+            others: fields of the stage.
+        """
+        settings = {
+            "epochs": config["epochs"] or None,
+            "batch_size": config["batch_size"],
+            "optimizer": OptimizerConfig(**config["optimizer"]),
+        }
+        return cls(**settings | others)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images of a split as `prepare` sees them.
+
+    Attributes:
+        labels: of every image; -1 where it is not known.
+        encode: from rows (epoch, place in the split) and whether the images are augmented, to what
+            the method takes of them.
+    """
+
+    labels: Int[np.ndarray, " images"]
+    encode: Callable[[Int[np.ndarray, "requests 2"], bool], Images]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, passes: int = 0) -> Images:
+        """Return all images, under the test transform or in augmented passes.
+
+        Args:
+            passes: 0 for the test transform; else as many augmented views, those of the first
+                epochs, which are a leading axis `[passes, images, ...]`.
+        """
+        places = np.arange(len(self))
+        if not passes:
+            return self.encode(np.stack([np.zeros_like(places), places], axis=1), False)
+        seen = [
+            self.encode(np.stack([np.full_like(places, epoch), places], axis=1), True)
+            for epoch in range(passes)
+        ]
+        return jax.tree.map(lambda *views: np.stack(views), *seen)
+
+    def subset(
+        self, places: Int[np.ndarray, " chosen"], labels: Int[np.ndarray, " chosen"] | None = None
+    ) -> "Split":
+        """Return the images at these places, with other labels where they are given."""
+
+        def encode(requests: Int[np.ndarray, "requests 2"], augmented: bool) -> Images:
+            return self.encode(
+                np.stack([requests[:, 0], places[requests[:, 1]]], axis=1), augmented
+            )
+
+        return Split(self.labels[places] if labels is None else labels, encode)
+
+
+class Data(NamedTuple):
+    """What a run may learn from; what it does not `use` is None."""
+
+    train: Split
+    val: Split | None = None
+    unlabeled: Split | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a method is made of.
+
+    Attributes:
+        clip: the frozen CLIP; only read, not kept.
+        tokenizer: the CLIP's tokenizer; None where there is no text tower.
+        classes: the classes that logits are for.
+        rngs: random numbers of the initialisation.
+        template: the dataset's own hand-crafted prompt, with {} for the class name.
+        texts: unnormalised text features of hand-crafted prompts `[templates, classes,
+            embedding]`, where they are given instead of a text tower.
+        teacher: a second frozen CLIP, and its tokenizer, for methods that use one.
+        shards: into how many parts `methods.text` cuts the classes, for as many devices.
+    """
+
+    clip: CLIP
+    tokenizer: Tokenizer | None
+    classes: Classes
+    rngs: nnx.Rngs
+    template: str = "a photo of a {}."
+    texts: Float[Array, "templates classes embedding"] | None = None
+    teacher: tuple[CLIP, Tokenizer] | None = None
+    shards: int = 1
+
+
+class Method(nnx.Module):
+    """A method: an NNX module, one final class `Method` per file; all but `__init__` has a default.
+
+    The frozen CLIP is handed in at every call, so that it stays an argument of whatever is
+    compiled. A file has besides:
+        NAME: what reports call the method.
+        PAPER: authors, venue and year.
+        default_config(): its settings with their defaults.
+        recipe(): what the paper trains with, as settings of a run where they differ from CoOp's.
+
+    Attributes:
+        takes: fields of `Images` that it reads.
+        views: of every image.
+        texts_per_image: every image has texts of its own: devices then share the classes of each
+            image instead of the images of a batch.
+        uses: what it learns from besides the labelled training images, some of "validation",
+            "unlabeled", "test_images", "sentences", "teacher", "new_class_names"; every record of
+            results says so.
+    """
+
+    takes: tuple[str, ...] = ("features",)
+    views: Views = Views()
+    texts_per_image: bool = False
+    uses: frozenset[str] = frozenset()
+
+    def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
+        """Return the stages of training, of a run with this config; () if nothing is learned."""
+        return (Stage.of(config),)
+
     def settings(self) -> dict[str, Any]:
-        """What a record of results says of the method, as it is rather than as was asked for."""
-        ...
+        """Return settings as they came out where that is not as they were asked for."""
+        return {}
 
-    def encode_classes(self, clip: CLIP) -> Any:
-        """All of the computation that does not depend on images, as a pytree."""
-        ...
+    def word_vectors(self) -> dict[str, Float[Array, "*classes vectors width"]]:
+        """Return what was learned in the space of token embeddings, by name, to be interpreted."""
+        return {}
 
-    def logits(
-        self, clip: CLIP, classes: Any, image_features: Float[Array, "batch embedding"]
-    ) -> Float[Array, "batch classes"]:
-        """Float32 logits; `classes` is what `encode_classes` gave, features are unnormalised."""
-        ...
+    def prepare(self, clip: CLIP, stage: int, data: Data) -> Data:
+        """Do what comes before the steps of a stage, and return the images that these see.
 
-
-@runtime_checkable
-class ClosedForm(Protocol):
-    """What a method has besides when it computes its Learned variables at once."""
-
-    def fit(
-        self,
-        features: Float[np.ndarray, "train embedding"],
-        labels: Int[np.ndarray, " train"],
-        val_features: Float[np.ndarray, "val embedding"],
-        val_labels: Int[np.ndarray, " val"],
-    ) -> None:
-        """Set the Learned variables from unnormalised features of images under the test transform.
+        Closed forms, caches, pseudo-labels, searches on validation images; not compiled.
 
         Raises:
             InputError: the method cannot be fitted to these images.
         """
-        ...
+        del clip, stage
+        return data
+
+    def adapt(self, clip: CLIP, key: Array | None) -> CLIP:
+        """Return the CLIP with what learns inside its towers; it may change what it is given.
+
+        Args:
+            clip: a private copy.
+            key: of the step; None when nothing is trained.
+        """
+        del key
+        return clip
+
+    def texts(self, clip: CLIP, key: Array | None) -> Any:
+        """Return all that needs no image, as a pytree, e.g. text features of the classes."""
+        del clip, key
+        return ()
+
+    def logits(self, clip: CLIP, texts: Any, images: Images) -> Float[Array, "batch classes"]:
+        """Return float32 logits; by default scaled cosine similarities with `texts`."""
+        return clip.logits(images.features, texts)
+
+    def losses(self, clip: CLIP, texts: Any, batch: Batch) -> Terms:
+        """Return the weighted terms of the loss by name; by default cross-entropy alone."""
+        logits = self.logits(clip, texts, batch.images)
+        return {"cross_entropy": cross_entropy(logits, batch.labels, batch.weights)}
+
+    def gradient(
+        self, terms: Callable[[Any], tuple[Terms, Any]], learned: Any
+    ) -> tuple[Terms, Any, Any]:
+        """Return the terms, the new Kept variables and the gradient, by default of the terms' sum.
+
+        Args:
+            terms: from Learned variables to the terms and the Kept variables after them.
+            learned: the Learned variables of the step.
+        """
+
+        def total(learned: Any) -> tuple[Array, tuple[Terms, Any]]:
+            values, kept = terms(learned)
+            return functools.reduce(operator.add, values.values()), (values, kept)
+
+        gradient, (values, kept) = jax.grad(total, has_aux=True)(learned)
+        return values, kept, gradient
+
+    def start_stream(self) -> Any:
+        """Return what a method that remembers test images starts with; () if it does not."""
+        return ()
+
+    def stream(
+        self, clip: CLIP, texts: Any, images: Images, memory: Any
+    ) -> tuple[Float[Array, "one classes"], Any]:
+        """Return the logits of the stream's next image and the memory after it."""
+        return self.logits(clip, texts, images), memory
 
 
 def cross_entropy(
@@ -75,171 +311,14 @@ def cross_entropy(
     labels: Int[Array, " batch"],
     weights: Float[Array, " batch"],
 ) -> Float[Array, ""]:
-    """Weighted mean cross-entropy; a weight of zero leaves out a row that pads the batch."""
+    """Return the weighted mean cross-entropy."""
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
-    return -jnp.sum(picked * weights) / jnp.sum(weights)
+    return weighted_mean(-picked, weights)
 
 
-def has_texts_per_image(method: Method, clip: CLIP) -> bool:
-    """Whether every image has texts of its own, so that nothing can be computed for classes alone.
-
-    Devices then share the classes of each image instead of the images of a batch.
-    """
-    return not jax.tree.leaves(jax.eval_shape(lambda: method.encode_classes(clip)))
-
-
-def is_closed_form(name: str) -> bool:
-    """Whether a method computes what it learns at once.
-
-    Raises:
-        InputError: no method of that name.
-    """
-    return issubclass(_module(name).Method, ClosedForm)
-
-
-def move(method: Any, fresh: Any, classes: Sequence[str], wanted: Sequence[str]) -> Any:
-    """Give what a method has learned to the same method made for other classes.
-
-    A shared context serves any classes. A Learned variable marked `per_class` has a row per class,
-    and the rows of the wanted classes are taken.
-
-    Args:
-        method: the method that has learned.
-        fresh: what receives it; of the same settings.
-        classes: what identifies the classes of `method`, in the order of its labels.
-        wanted: the same of `fresh`.
-
-    Returns:
-        `fresh`.
-
-    Raises:
-        InputError: rows are wanted of classes that `method` did not learn.
-    """
-    unknown = [name for name in wanted if name not in set(classes)]
-
-    def rows(variable: nnx.Variable) -> nnx.Variable:
-        if not variable.get_metadata().get("per_class"):
-            return variable
-        if unknown:
-            raise InputError(
-                f"expected only classes that were learned, one by one, got {len(unknown)} others"
-                f" ({', '.join(unknown[:3])}); what a class-specific method learns cannot move to"
-                " them: choose a shared context (e.g. config.method.class_specific=False)"
-            )
-        return variable.replace(variable[...][jnp.asarray([classes.index(n) for n in wanted])])
-
-    learned = nnx.state(method, Learned)
-    nnx.update(
-        fresh, jax.tree.map(rows, learned, is_leaf=lambda node: isinstance(node, nnx.Variable))
-    )
-    return fresh
-
-
-def available() -> list[str]:
-    """The names of all methods: the modules of this package."""
-    package = importlib.import_module("coop_jax.methods")
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if name not in NOT_METHODS)
-
-
-def default_config(name: str) -> dict[str, Any]:
-    """A method's settings with their defaults.
-
-    Raises:
-        InputError: no method of that name.
-    """
-    return _module(name).default_config()
-
-
-def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that a method does not have, or of another type than their defaults.
-
-    Raises:
-        InputError: there is such a setting, or no method of that name.
-    """
-    defaults = default_config(name)
-    if not isinstance(settings, Mapping):
-        raise InputError(
-            f"method {name}: expected settings by name, got {settings!r:.80}; give a mapping such"
-            f" as {defaults}"
-        )
-    unknown = sorted(str(key) for key in settings if key not in defaults)
-    if unknown:
-        raise InputError(
-            f"method {name}: expected settings among {', '.join(defaults) or '(none)'}, got"
-            f" {', '.join(unknown)}; correct them"
-        )
-    for key, value in settings.items():
-        default = defaults[key]
-        kinds = {tuple: (tuple, list), float: (float, int)}.get(type(default), (type(default),))
-        if type(value) not in kinds:
-            raise InputError(
-                f"method {name}: expected {key} as {type(default).__name__}, like {default!r}, got"
-                f" {value!r:.80}; correct it"
-            )
-
-
-def create(
-    name: str,
-    clip: CLIP,
-    tokenizer: Tokenizer,
-    class_names: Sequence[str],
-    config: Mapping[str, Any] | None = None,
-    *,
-    seed: int = 0,
-    repeated: Sequence[str] = (),
-    shards: int = 1,
-) -> Any:
-    """A method ready to train or evaluate on these classes.
-
-    Args:
-        name: a module of `coop_jax.methods`.
-        clip: the frozen CLIP; only read, not kept.
-        tokenizer: the CLIP's tokenizer.
-        class_names: one per label; underscores read as spaces.
-        config: settings that differ from the method's `default_config()`.
-        seed: of the random initialisation.
-        repeated: class names that several labels may have, as two pairs of ImageNet's do: their
-            logits are equal, and the first label wins.
-        shards: into how many parts the classes are cut, for as many devices.
-
-    Raises:
-        InputError: an unknown method or setting, or class names or a tokenizer that do not fit.
-    """
-    module = _module(name)
-    embeddings = clip.config.text.vocabulary_size
-    if tokenizer.size > embeddings:
-        raise InputError(
-            f"expected a tokenizer of at most {embeddings} tokens, which the CLIP has embeddings"
-            f" for, got one of {tokenizer.size}; name the one that belongs to the weights"
-            " (config.clip.tokenizer)"
-        )
-    check_class_names(class_names, repeated)
-    check_settings(name, config or {})
-    settings = {**module.default_config(), **(config or {})}
-    longest = clip.config.text.context_length
-    if settings.get("n_ctx", 0) > longest:
-        raise InputError(
-            f"method {name}: expected at most {longest} tokens, which the CLIP reads, got"
-            f" {settings['n_ctx']} context vectors; lower n_ctx"
-        )
-    with jax.threefry_partitionable(True), jax.disable_jit(False):
-        rngs, names = create_rngs(seed), tuple(class_names)
-        return module.Method(clip, tokenizer, names, settings, rngs=rngs, shards=shards)
-
-
-def create_rngs(seed: int) -> nnx.Rngs:
-    """Random numbers that depend on the seed alone: on none of JAX's switches.
-
-    They are those of `nnx.Rngs(seed)` where the switches are as JAX has them. Of the seed the 32
-    lowest bits count.
-    """
-    words = jax.device_put(np.asarray([0, seed % 2**32], np.uint32))
-    return nnx.Rngs(jax.random.wrap_key_data(words, impl="threefry2x32"))
-
-
-def _module(name: str) -> Any:
-    if name not in available():
-        raise InputError(f"unknown method {name!r}: expected one of {', '.join(available())}")
-    return importlib.import_module(f"coop_jax.methods.{name}")
+def weighted_mean(
+    values: Float[Array, " batch"], weights: Float[Array, " batch"]
+) -> Float[Array, ""]:
+    """Return the mean over a batch, without the rows whose weight is zero."""
+    return jnp.sum(values * weights) / jnp.sum(weights)

@@ -1,32 +1,46 @@
 """CoCoOp: a context conditioned on the image (Zhou et al., CVPR 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from coop_jax.clip import CLIP, Tokenizer, unit
-from coop_jax.clip.packing import TOKENS_AT_ONCE
+from coop_jax.classes import spelled
+from coop_jax.clip import CLIP, unit
 from coop_jax.clip.transformer import precision
-from coop_jax.methods import prompts
-from coop_jax.methods.base import Derived, Learned
+from coop_jax.methods import base, text
+from coop_jax.methods.base import Given, Images, Learned
+
+NAME = "CoCoOp"
+PAPER = "Zhou et al., CVPR 2022"
 
 REDUCTION = 16
 """The meta-net's hidden layer is this much narrower than the image features."""
 
 
 def default_config() -> dict[str, Any]:
-    """CoCoOp's settings (coop_protocol section 9).
+    """Return CoCoOp's settings (coop_protocol section 9).
 
     Settings:
         n_ctx: number of context vectors M, where `context_init` is empty.
         context_init: a phrase whose token embeddings start the context; then its words are counted.
     """
     return {"n_ctx": 4, "context_init": "a photo of a"}
+
+
+def recipe() -> dict[str, Any]:
+    """Return what the paper trains with: 10 epochs of batches of one image."""
+    return {"batch_size": 1, "epochs": 10}
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """Return what reports call CoCoOp with these settings."""
+    phrase = spelled([settings["context_init"]])[0].strip()
+    parts = [NAME, f"M = {settings['n_ctx']}", "end"]
+    return ", ".join([*parts, *[f'from "{phrase}"'] * bool(phrase)])
 
 
 class MetaNet(nnx.Module):
@@ -50,7 +64,7 @@ class MetaNet(nnx.Module):
         self.bias2 = uniform(hidden, width)
 
     def __call__(self, features: Float[Array, "batch embedding"]) -> Float[Array, "batch width"]:
-        """What the images add to every context vector, in the dtype of the net's variables."""
+        """Return what images add to every context vector, in the dtype of the net's variables."""
         dtype = self.kernel1.dtype
         features, exact = features.astype(dtype), precision(dtype)
         hidden = jnp.dot(features, self.kernel1[...], precision=exact) + self.bias1[...][None]
@@ -58,69 +72,42 @@ class MetaNet(nnx.Module):
         return shift + self.bias2[...][None]
 
 
-class Method(nnx.Module):
+class Method(base.Method):
     """Logits of prompts whose context `[M, width]` is shifted by each image's meta-net output."""
 
-    def __init__(
-        self,
-        clip: CLIP,
-        tokenizer: Tokenizer,
-        class_names: Sequence[str],
-        config: dict[str, Any],
-        *,
-        rngs: nnx.Rngs,
-        shards: int = 1,
-    ):
-        width = clip.config.text.transformer.width
-        context, placeholder = prompts.initial_context(
-            clip, tokenizer, config["context_init"], (config["n_ctx"], width), rngs
-        )
-        layout = prompts.layout(
-            tokenizer, class_names, placeholder, context.shape[-2], "end", shared=True
-        )
+    texts_per_image = True
+
+    def __init__(self, given: Given, config: dict[str, Any]):
+        context, placeholder = text.initial_context(given, config["context_init"], config["n_ctx"])
         self.context = Learned(context)
-        self.meta_net = MetaNet(clip.config.embedding, width, rngs=rngs)
-        self.start = Derived(clip.text.embed(np.asarray([tokenizer.start], np.int32)))
-        self.packed = prompts.Packed(layout.tokens, layout.lengths, shards)
+        self.prompts = text.Prompts(given, placeholder, len(context))
+        embedding, width = given.clip.config.embedding, context.shape[-1]
+        self.meta_net = MetaNet(embedding, width, rngs=given.rngs)
 
     def settings(self) -> dict[str, Any]:
-        """M; the class token stands at the end and the context is one for all classes."""
-        return {
-            "n_ctx": self.context.shape[-2],
-            "class_token_position": "end",
-            "class_specific": False,
-        }
+        """Return M, as a phrase may have changed it."""
+        return {"n_ctx": self.context.shape[-2]}
 
-    def encode_classes(self, clip: CLIP) -> tuple[()]:
-        """Nothing: every image has its own prompts."""
-        return ()
-
-    def logits(
-        self, clip: CLIP, classes: tuple[()], image_features: Float[Array, "batch embedding"]
-    ) -> Float[Array, "batch classes"]:
-        """Scaled cosine similarities of each image with its own prompts, float32.
+    def logits(self, clip: CLIP, texts: tuple[()], images: Images) -> Float[Array, "batch classes"]:
+        """Return scaled cosine similarities of each image with its own prompts, float32.
 
         As many images are worked on at once as their texts' tokens allow.
         """
-        start, packed = self.start[...], self.packed
 
         def of_images(images: Float[Array, "some embedding"]) -> Float[Array, "some classes"]:
             context = self.context[...][None] + self.meta_net(images)[:, None]
-            shared = jnp.broadcast_to(start, (len(images), *start.shape))
-            prefix = jnp.concatenate([shared, context.astype(start.dtype)], axis=1)
 
             def similarity(texts: Float[Array, "some shards rows embedding"]) -> Array:
                 exact = precision(jnp.float32)
                 return jnp.einsum("be,bgre->bgr", images, unit(texts), precision=exact)[..., None]
 
-            tokens, packing = packed.tokens[...], packed.packing
-            return clip.text.encode(prefix, tokens, packing, head=similarity)[..., 0]
+            return self.prompts.encode(clip, context, head=similarity)[..., 0]
 
-        images = unit(image_features)
-        at_once = max(TOKENS_AT_ONCE // packed.tokens.shape[-1], 1)
-        if len(images) > at_once:
+        features = unit(images.features)
+        at_once = self.prompts.at_once
+        if len(features) > at_once:
             grouped = jax.checkpoint(lambda image: of_images(image[None])[0])
-            similarity = jax.lax.map(grouped, images, batch_size=at_once)
+            similarity = jax.lax.map(grouped, features, batch_size=at_once)
         else:
-            similarity = of_images(images)
+            similarity = of_images(features)
         return jnp.exp(clip.logit_scale[...]) * similarity

@@ -3,21 +3,24 @@
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.clip import CLIP
 from coop_jax.clip.transformer import precision
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Learned
+from coop_jax.methods import base
+from coop_jax.methods.base import Data, Given, Images, Kept, Stage
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+
+NAME = "linear-probe CLIP"
+PAPER = "Radford et al., ICML 2021"
 
 logger = logging.getLogger(__name__)
 
@@ -32,66 +35,51 @@ NEVER = -1e30
 
 
 def default_config() -> dict[str, Any]:
-    """Nothing to set: C is chosen on the validation images."""
+    """Return nothing to set: C is chosen on the validation images."""
     return {}
 
 
-class Method(nnx.Module):
-    """A linear classifier of unnormalised image features, zero until `fit` sets it.
+def recipe() -> dict[str, Any]:
+    """Return how its official code draws the images."""
+    return {"sampling": "linear_probe"}
+
+
+class Method(base.Method):
+    """A linear classifier of unnormalised image features, zero until `prepare` sets it.
 
     `weight` is `[classes, embedding]` and `bias` `[classes]`, both float32. They belong to the
     class list they were fitted for.
     """
 
-    def __init__(
-        self,
-        clip: CLIP,
-        tokenizer: Tokenizer,
-        class_names: Sequence[str],
-        config: dict[str, Any],
-        *,
-        rngs: nnx.Rngs,
-        shards: int = 1,
-    ):
-        del tokenizer, config, rngs, shards
-        shape = (len(class_names), clip.config.embedding)
-        self.weight = Learned(jnp.zeros(shape, jnp.float32), per_class=True)
-        self.bias = Learned(jnp.zeros(shape[0], jnp.float32), per_class=True)
+    uses = frozenset({"validation"})
 
-    def settings(self) -> dict[str, Any]:
-        """Nothing: there is no prompt."""
-        return {}
+    def __init__(self, given: Given, config: dict[str, Any]):
+        del config
+        shape = (len(given.classes), given.clip.config.embedding)
+        self.weight = Kept(jnp.zeros(shape, jnp.float32), per_class=True)
+        self.bias = Kept(jnp.zeros(shape[0], jnp.float32), per_class=True)
 
-    def encode_classes(self, clip: CLIP) -> Float[Array, "classes embedding"]:
-        """The weight: class names are not read."""
-        return self.weight[...]
+    def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
+        """Return one stage without steps."""
+        return (Stage(epochs=0),)
 
-    def logits(
-        self,
-        clip: CLIP,
-        classes: Float[Array, "classes embedding"],
-        image_features: Float[Array, "batch embedding"],
-    ) -> Float[Array, "batch classes"]:
-        """Affine in the unnormalised features, float32."""
-        features = jnp.asarray(image_features, jnp.float32)
-        product = jnp.dot(features, classes.T, precision=precision(jnp.float32))
+    def logits(self, clip: CLIP, texts: tuple[()], images: Images) -> Float[Array, "batch classes"]:
+        """Return what is affine in the unnormalised features, float32."""
+        features = jnp.asarray(images.features, jnp.float32)
+        product = jnp.dot(features, self.weight[...].T, precision=precision(jnp.float32))
         return product + self.bias[...][None]
 
-    def fit(
-        self,
-        features: Float[np.ndarray, "train embedding"],
-        labels: Int[np.ndarray, " train"],
-        val_features: Float[np.ndarray, "val embedding"],
-        val_labels: Int[np.ndarray, " val"],
-    ) -> None:
+    def prepare(self, clip: CLIP, stage: int, data: Data) -> Data:
         """Set weight and bias to the logistic regression with the best C found.
 
-        L2 penalty and L-BFGS in float64, on features as they are. A class without training images
-        is never predicted.
+        L2 penalty and L-BFGS in float64, on features as they are under the test transform. A class
+        without training images is never predicted.
 
         Raises:
             InputError: there are no validation images, or training images of one class only.
         """
+        assert data.val is not None
+        labels, val_labels = data.train.labels, data.val.labels
         if not len(val_labels):
             raise InputError(
                 "linear probe: expected validation images, which the search for C needs, got none;"
@@ -103,7 +91,9 @@ class Method(nnx.Module):
                 f"linear probe: expected training images of at least 2 classes, got {len(present)};"
                 " add images of other classes"
             )
-        features, val_features = features.astype(np.float64), val_features.astype(np.float64)
+        features, val_features = (
+            np.asarray(split.images().features, np.float64) for split in (data.train, data.val)
+        )
         unfinished = []
 
         @functools.cache
@@ -130,6 +120,7 @@ class Method(nnx.Module):
             10.0**chosen,
             100 * accuracy(chosen),
         )
+        return data
 
     def _set(self, classifier: "LogisticRegression") -> None:
         """Take over the coefficients; two classes share one row, which is split between them."""

@@ -20,7 +20,7 @@ from coop_jax import parallel
 from coop_jax.clip import CLIP, unit
 from coop_jax.clip.preprocess import normalize
 from coop_jax.errors import InputError
-from coop_jax.methods import has_texts_per_image
+from coop_jax.methods import Images
 from coop_jax.terminal import write_new
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,11 +45,12 @@ def class_weights(method: Any, clip: CLIP) -> Float32[np.ndarray, "classes embed
     method, clip = _on_one_device(method, clip)
     name = type(method).__module__.rpartition(".")[2]
     kind = "another text for every image"
-    if not has_texts_per_image(method, clip):
+    if not method.texts_per_image and method.takes == ("features",):
         classes, kind = _encode_classes(method, clip), "other logits than scaled cosines"
         shape = (4, clip.config.embedding)
         images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        if np.allclose(method.logits(clip, classes, images), clip.logits(images, classes)):
+        logits = method.logits(clip, classes, Images(features=images))
+        if isinstance(classes, jax.Array) and np.allclose(logits, clip.logits(images, classes)):
             return np.asarray(unit(classes))
     raise InputError(
         f"expected a method with one text feature per class, got {name}, which has {kind}; export"
@@ -97,16 +98,20 @@ def program(method: Any, clip: CLIP, platforms: Sequence[str] = PLATFORMS) -> Ex
         platforms: what to lower the program for, as JAX calls them.
     """
     method, clip = _on_one_device(method, clip)
-    per_image = has_texts_per_image(method, clip)
+    per_image = method.texts_per_image
     classes = _encode_classes(method, clip)
     size = clip.config.vision.image_size
 
     def logits(pixels: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch classes"]:
         images = normalize(pixels, clip.config.mean, clip.config.std)
-        features = clip.encode_image(images).astype(jnp.float32)
+        adapted = method.adapt(nnx.clone(clip), None)
+        seen = Images(features=clip.encode_image(images).astype(jnp.float32), pixels=images)
         if not per_image:
-            return method.logits(clip, classes, features)
-        return jax.lax.map(lambda image: method.logits(clip, classes, image[None])[0], features)
+            return method.logits(adapted, classes, seen)
+        one = lambda image: method.logits(  # noqa: E731
+            adapted, classes, jax.tree.map(lambda array: array[None], image)
+        )[0]
+        return jax.lax.map(one, seen)
 
     (batch,) = symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
@@ -183,7 +188,7 @@ def _described(content: bytes) -> str:
 
 @nnx.jit
 def _encode_classes(method: Any, clip: CLIP) -> Any:
-    return method.encode_classes(clip)
+    return method.texts(method.adapt(nnx.clone(clip), None), None)
 
 
 def _on_one_device(method: Any, clip: CLIP) -> tuple[Any, CLIP]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coop_jax.classes import spelled
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 from coop_jax.prompts import files, seen
@@ -21,7 +22,7 @@ ANY_REPOSITORY_HAS = ".gitattributes"
 
 
 def is_id(name: str) -> bool:
-    """Whether this can be the id of a repository, "user/name"."""
+    """Return whether this can be the id of a repository, "user/name"."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None
 
 
@@ -116,7 +117,7 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    names = [name.replace("_", " ") for name in record["class_names"]]
+    names = spelled(record["class_names"])
     backbone: str = record["backbone"]
     base = source.BACKBONES.get(backbone, backbone)
     data = ModelCardData(

@@ -5,16 +5,16 @@ number of epochs. It says neither which CLIP nor which classes, so whoever reads
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from coop_jax import methods
+from coop_jax.classes import Classes, spelled
 from coop_jax.clip import CLIP, fingerprint
 from coop_jax.errors import InputError
-from coop_jax.methods.base import readable
 from coop_jax.prompts import torch_file
 from coop_jax.prompts.prompt import Prompt
 
@@ -38,7 +38,7 @@ PARAMETERS = {"coop": COOP, "cocoop": COCOOP}
 """By method, the official names of what it learns."""
 
 PREFIXES = ("module.", "prompt_learner.")
-"""What names may begin with: of a `DataParallel`, or in the whole model's `state_dict`."""
+"""Beginnings of names: of a `DataParallel`, or in the whole model's `state_dict`."""
 
 
 def read(
@@ -46,8 +46,7 @@ def read(
     *,
     clip: CLIP,
     backbone: str,
-    class_names: Sequence[str],
-    class_ids: Sequence[str] | None = None,
+    classes: Classes,
     class_token_position: str = "end",
     context_init: str = "",
     dataset: str | None = None,
@@ -58,9 +57,8 @@ def read(
         path: the file, e.g. `prompt_learner/model.pth.tar-50`.
         clip: the CLIP it was learned with.
         backbone: what to call that CLIP, e.g. "ViT-B/16".
-        class_names: of the dataset it was learned on, in the order of the labels (coop_protocol
-            section 2.4): a class-specific context has a row for each.
-        class_ids: what identifies these classes, where several have one name.
+        classes: of the dataset it was learned on, in the order of the labels (coop_protocol section
+            2.4): a class-specific context has a row for each.
         class_token_position: TRAINER.COOP.CLASS_TOKEN_POSITION of the training.
         context_init: TRAINER.COOP.CTX_INIT or TRAINER.COCOOP.CTX_INIT of the training. It must be
             given: where its words are several tokens each, its last ones stay in the prompt.
@@ -75,15 +73,14 @@ def read(
     method = "cocoop" if learned.keys() > {"context"} else "coop"
     context = learned["context"]
     _check_shapes(path, learned, clip, backbone)
-    _check_context(path, context, len(class_names), context_init)
+    _check_context(path, context, len(classes), context_init)
     return Prompt(
         method=method,
         settings=_settings(path, method, context, class_token_position, context_init),
         learned=learned,
         backbone=backbone,
         fingerprint=fingerprint(clip),
-        class_names=tuple(class_names),
-        class_ids=tuple(class_ids or class_names),
+        classes=classes,
         training=_training(path, checkpoint, dataset),
         per_class=("context",) if context.ndim == 3 else (),
     )
@@ -212,7 +209,7 @@ def _check_shapes(path: Path, learned: Mapping[str, np.ndarray], clip: CLIP, bac
 
 
 def _check_context(path: Path, context: np.ndarray, classes: int, context_init: str) -> None:
-    words = len(readable(context_init).split())
+    words = len(spelled([context_init])[0].split())
     if context_init and (context.ndim == 3 or context.shape[0] != words):
         raise InputError(
             f"{path}: expected a context of {words} vectors for the phrase {context_init!r}, got"

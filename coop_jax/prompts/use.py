@@ -2,18 +2,16 @@
 
 import functools
 import logging
-from collections.abc import Sequence
 from typing import Any
-
-from flax import nnx
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
+from coop_jax.classes import Classes
 from coop_jax.clip import source
-from coop_jax.clip.config import DTYPES
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.prompts.prompt import Prompt
+from coop_jax.run import load_clip
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +22,7 @@ def apply(
     *,
     dtype: str,
     tokenizer: str = "",
-    class_names: Sequence[str] | None = None,
-    class_ids: Sequence[str] | None = None,
-    repeated: Sequence[str] = (),
+    classes: Classes | None = None,
 ) -> tuple[Any, clip_package.CLIP, clip_package.Tokenizer]:
     """The method of a prompt, ready for these classes, and its CLIP on all devices.
 
@@ -35,9 +31,7 @@ def apply(
         clip: its CLIP, where that has another name or place here.
         dtype: of the CLIP.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
-        class_names: as in `Prompt.for_classes`, like `class_ids` and `repeated`.
-        class_ids: see there.
-        repeated: see there.
+        classes: by default those it was learned on.
 
     Raises:
         InputError: no such CLIP or another than the prompt's, or classes that do not fit.
@@ -46,9 +40,7 @@ def apply(
     method = learned.for_classes(
         model,
         its_tokenizer,
-        class_names,
-        class_ids=class_ids,
-        repeated=repeated,
+        classes,
         backbone=clip or learned.backbone,
         shards=parallel.create_mesh().size,
     )
@@ -73,21 +65,6 @@ def load_its_clip(
             f"expected the CLIP that this prompt was learned with, {learned.backbone}, got none"
             f" that loads by that name ({error}); say where it is by --clip or clip="
         ) from error
-
-
-@functools.lru_cache(maxsize=1)
-def load_clip(
-    name: str, dtype: str, tokenizer: str
-) -> tuple[clip_package.CLIP, clip_package.Tokenizer]:
-    """A CLIP on all devices; the last one stays, so that fits in a row load it once.
-
-    Raises:
-        InputError: there is none of that name, or its files cannot be used.
-    """
-    whole = parallel.replicated(parallel.create_mesh())
-    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
-    nnx.update(model, parallel.put(nnx.state(model), whole))
-    return model, its_tokenizer
 
 
 def warn_of_embedded_clip(name: str, dataset: str | None) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from coop_jax.classes import spelled
 from coop_jax.data.official import OFFICIAL
 from coop_jax.results import Result
 
@@ -16,7 +17,7 @@ FROM_MEMORY = "memory_unverified"
 _CELL = ("method", "backbone", "shots", "dataset", "split")
 _METHOD_SETTINGS = ("n_ctx", "class_token_position")
 _SOURCE = {"cross_dataset": "imagenet", "domain_generalization": "imagenet"}
-"""What a protocol trains on, if not on what it evaluates."""
+"""The dataset that a protocol trains on, if not on what it evaluates."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Published:
 
     @property
     def mark(self) -> str:
-        """What stands before the number in a table: "~" from memory, "*" with a note."""
+        """Return what stands before the number in a table: "~" from memory, "*" with a note."""
         return "~" if self.status == FROM_MEMORY else "*" if self.note else ""
 
 
@@ -68,7 +69,7 @@ def find(
 
 
 def _is_comparable(result: Result, source: str | None) -> bool:
-    """Whether the result is of the papers' images and classes, and learned as they learn."""
+    """Return whether a result is of the papers' images and classes, and learned as they learn."""
     from coop_jax import presets  # brings JAX, which --help can do without
 
     row, config = OFFICIAL.get(result.dataset), result.config
@@ -82,7 +83,7 @@ def _is_comparable(result: Result, source: str | None) -> bool:
         return False
     return result.prompt is not None or (
         result.trained_on == config["dataset"] == (source or result.dataset)
-        and not result.class_specific
+        and not result.settings.get("class_specific")
         and presets.trains_as_published(config, result.method)
     )
 
@@ -90,15 +91,14 @@ def _is_comparable(result: Result, source: str | None) -> bool:
 def _has_settings(result: Result, record: dict[str, Any]) -> bool:
     if result.prompt is not None:
         return result.prompt == record.get("prompt", OFFICIAL[result.dataset].template)
-    settings = {name: getattr(result, name) for name in _METHOD_SETTINGS}
+    settings = {name: result.settings.get(name) for name in _METHOD_SETTINGS}
     settings["context_init"] = context_init(result)
     return all(record.get(name, value) == value for name, value in settings.items())
 
 
 def context_init(result: Result) -> str:
     """The phrase that the context began with; "" for none."""
-    method = result.config.get("method", {})
-    return str(method.get("context_init", "")).replace("_", " ").strip()
+    return spelled([str(result.settings.get("context_init", ""))])[0].strip()
 
 
 @functools.cache

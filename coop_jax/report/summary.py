@@ -35,8 +35,6 @@ _SPELLED = {
 DATASETS = {name: _SPELLED[name] for name in OFFICIAL}
 """The papers' datasets, in their order, as they spell them."""
 
-_METHODS = {"coop": "CoOp", "cocoop": "CoCoOp", "linear_probe": "linear-probe CLIP"}
-
 
 class Point(NamedTuple):
     """What was evaluated, but for the seed."""
@@ -293,13 +291,6 @@ def _label(result: Result) -> str:
     if result.prompt is not None:
         prompt = f'"{result.prompt}"' if "{" in result.prompt else result.prompt
         return ZERO_SHOT + ", ".join([prompt, *precision])
-    parts = [_METHODS.get(result.method, result.method)]
-    if result.n_ctx is not None:
-        parts.append(f"M = {result.n_ctx}")
-    if result.class_token_position is not None:
-        parts.append(result.class_token_position)
-    if result.class_specific:
-        parts.append("class-specific")
-    if words := published.context_init(result):
-        parts.append(f'from "{words}"')
-    return ", ".join([*parts, *precision])
+    from coop_jax import methods  # brings JAX, which --help can do without
+
+    return ", ".join([methods.label(result.method, result.settings), *precision])

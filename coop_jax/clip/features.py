@@ -1,0 +1,38 @@
+"""A space of given features, for methods that need no tower."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from coop_jax.clip.model import unit
+from coop_jax.clip.transformer import precision
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureConfig:
+    """The dimension of the space that images and texts share."""
+
+    embedding: int
+
+
+class FeatureSpace(nnx.Module):
+    """What stands in the place of a CLIP where features are given: a logit scale, no towers."""
+
+    def __init__(self, embedding: int, logit_scale: float = 100.0):
+        self.config = FeatureConfig(embedding)
+        self.dtype = jnp.float32
+        self.logit_scale = nnx.Param(jnp.log(jnp.float32(logit_scale)))
+
+    def logits(
+        self,
+        image_features: Float[Array, "*batch embedding"],
+        text_features: Float[Array, "classes embedding"],
+    ) -> Float[Array, "*batch classes"]:
+        """Return scaled cosine similarities in float32; the features need not be normalised."""
+        exact = precision(jnp.float32)
+        similarity = jnp.einsum(
+            "...e,ce->...c", unit(image_features), unit(text_features), precision=exact
+        )
+        return jnp.exp(self.logit_scale[...]) * similarity

@@ -1,0 +1,76 @@
+"""Features on disk, each array under the digest of all that it depends on."""
+
+import contextlib
+import hashlib
+import io
+import logging
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from coop_jax import parallel
+from coop_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class Cache:
+    """A folder of arrays.
+
+    A file is an `.npy` followed by its SHA-256; one that does not match is made again. Files are
+    written beside their place and renamed, so that several processes may share a folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder).expanduser()
+
+    def get(
+        self, key: str, make: Callable[[], Float[np.ndarray, "images ..."]]
+    ) -> Float[np.ndarray, "images ..."]:
+        """Return what is kept under `key` (hexadecimal), or else what `make` makes, and keep that.
+
+        Of several processes that train together all make it, unless all find it, and the first
+        keeps it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = self._folder / key[:2] / f"{key}.features"
+        kept = self._read(path)
+        if parallel.all_agree(kept is not None):
+            assert kept is not None
+            return kept
+        made = make()
+        if parallel.is_first():
+            self._keep(path, made)
+        return made
+
+    def _read(self, path: Path) -> np.ndarray | None:
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        array, checksum = content[:-32], content[-32:]
+        if hashlib.sha256(array).digest() == checksum:
+            with contextlib.suppress(ValueError, EOFError):
+                return np.load(io.BytesIO(array), allow_pickle=False)
+        logger.warning("%s is damaged: its features are made again", path)
+        return None
+
+    def _keep(self, path: Path, made: np.ndarray) -> None:
+        file = io.BytesIO()
+        np.save(file, made, allow_pickle=False)
+        array = file.getvalue()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
+            unfinished.write_bytes(array + hashlib.sha256(array).digest())
+            unfinished.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"expected a folder for features that can be written, got {self._folder}"
+                f" ({error.strerror}); make room there or name another"
+            ) from error

@@ -1,0 +1,317 @@
+"""What methods take of images: pixels, or what the frozen tower makes of them, ahead of the steps.
+
+A training image's features are a function of weights, image, seed, epoch and view alone, so they
+are made in large batches, kept by content, and never made twice.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+
+from coop_jax import parallel
+from coop_jax.clip import CLIP, FeatureSpace, preprocess
+from coop_jax.clip.preprocess import normalize
+from coop_jax.data import pipeline
+from coop_jax.data.examples import Examples
+from coop_jax.errors import InputError
+from coop_jax.feature_cache import Cache
+from coop_jax.methods import Images, Method, Split
+from coop_jax.provenance import digest
+
+BATCH_SIZE = 256
+"""Images that the frozen tower takes at once, over all devices, where nobody says otherwise."""
+
+AHEAD = 2
+"""Batches that the device may work on while the host makes the next."""
+
+BYTES_AT_ONCE = 2**28
+"""Memory that images made ahead of the steps may take."""
+
+MOST_AT_ONCE = 4096
+"""Images made ahead of the steps at most."""
+
+Requests = Int[np.ndarray, "images 2"]
+"""Rows of (epoch, place among the examples)."""
+
+
+def of_tower(clip: CLIP, images: Float[Array, "batch size size 3"], field: str) -> Array:
+    """Return a field of `Images` that the frozen tower makes, float32."""
+    if field == "features":
+        return clip.encode_image(images).astype(jnp.float32)
+    make = getattr(clip.vision, field)
+    return make(images).astype(jnp.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def compile_encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh, field: str) -> Callable[..., Array]:
+    """Return a jitted `encode(state, pixels)`: uint8 pixels, split over the mesh, to a field."""
+
+    def encode(state: nnx.State, pixels: Array) -> Array:
+        clip = nnx.merge(graphdef, state)
+        return of_tower(clip, normalize(pixels, clip.config.mean, clip.config.std), field)
+
+    return jax.jit(
+        encode,
+        in_shardings=(parallel.replicated(mesh), parallel.over_data(mesh, 0)),
+        out_shardings=parallel.replicated(mesh),
+    )
+
+
+def encode(
+    clip: CLIP,
+    pixels_of: Callable[
+        [Int[np.ndarray, " images"], int], Iterator[UInt8[np.ndarray, "batch size size 3"]]
+    ],
+    count: int,
+    mesh: Mesh,
+    *,
+    batch_size: int = BATCH_SIZE,
+    field: str = "features",
+) -> Float[np.ndarray, "images ..."]:
+    """Return what the frozen tower makes of `count` images, float32.
+
+    Every batch is padded with black images to the same number, one that the mesh can split evenly,
+    and what they give is dropped; so there is one compilation. With several processes, each makes
+    the pixels for its own devices, and all get everything.
+
+    Args:
+        clip: the frozen CLIP.
+        pixels_of: from image numbers to their pixels, in batches of at most the given size.
+        count: number of images.
+        mesh: the devices.
+        batch_size: images at once, over all devices.
+        field: of `Images`.
+    """
+    graphdef, state = nnx.split(clip)
+    encoder = compile_encoder(graphdef, mesh, field)
+    state = parallel.put(state, parallel.replicated(mesh))
+    rows = batch_size + parallel.padding(batch_size, mesh)
+    own = [
+        np.arange(start, min(start + rows, count))[parallel.own_rows(rows)]
+        for start in range(0, max(count, 1), rows)
+    ]
+    size = rows // jax.process_count()
+    batches = iter(pixels_of(np.concatenate(own), size))
+    nothing = np.zeros((0, *(clip.config.vision.image_size,) * 2, 3), np.uint8)
+    made: list[np.ndarray] = []
+    pending: collections.deque[Array] = collections.deque()
+
+    def collect(leave: int) -> None:
+        while len(pending) > leave:
+            made.append(np.asarray(pending.popleft()))
+
+    for numbers in own:
+        pixels = next(batches) if len(numbers) else nothing
+        if len(pixels) < size:
+            pixels = np.pad(pixels, ((0, size - len(pixels)), (0, 0), (0, 0), (0, 0)))
+        pending.append(encoder(state, parallel.put_rows(pixels, mesh)))
+        collect(leave=AHEAD)
+    collect(leave=0)
+    return np.concatenate(made)[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Makes of images what a method takes.
+
+    Attributes:
+        clip: the frozen CLIP; a `FeatureSpace` where features are given.
+        mesh: the devices.
+        takes: fields of `Images`.
+        batch_size: images at once that the tower takes, over all devices.
+        augmentation: settings of `preprocess.augment`.
+        cache: where features are kept and sought.
+        weights: with a cache, what tells the CLIP from others: a hash of its files, its dtype.
+        teacher: a second frozen CLIP.
+        tell: called with a number of images that have been made.
+    """
+
+    clip: CLIP | FeatureSpace
+    mesh: Mesh
+    takes: tuple[str, ...] = ("features",)
+    batch_size: int = BATCH_SIZE
+    augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cache: Cache | None = None
+    weights: tuple[str, ...] = ()
+    teacher: CLIP | None = None
+    tell: Callable[[int], None] = lambda images: None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether what is made of an image takes so little that a whole split is kept in memory."""
+        return not {"pixels", "tokens", "local"} & set(self.takes)
+
+    @property
+    def at_once(self) -> int:
+        """How many images may be made ahead of the steps, in a bounded number of bytes."""
+        if self.is_small or isinstance(self.clip, FeatureSpace):
+            return MOST_AT_ONCE
+        size = self.clip.config.vision.image_size
+        outputs = 4 * 257 * 1024  # float32 patch tokens of the largest tower
+        each = sum(size**2 * 3 if field == "pixels" else outputs for field in self.takes)
+        return int(np.clip(BYTES_AT_ONCE // each, 1, MOST_AT_ONCE))
+
+    def images(
+        self, examples: Examples, requests: Requests, *, seed: int, augmented: bool, views: int = 1
+    ) -> Images:
+        """Return what the method takes of the requested (epoch, example) pairs.
+
+        Args:
+            examples: the images.
+            requests: rows of (epoch, place among the examples).
+            seed: of the augmentation.
+            augmented: whether images are augmented; else they are under the test transform.
+            views: with several, they are a second axis; without augmentation the first is under the
+                test transform and the others are augmented all the same.
+
+        Raises:
+            InputError: an image cannot be decoded, the cache's folder cannot be written, or a field
+                cannot be made of given features.
+        """
+        if examples.features is not None:
+            return self._given(examples, requests, augmented, views)
+        plain = [] if augmented else [self._views(examples, requests[None], None, seed)]
+        number = np.arange(len(plain), views)[:, None]
+        epochs, places = np.broadcast_arrays(requests[:, 0] * views + number, requests[:, 1])
+        if len(number):
+            wanted = np.stack([epochs, places], axis=2)
+            plain.append(self._views(examples, wanted, self.augmentation, seed))
+        made = [np.concatenate(parts) for parts in zip(*plain, strict=True)]
+        made = [a[0] if views == 1 else np.moveaxis(a, 0, 1) for a in made]
+        return Images(**dict(zip(self.takes, made, strict=True)))
+
+    def _views(
+        self,
+        examples: Examples,
+        requests: Int[np.ndarray, "views images 2"],
+        augmentation: Mapping[str, Any] | None,
+        seed: int,
+    ) -> list[np.ndarray]:
+        """Return `[views, images, ...]` for each field the method takes."""
+        shape = requests.shape[:2]
+        flat = requests.reshape(-1, 2)
+        made = [self._field(examples, flat, augmentation, seed, field) for field in self.takes]
+        return [array.reshape(*shape, *array.shape[1:]) for array in made]
+
+    def _given(self, examples: Examples, requests: Requests, augmented: bool, views: int) -> Images:
+        if set(self.takes) != {"features"}:
+            raise InputError(
+                f"expected a method that takes features alone, which are given, got one that takes"
+                f" {', '.join(self.takes)}; train on images instead"
+            )
+        given = examples.features
+        assert given is not None
+        rows = examples.indices[requests[:, 1]]
+        if views > 1:
+            if len(given) < views:
+                raise InputError(
+                    f"expected {views} views of each image, which the method takes, got"
+                    f" {len(given)}; give more, or lower the method's number of views"
+                )
+            return Images(features=np.moveaxis(given[:views, rows], 0, 1))
+        return Images(features=given[requests[:, 0] % len(given) if augmented else 0, rows])
+
+    def _field(
+        self,
+        examples: Examples,
+        requests: Requests,
+        augmentation: Mapping[str, Any] | None,
+        seed: int,
+        field: str,
+    ) -> np.ndarray:
+        clip = self.teacher if field == "teacher" else self.clip
+        assert isinstance(clip, CLIP)
+        transform = self._counted(clip.config.vision.image_size, augmentation)
+
+        def pixels_of(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+            return pipeline.pixels(
+                examples, transform, requests[numbers], seed=seed, batch_size=batch_size
+            )
+
+        if field == "pixels":
+            return np.concatenate(list(pixels_of(np.arange(len(requests)), self.batch_size)))
+
+        def make() -> np.ndarray:
+            of = "features" if field == "teacher" else field
+            return encode(
+                clip, pixels_of, len(requests), self.mesh, batch_size=self.batch_size, field=of
+            )
+
+        if self.cache is None:
+            return make()
+        images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
+        described = "test" if augmentation is None else dict(augmentation)
+        wanted = described, seed, requests.tolist(), field
+        return self.cache.get(
+            digest([*images, *self.weights, *pixel_settings(clip), *wanted]), make
+        )
+
+    def _counted(self, size: int, augmentation: Mapping[str, Any] | None) -> pipeline.Transform:
+        """Return the test transform or, with an augmentation, the training transform."""
+
+        def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+            if augmentation is None:
+                pixels = preprocess.resize_and_center_crop(image, size)
+            else:
+                pixels = preprocess.augment(image, size, rng, **augmentation)
+            self.tell(1)
+            return pixels
+
+        return transform
+
+
+def encoder_for(method: Method, clip: CLIP | FeatureSpace, mesh: Mesh, **others: Any) -> Encoder:
+    """Return what makes of images what a method takes.
+
+    Raises:
+        InputError: the method takes what is not made of images.
+    """
+    known = set(Images._fields)
+    if unknown := set(method.takes) - known:
+        raise InputError(
+            f"expected a method that takes some of {', '.join(sorted(known))}, got one that takes"
+            f" {', '.join(sorted(unknown))}; correct `takes`"
+        )
+    return Encoder(clip, mesh, method.takes, **others)
+
+
+def split(
+    encoder: Encoder, examples: Examples, *, seed: int, views: int = 1, labelled: bool = True
+) -> Split:
+    """Return a split as `Method.prepare` sees it.
+
+    Args:
+        encoder: what makes what the method takes.
+        examples: the images.
+        seed: of the augmentation.
+        views: of every image.
+        labelled: whether the method may see the labels; else they are -1.
+    """
+
+    def of_requests(requests: Requests, augmented: bool) -> Images:
+        return encoder.images(examples, requests, seed=seed, augmented=augmented, views=views)
+
+    labels = examples.labels if labelled else np.full_like(examples.labels, -1)
+    return Split(labels, of_requests)
+
+
+def pixel_settings(clip: CLIP | FeatureSpace) -> tuple[Any, ...]:
+    """Return what a CLIP's pixels depend on besides the images and the transform."""
+    if isinstance(clip, FeatureSpace):
+        return ()
+    return clip.config.vision.image_size, clip.config.mean, clip.config.std, preprocess.PILLOW
+
+
+def orientation_settings(*splits: Examples) -> tuple[str, ...]:
+    """Return what pixels depend on besides where images of a split are turned upright."""
+    return ("upright",) if any(examples.upright for examples in splits) else ()

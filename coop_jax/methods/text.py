@@ -1,0 +1,383 @@
+"""Prompts: hand-crafted ones, and ones with places for context vectors, laid out for the tower."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from coop_jax.classes import spelled
+from coop_jax.clip import CLIP, Tokenizer, unit
+from coop_jax.clip.packing import TOKENS_AT_ONCE, Packing, Parts, pack
+from coop_jax.clip.text import Deep, Inserted
+from coop_jax.errors import InputError
+from coop_jax.methods.base import Fixed, Given, Learned, Method
+
+logger = logging.getLogger(__name__)
+
+
+def end_positions(tokens: Int[np.ndarray, "*texts length"], end: int) -> Int[np.ndarray, "*texts"]:
+    """The position of each text's end token."""
+    return np.argmax(tokens == end, axis=-1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where tokens and context vectors stand in each class's prompt (coop_protocol section 5).
+
+    All classes share a prefix: the start token and the first `shared_context` context vectors.
+    What follows differs by class, ends with the end token, and holds at each place either the
+    token of `tokens` or, where `context` is not negative, that context vector.
+    """
+
+    shared_context: int
+    tokens: Int[np.ndarray, "classes suffix"]
+    context: Int[np.ndarray, "classes suffix"]
+    lengths: Int[np.ndarray, " classes"]
+
+
+class Packed(nnx.Module):
+    """The token ids of class-dependent texts, laid end to end for the text tower."""
+
+    def __init__(
+        self,
+        tokens: Int[np.ndarray, "classes suffix"],
+        lengths: Int[np.ndarray, " classes"],
+        shards: int,
+        *,
+        same_classes: bool = False,
+    ):
+        packing = pack(lengths, shards=shards, same_classes=same_classes)
+        for field in dataclasses.fields(Parts):
+            setattr(self, field.name, self.sharded(getattr(packing.parts, field.name)))
+        self.label = self.sharded(packing.label)
+        self.row = Fixed(jax.device_put(packing.row))
+        self.tokens = self.lay(tokens)
+
+    def lay(self, values: Int[np.ndarray, "classes suffix"]) -> Fixed:
+        """What belongs to each token, given for each place of each class's text."""
+        return self.sharded(self.packing.lay(values.astype(np.int32)))
+
+    @staticmethod
+    def sharded(value: Array | np.ndarray) -> Fixed:
+        """A variable whose second axis, the shards of the classes, may be split over devices."""
+        return Fixed(jax.device_put(value), shard_axis=1)
+
+    @property
+    def packing(self) -> Packing:
+        """Where the tokens lie."""
+        parts = {field.name: getattr(self, field.name)[...] for field in dataclasses.fields(Parts)}
+        return Packing(Parts(**parts), self.label[...], self.row[...])
+
+
+def layout(
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    placeholder: str,
+    n_ctx: int,
+    position: str | int,
+    *,
+    shared: bool,
+    ending: str = ".",
+) -> Layout:
+    """Lay out the prompts "placeholder class name." with `n_ctx` context vectors.
+
+    Args:
+        tokenizer: the CLIP's tokenizer.
+        class_names: one per label.
+        placeholder: text of at least `n_ctx` tokens; the first ones hold the context's place.
+        n_ctx: number of context vectors M.
+        position: class token position: "end", "middle" (after the first M // 2 context vectors)
+            or "front"; or the number of context vectors in front of the class name.
+        shared: whether all classes have the same context, which may then stand in the prefix.
+        ending: what follows the class name.
+
+    Raises:
+        InputError: no such position, or a prompt that is longer than the tokenizer's context.
+    """
+    counts = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}
+    before = position if isinstance(position, int) else counts.get(position)
+    if before is None:
+        raise InputError(
+            f"class_token_position: expected one of {', '.join(counts)}, got {position!r}"
+        )
+    texts = [f"{placeholder} {name}{ending}".strip() for name in class_names]
+    tokens = tokenizer(texts)
+    places = np.empty_like(tokens)
+    context = np.full_like(tokens, -1)
+    for row, name in enumerate(class_names):
+        name_length = len(tokenizer.ids(name))
+        order = np.arange(tokens.shape[1])
+        # Token positions 1..n_ctx are the placeholder's: the context vectors in order.
+        order[1 : 1 + before + name_length + n_ctx - before] = np.concatenate(
+            [
+                np.arange(before) + 1,
+                np.arange(name_length) + 1 + n_ctx,
+                np.arange(before, n_ctx) + 1,
+            ]
+        )
+        places[row] = tokens[row, order]
+        is_context = (order >= 1) & (order <= n_ctx)
+        context[row, is_context] = order[is_context] - 1
+    shared_context = before if shared else 0
+    start = 1 + shared_context
+    lengths = end_positions(tokens, tokenizer.end) + 1 - start
+    stop = start + int(lengths.max())
+    return Layout(shared_context, places[:, start:stop], context[:, start:stop], lengths)
+
+
+class HandCrafted(nnx.Module):
+    """Hand-crafted prompts of all classes; text features that are given stand for them.
+
+    Args:
+        given: what the method is made of.
+        templates: with {} for the class name.
+
+    Raises:
+        InputError: there is no template, or one without {} or with several.
+    """
+
+    def __init__(self, given: Given, templates: Sequence[str]):
+        templates = tuple(templates)
+        faulty = [template for template in templates if template.count("{}") != 1]
+        if not templates or faulty:
+            raise InputError(
+                f"templates: expected at least one, each with one {{}}, got {faulty or templates}"
+            )
+        if given.texts is not None:
+            self.given = Fixed(jnp.asarray(given.texts, jnp.float32))
+            return
+        tokenizer, names = given.tokenizer, given.classes.spelled
+        assert tokenizer is not None
+        tokens = tokenizer(
+            [template.replace("{}", name) for template in templates for name in names]
+        )
+        self.templates = len(templates)
+        self.start = Fixed(given.clip.text.embed(tokens[0, :1]))
+        lengths = end_positions(tokens, tokenizer.end)
+        self.packed = Packed(tokens[:, 1:], lengths, given.shards)
+
+    def encode(self, clip: CLIP) -> Float[Array, "templates classes embedding"]:
+        """Return unnormalised text features."""
+        if hasattr(self, "given"):
+            return self.given[...]
+        packed = self.packed
+        features = clip.text.encode(self.start[...], packed.tokens[...], packed.packing)
+        return features.reshape(self.templates, -1, features.shape[-1])
+
+
+class Prompts(nnx.Module):
+    """Prompts of all classes with places for context vectors.
+
+    Args:
+        given: what the method is made of.
+        placeholder: text that holds the context's place, from `initial_context`.
+        n_ctx: number of context vectors M.
+        position: class token position: "end", "middle" (after the first M // 2 context vectors)
+            or "front"; or the number of context vectors in front of the class name.
+        shared: whether all classes have the same context.
+        names: of the classes; by default as prompts spell them.
+        ending: what follows the class name.
+
+    Raises:
+        InputError: no such position, or a prompt that is longer than the tokenizer's context.
+    """
+
+    def __init__(
+        self,
+        given: Given,
+        placeholder: str,
+        n_ctx: int,
+        position: str | int = "end",
+        *,
+        shared: bool = True,
+        names: Sequence[str] = (),
+        ending: str = ".",
+    ):
+        assert given.tokenizer is not None
+        names, start = names or given.classes.spelled, np.asarray([given.tokenizer.start], np.int32)
+        laid = layout(
+            given.tokenizer, names, placeholder, n_ctx, position, shared=shared, ending=ending
+        )
+        self.shared_context = laid.shared_context
+        self.start = Fixed(given.clip.text.embed(start))
+        # Each device can keep the contexts of its own classes if they have the same number of them.
+        self.groups = 1 if shared or len(names) % given.shards else given.shards
+        self.packed = Packed(laid.tokens, laid.lengths, given.shards, same_classes=self.groups > 1)
+        self.inserted = self._numbers(laid, None if shared else n_ctx)
+
+    @property
+    def at_once(self) -> int:
+        """How many images with contexts of their own may be worked on at once, at least 1."""
+        return max(TOKENS_AT_ONCE // self.packed.tokens.shape[-1], 1)
+
+    def _numbers(self, laid: Layout, n_ctx: int | None) -> Fixed | None:
+        """Return the number of the context vector at each token; None if all are in the prefix.
+
+        It is -1 where there is none. A class-specific context's vectors, `n_ctx` for each class,
+        are counted within each group of classes.
+        """
+        if not (laid.context >= 0).any():
+            return None
+        numbers = laid.context
+        if n_ctx is not None:
+            place = np.arange(len(numbers)) % (len(numbers) // self.groups)
+            numbers = np.where(numbers >= 0, numbers + place[:, None] * n_ctx, -1)
+        return self.packed.lay(numbers)
+
+    def encode(
+        self,
+        clip: CLIP,
+        context: Float[Array, "*batch context width"],
+        *,
+        deep: Deep | None = None,
+        head: Callable[[Array], Array] = lambda features: features,
+    ) -> Float[Array, "*batch classes embedding"]:
+        """Return unnormalised text features of the prompts with this context.
+
+        Args:
+            clip: the CLIP.
+            context: `[M, width]`; or `[classes, M, width]` class-specific; or `[batch, M, width]`
+                for several contexts, at the class token position "end".
+            deep: vectors that replace those of the context at some layers.
+            head: as `TextTower.encode` takes it.
+        """
+        prefix = self.start[...]
+        inserted = None
+        if self.inserted is not None:
+            vectors = context.reshape(self.groups, -1, context.shape[-1])
+            inserted = Inserted(vectors, self.inserted[...])
+        if self.shared_context:
+            shared = context[..., : self.shared_context, :].astype(prefix.dtype)
+            start = jnp.broadcast_to(prefix, (*context.shape[:-2], *prefix.shape))
+            prefix = jnp.concatenate([start, shared], axis=-2)
+        packed = self.packed
+        return clip.text.encode(
+            prefix, packed.tokens[...], packed.packing, inserted, deep=deep, head=head
+        )
+
+
+def hand_crafted_features(given: Given, *templates: str) -> Float[Array, "classes embedding"]:
+    """Return the frozen CLIP's text features of all classes: normalised, averaged over templates.
+
+    Args:
+        given: what the method is made of.
+        templates: with {} for the class name; where there is none but "", the dataset's own.
+
+    Raises:
+        InputError: there is a template without {} or with several.
+    """
+    prompts = HandCrafted(given, list(filter(None, templates)) or (given.template,))
+    return unit(prompts.encode(given.clip)).mean(axis=0)
+
+
+class Prompted(Method):
+    """A method whose text features are those of prompts with one learned context.
+
+    Attributes:
+        context: `[M, width]`, or `[classes, M, width]` class-specific.
+        prompts: what holds it.
+    """
+
+    context: Learned
+    prompts: Prompts
+
+    def settings(self) -> dict[str, Any]:
+        """Return M and whether the context is class-specific, as a phrase may have changed them."""
+        return {"n_ctx": self.context.shape[-2], "class_specific": self.context.ndim == 3}
+
+    def word_vectors(self) -> dict[str, Array]:
+        """Return the context."""
+        return {"context": self.context[...]}
+
+    def texts(self, clip: CLIP, key: Array | None) -> Float[Array, "classes embedding"]:
+        """Return unnormalised text features of the learned prompts."""
+        return self.prompts.encode(clip, self.context[...])
+
+
+def learned_prompts(
+    given: Given,
+    n_ctx: int,
+    *,
+    context_init: str = "",
+    class_specific: bool = False,
+    class_token_position: str | int = "end",
+    at_least: int = 0,
+) -> tuple[Learned, Prompts]:
+    """Return a context before training, and the prompts that hold it.
+
+    Args:
+        given: what the method is made of.
+        n_ctx: number of context vectors M, where there is no phrase.
+        context_init: the phrase of `initial_context`; empty for none.
+        class_specific: one context per class; ignored where there is a phrase.
+        class_token_position: as `Prompts` takes it.
+        at_least: vectors; where a phrase has fewer words, vectors of zeros stand in front.
+
+    Raises:
+        InputError: there would be no vector, or prompts that are too long; no such position.
+    """
+    if context_init and class_specific:
+        logger.warning("context_init gives a shared context: class_specific is ignored")
+    shared = bool(context_init) or not class_specific
+    context, placeholder = initial_context(given, context_init, n_ctx, class_specific=not shared)
+    if context_init and (missing := at_least - len(context)) > 0:
+        context = jnp.pad(context, ((missing, 0), (0, 0)))
+        placeholder = " ".join([*["X"] * missing, placeholder])
+    learned = Learned(context, per_class=not shared, shard_axis=None if shared else 0)
+    position = class_token_position
+    return learned, Prompts(given, placeholder, context.shape[-2], position, shared=shared)
+
+
+def initial_context(
+    given: Given, phrase: str, n_ctx: int, *, class_specific: bool = False
+) -> tuple[Float[Array, "*classes context width"], str]:
+    """Return context vectors before training, float32, and the text that holds their place.
+
+    They are `[n_ctx, width]`, or class-specific `[classes, n_ctx, width]`, normal with deviation
+    0.02; or, where there is a phrase, `[words, width]`: the embeddings of its first tokens, as many
+    as it has words (coop_protocol section 5). Where a word
+    is several tokens, the phrase's last ones are therefore not learned but stay in the prompt, in
+    front of the class name's own: the official code's behaviour, which the log points out.
+
+    Raises:
+        InputError: there would be no vector.
+    """
+    words = spelled([phrase])[0].split()
+    n_ctx = len(words) if phrase else n_ctx
+    if n_ctx < 1:
+        raise InputError(f"expected at least one context vector, got {n_ctx}; raise n_ctx")
+    if not phrase:
+        width = given.clip.config.text.transformer.width
+        shape = (len(given.classes),) * class_specific + (n_ctx, width)
+        drawn = 0.02 * jax.random.normal(given.rngs.params(), shape, jnp.float32)
+        return drawn, " ".join(["X"] * n_ctx)
+    text = " ".join(words)
+    vectors = embedded_words(given, text)
+    if len(vectors) != n_ctx:
+        logger.warning(
+            "context_init %r has more tokens (%d) than words (%d): as in the official code, only as"
+            " many are learned as there are words, the first",
+            text,
+            len(vectors),
+            n_ctx,
+        )
+    return vectors[:n_ctx], text
+
+
+def embedded_words(given: Given, phrase: str) -> Float[Array, "tokens width"]:
+    """Return the token embeddings of a phrase, float32.
+
+    Raises:
+        InputError: the phrase has no token.
+    """
+    assert given.tokenizer is not None
+    ids = np.asarray(given.tokenizer.ids(spelled([phrase])[0]), np.int32)
+    if not len(ids):
+        raise InputError(f"expected a phrase to start the context from, got {phrase!r}; give one")
+    return given.clip.text.token_embedding[...][ids].astype(jnp.float32)
