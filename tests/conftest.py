@@ -38,6 +38,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
+
+def pytest_runtest_setup(item):
+    """Tests of files of PyTorch need the extra `torch`; CI has a stage for them."""
+    if item.get_closest_marker("torch"):
+        pytest.importorskip("torch", reason="needs the extra 'torch'")
+
+
 CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD player", "anemone")
 
 

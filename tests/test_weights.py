@@ -87,9 +87,11 @@ def test_open_clip_says_which_activation(tmp_path, stated, expected):
     assert load(tmp_path).config.text.transformer.activation == expected
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("scripted", [False, True])
 def test_official_archives_equal_safetensors(tmp_path, scripted):
-    torch = pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
+    import torch
+
     tensors = openai_tensors()
     save_file(tensors, tmp_path / "clip.safetensors")
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
@@ -111,9 +113,9 @@ def test_official_archives_equal_safetensors(tmp_path, scripted):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("content", [b"", b"PK not an archive"])
 def test_damaged_archives(tmp_path, content):
-    pytest.importorskip("torch", reason=".pt files need the extra 'torch'")
     (tmp_path / "clip.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"clip\.pt: expected a TorchScript archive"):
         load(tmp_path / "clip.pt")

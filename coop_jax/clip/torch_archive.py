@@ -1,35 +1,64 @@
-"""OpenAI's `.pt` archives. The only place that imports torch, with the extra `torch`."""
+"""Files of PyTorch, read and written with the extra `torch`. The only place that imports torch."""
 
+import io
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from coop_jax.errors import InputError
 
+SKIPPED_PACKAGES = ("torch.optim.", "dassl.optim.")
+"""Whose objects are passed over: the official code saves its optimizer and scheduler, too."""
+
+CONTAINERS = {"builtins.dict": dict, "collections.defaultdict": defaultdict}
+"""What the state of an optimizer may be made of, besides what torch allows by itself."""
+
+
+class _Skipped:
+    """Stand in for an object of `SKIPPED_PACKAGES`: take whatever a pickle gives, keep nothing."""
+
+    def __new__(cls, *_: Any) -> "_Skipped":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
 
 class TorchArchive:
-    """The tensors of an official `.pt`: a TorchScript archive or a plain state dict."""
+    """The tensors in a file of PyTorch, by name.
+
+    The file is a TorchScript archive (OpenAI's `.pt`), a state dict, or a checkpoint that has one
+    as `state_dict`. It is read by `torch.load(weights_only=True)`: no name in it is called but
+    those that torch knows as harmless, and objects of an optimizer are passed over.
+
+    Attributes:
+        checkpoint: all that the file has by name, e.g. `epoch`.
+
+    Raises:
+        InputError: torch is not installed, or the file is missing, damaged or holds other objects.
+    """
 
     def __init__(self, path: Path):
+        self._path = path
+        torch = _torch(path)
+        if not path.is_file():
+            raise InputError(f"expected a file of PyTorch, got {path}, no file; name one")
         try:
-            import torch  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InputError(
-                f"{path}: reading a .pt file needs torch; pip install 'coop_jax[torch]', or use"
-                " the same weights as safetensors"
-            ) from error
-        try:
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        except RuntimeError:
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise InputError(
-                    f"{path}: expected a TorchScript archive or a state dict of tensors, but it is"
-                    " damaged or holds other objects; fetch it again"
-                ) from error
-        self._tensors: dict[str, np.ndarray] = {
-            name: tensor.detach().float().numpy() for name, tensor in state.items()
+            content = torch.jit.load(str(path), map_location="cpu").state_dict()
+        except RuntimeError:  # it is no TorchScript archive, or a damaged one
+            content = _load(torch, path)
+        self.checkpoint: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
+        state = self.checkpoint.get("state_dict", self.checkpoint)
+        self._tensors: dict[str, Any] = {
+            name: value.detach()
+            for name, value in (state.items() if isinstance(state, Mapping) else ())
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
         }
 
     def names(self) -> set[str]:
@@ -38,8 +67,77 @@ class TorchArchive:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
-        return self._tensors[name].shape
+        return tuple(self._tensors[name].shape)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
-        return self._tensors[name]
+        """One tensor: float16 as it is, bfloat16 as float32.
+
+        Raises:
+            InputError: its numbers are of another kind than float16, bfloat16 and float32.
+        """
+        tensor = self._tensors[name]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        is_dense = (
+            str(tensor.layout) == "torch.strided"
+            and tensor.nbytes <= tensor.untyped_storage().nbytes()
+        )
+        if dtype not in ("float16", "bfloat16", "float32") or not is_dense:
+            raise InputError(
+                f"{self._path}: expected dense tensors of float16, bfloat16 or float32, got {name}"
+                f" of {dtype}; convert it in PyTorch"
+            )
+        return (tensor.float() if dtype == "bfloat16" else tensor).numpy()
+
+
+def dumps(path: Path, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> bytes:
+    """Return a checkpoint as `torch.save` writes it: the tensors as `state_dict`, and plain values.
+
+    Args:
+        path: what an error calls the file.
+        tensors: by name.
+        values: by name: numbers, texts, None, or containers of these.
+
+    Raises:
+        InputError: torch is not installed.
+    """
+    torch = _torch(path)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    file = io.BytesIO()
+    torch.save({"state_dict": state, **values}, file)
+    return file.getvalue()
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"{path}: expected torch, which reads and writes such files, got none installed; pip"
+            " install 'coop_jax[torch]'"
+        ) from error
+    return torch
+
+
+def _load(torch: Any, path: Path) -> Any:
+    """What `torch.save` wrote, tensors and plain containers alone."""
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the format before PyTorch 1.6, or damaged, which torch.load tells apart
+        named = []
+    allowed: dict[str, Any] = {
+        name: _Skipped for name in named if name.startswith(SKIPPED_PACKAGES)
+    } | CONTAINERS
+    refused = sorted(set(named) - set(allowed))
+    if refused:
+        raise InputError(
+            f"{path}: expected tensors alone, got a pickle that names {', '.join(refused)!a:.200},"
+            " which was not run; do not trust this file"
+        )
+    try:
+        with torch.serialization.safe_globals([(kind, name) for name, kind in allowed.items()]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a damaged file lead to
+        raise InputError(
+            f"{path}: expected a TorchScript archive or what torch.save wrote of tensors, got a"
+            " damaged file or other objects, which were not run; fetch it again"
+        ) from error

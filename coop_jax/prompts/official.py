@@ -14,9 +14,10 @@ import numpy as np
 from coop_jax import methods
 from coop_jax.classes import Classes, spelled
 from coop_jax.clip import CLIP, fingerprint
+from coop_jax.clip.torch_archive import TorchArchive, dumps
 from coop_jax.errors import InputError
-from coop_jax.prompts import torch_file
 from coop_jax.prompts.prompt import Prompt
+from coop_jax.terminal import write_new
 
 
 class _Parameter(NamedTuple):
@@ -51,7 +52,7 @@ def read(
     context_init: str = "",
     dataset: str | None = None,
 ) -> Prompt:
-    """A prompt that the official code has learned, without PyTorch; nothing in the file is run.
+    """Read a prompt that the official code has learned; no code in the file is run.
 
     Args:
         path: the file, e.g. `prompt_learner/model.pth.tar-50`.
@@ -65,8 +66,8 @@ def read(
         dataset: the name of the dataset, for the record.
 
     Raises:
-        InputError: no such file, or one that is damaged, of the format before PyTorch 1.6, names
-            anything to run, or holds no prompt that fits the CLIP, the classes and the phrase.
+        InputError: torch is not installed; no such file, or one that is damaged, names anything to
+            run, or holds no prompt that fits the CLIP, the classes and the phrase.
     """
     path = Path(path).expanduser()
     checkpoint, learned = _load(path)
@@ -87,7 +88,7 @@ def read(
 
 
 def write(prompt: Prompt, path: str | Path) -> None:
-    """Write a prompt so that the official code loads it, without PyTorch.
+    """Write a prompt so that the official code loads it.
 
     The official code looks for `FOLDER/prompt_learner/model.pth.tar-EPOCHS` and has to be called
     with `--model-dir FOLDER --load-epoch EPOCHS`, the same backbone and the settings that `options`
@@ -98,7 +99,7 @@ def write(prompt: Prompt, path: str | Path) -> None:
         path: a new file.
 
     Raises:
-        InputError: another method, or a file that is there or cannot be written.
+        InputError: another method, torch is not installed, or a file is there or cannot be written.
     """
     path = Path(path).expanduser()
     parameters = _parameters(prompt)
@@ -109,14 +110,14 @@ def write(prompt: Prompt, path: str | Path) -> None:
         for name, parameter in parameters.items()
     }
     epochs = prompt.training.get("epochs")
-    content = {"state_dict": state, "epoch": epochs if type(epochs) is int else 0}
+    content = dumps(path, state, {"epoch": epochs if type(epochs) is int else 0})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch_file.write(path, content)
     except OSError as error:
         raise InputError(
             f"expected a new file to write, got {path} ({error.strerror}); name another"
         ) from error
+    write_new({path: content})
 
 
 def options(prompt: Prompt) -> list[str]:
@@ -144,14 +145,13 @@ def _parameters(prompt: Prompt) -> Mapping[str, _Parameter]:
     return PARAMETERS[prompt.method]
 
 
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _load(path: Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
     """The checkpoint as it is, and what was learned, under the names it has here."""
-    file = torch_file.TorchFile(path)
-    checkpoint = file.content if isinstance(file.content, dict) else {}
-    tensors = _named(checkpoint.get("state_dict", checkpoint))
-    has_meta_net = any(name.startswith("meta_net.") for name in tensors)
+    archive = TorchArchive(path)
+    names = {_in_prompt_learner(name): name for name in archive.names()}
+    has_meta_net = any(name.startswith("meta_net.") for name in names)
     parameters = COCOOP if has_meta_net else COOP
-    missing = [name for name in parameters if name not in tensors]
+    missing = [name for name in parameters if name not in names]
     if missing:
         raise InputError(
             f"{path}: expected the prompt learner of CoOp or CoCoOp, got a file without"
@@ -159,9 +159,16 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         )
     learned = {}
     for name, parameter in parameters.items():
-        array = file.read(tensors[name])
-        learned[parameter.path] = np.ascontiguousarray(array.T) if parameter.transposed else array
-    return checkpoint, learned
+        array = archive.read(names[name])
+        learned[parameter.path] = np.array(array.T if parameter.transposed else array, order="C")
+    return archive.checkpoint, learned
+
+
+def _in_prompt_learner(name: str) -> str:
+    """The name that a tensor has in the prompt learner."""
+    for prefix in (*PREFIXES, *PREFIXES):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _training(path: Path, checkpoint: Mapping[str, Any], dataset: str | None) -> dict[str, Any]:
@@ -172,18 +179,6 @@ def _training(path: Path, checkpoint: Mapping[str, Any], dataset: str | None) ->
         if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             training[name] = value
     return training
-
-
-def _named(state: Any) -> dict[str, torch_file.Tensor]:
-    """The tensors of a `state_dict` by their names in the prompt learner."""
-    found = {}
-    for name, value in state.items() if isinstance(state, dict) else ():
-        if not isinstance(name, str) or not isinstance(value, torch_file.Tensor):
-            continue
-        for prefix in (*PREFIXES, *PREFIXES):
-            name = name.removeprefix(prefix)
-        found[name] = value
-    return found
 
 
 def _check_shapes(path: Path, learned: Mapping[str, np.ndarray], clip: CLIP, backbone: str) -> None:
