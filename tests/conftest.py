@@ -40,7 +40,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_runtest_setup(item):
-    """Tests of files of PyTorch need the extra `torch`; CI has a stage for them."""
+    """Skip what needs the extra `torch` where it is not installed; CI has a stage for it."""
     if item.get_closest_marker("torch"):
         pytest.importorskip("torch", reason="needs the extra 'torch'")
 

@@ -171,9 +171,11 @@ def test_extrapolation_is_marked():
     assert last["speedup"] == 8 and last["memory_ratio"] == 6
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_reference_agrees(method, recorded):
-    torch = pytest.importorskip("torch")
+    import torch
+
     chosen = settings(method, images=method == "coop")
     problem = chosen.problem()
     official = sides.Official(chosen, problem)
@@ -188,9 +190,9 @@ def test_reference_agrees(method, recorded):
     assert torch.isfinite(official.reference.learner.ctx).all()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("method", ["coop", "cocoop"])
 def test_counted_flops_are_those_of_the_reference(method, recorded):
-    pytest.importorskip("torch")
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -174,8 +174,8 @@ def test_a_program_says_until_when_it_is_read(make, clip, tmp_path, monkeypatch)
     assert "newer JAX" in refusal(export.load_program, path)
 
 
+@pytest.mark.torch
 def test_pytorch_and_transformers_use_the_class_weights(make, clip, pixels, tmp_path):
-    pytest.importorskip("torch", reason="the lines for PyTorch need it")
     method, image = make("coop"), Image.fromarray(pixels[0])
     image.save(tmp_path / "cat.png")
     export.save_class_weights(

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -137,6 +140,7 @@ def test_export_writes_what_the_ending_says(mine, run, refused, tmp_path):
     assert "ends in" in refused("export", mine, tmp_path / "weights.pt")
 
 
+@pytest.mark.torch
 def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
     file, again = tmp_path / "new" / "prompt_learner" / "model.pth.tar-40", tmp_path / "again"
     code, out, _ = run("export", mine, file)
@@ -156,6 +160,30 @@ def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
     assert prompts.load(again).training["epochs"] == 40
     assert "absent" in refused("import", tmp_path / "absent", tmp_path / "other", *given)
     assert "holds something else" in refused("import", file, mine, *given)
+
+
+class Touch:
+    """Pickles as a call that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.torch
+def test_import_runs_nothing(refused, tmp_path):
+    pickled = pickle.dumps(Touch(tmp_path / "marker"), protocol=2)
+    with zipfile.ZipFile(tmp_path / "model.pth.tar-1", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    given = ("--clip=tiny", "--classes=blue,red")
+    line = refused("import", tmp_path / "model.pth.tar-1", tmp_path / "new", *given)
+    assert "posix.system" in line and "was not run" in line
+    assert not (tmp_path / "marker").exists() and not (tmp_path / "new").exists()
+    pickle.loads(pickled)
+    assert (tmp_path / "marker").exists(), "the pickle was not hostile"
 
 
 def test_push_and_pull(server, mine, run, refused, tmp_path):

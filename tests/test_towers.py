@@ -32,8 +32,8 @@ def test_recorded_transformers_clip(name):
     check_against_transformers(DATA / f"transformers_{name}")
 
 
+@pytest.mark.torch
 def test_live_transformers_clip(tmp_path):
-    pytest.importorskip("torch", reason="the live comparison needs the extra 'torch'")
     record(tmp_path, seed=7, activation="quick_gelu", end_token=98, shard="1GB")
     check_against_transformers(tmp_path)
 

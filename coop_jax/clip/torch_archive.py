@@ -1,7 +1,6 @@
 """Files of PyTorch, read and written with the extra `torch`. The only place that imports torch."""
 
 import io
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ from coop_jax.errors import InputError
 
 SKIPPED_PACKAGES = ("torch.optim.", "dassl.optim.")
 """Whose objects are passed over: the official code saves its optimizer and scheduler, too."""
-
-CONTAINERS = {"builtins.dict": dict, "collections.defaultdict": defaultdict}
-"""What the state of an optimizer may be made of, besides what torch allows by itself."""
 
 
 class _Skipped:
@@ -28,6 +24,10 @@ class _Skipped:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+CONTAINERS = {"builtins.dict": dict, "collections.defaultdict": lambda _: {}}
+"""What the state of an optimizer is made of, besides what torch allows by itself."""
 
 
 class TorchArchive:

@@ -4,7 +4,7 @@ r"""Make a prompt of what the official CoOp or CoCoOp code saved.
       --classes dataset:dtd --data-dir DATA
 
 The file says neither which CLIP nor which classes it was learned with, so name them.
-It is read with the extra torch.
+Reading it needs PyTorch (pip install 'coop_jax[torch]'); no code in it is run.
 """
 
 import argparse
