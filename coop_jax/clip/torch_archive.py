@@ -1,6 +1,8 @@
 """Files of PyTorch, read and written with the extra `torch`. The only place that imports torch."""
 
 import io
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,7 @@ class TorchArchive:
         torch = _torch(path)
         if not path.is_file():
             raise InputError(f"expected a file of PyTorch, got {path}, no file; name one")
-        try:
-            content = torch.jit.load(str(path), map_location="cpu").state_dict()
-        except RuntimeError:  # it is no TorchScript archive, or a damaged one
-            content = _load(torch, path)
+        content = _load(torch, path)
         self.checkpoint: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
         state = self.checkpoint.get("state_dict", self.checkpoint)
         self._tensors: dict[str, Any] = {
@@ -119,25 +118,35 @@ def _torch(path: Path) -> Any:
 
 
 def _load(torch: Any, path: Path) -> Any:
-    """What `torch.save` wrote, tensors and plain containers alone."""
+    """What a file holds, of tensors and plain containers alone."""
     try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the format before PyTorch 1.6, or damaged, which torch.load tells apart
-        named = []
-    allowed: dict[str, Any] = {
-        name: _Skipped for name in named if name.startswith(SKIPPED_PACKAGES)
-    } | CONTAINERS
-    refused = sorted(set(named) - set(allowed))
-    if refused:
-        raise InputError(
-            f"{path}: expected tensors alone, got a pickle that names {', '.join(refused)!a:.200},"
-            " which was not run; do not trust this file"
-        )
-    try:
+        named = []  # the format before PyTorch 1.6 does not tell
+        if zipfile.is_zipfile(path):
+            if _is_torch_script(path):
+                with warnings.catch_warnings():  # nothing else reads TorchScript
+                    warnings.simplefilter("ignore", FutureWarning)
+                    return torch.jit.load(str(path), map_location="cpu").state_dict()
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        allowed: dict[str, Any] = {
+            name: _Skipped for name in named if name.startswith(SKIPPED_PACKAGES)
+        } | CONTAINERS
+        refused = sorted(set(named) - set(allowed))
+        if refused:
+            raise InputError(
+                f"{path}: expected tensors alone, got a pickle that names"
+                f" {', '.join(refused)!a:.200}, which was not run; do not trust this file"
+            )
         with torch.serialization.safe_globals([(kind, name) for name, kind in allowed.items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # whatever the bytes of a damaged file lead to
         raise InputError(
             f"{path}: expected a TorchScript archive or what torch.save wrote of tensors, got a"
             " damaged file or other objects, which were not run; fetch it again"
         ) from error
+
+
+def _is_torch_script(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
