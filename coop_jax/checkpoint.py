@@ -55,7 +55,7 @@ class Checkpoints:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the latest checkpoint is the last one that there will be."""
+        """True if the latest checkpoint is the last one that there will be."""
         return (self.folder / COMPLETE).exists()
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Which examples every step sees, and how the steps of several runs are cut into chunks."""
+"""The examples of every step, and the chunks that the steps of several runs are cut into."""
 
 import collections
 import dataclasses
@@ -88,7 +88,7 @@ def plan(runs: Sequence[Batches], starts: Sequence[int], images: int) -> list[li
 
 
 def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
-    """What `make` makes of each input, the next one in the background while one is used.
+    """Yield what `make` makes of each input, the next one in the background meanwhile.
 
     Not so with several processes, which must start the same programs in the same order.
     """

@@ -1,4 +1,4 @@
-"""What the runs of a workdir share: the dataset, the frozen CLIP, test images, the record."""
+"""Everything that the runs of a workdir share: dataset, frozen CLIP, test images, record."""
 
 import dataclasses
 import functools
@@ -16,12 +16,13 @@ from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
+from coop_jax.frozen import Frozen
 from coop_jax.images import orientation_settings, pixel_settings
 from coop_jax.methods import ZERO_SHOT, move
 from coop_jax.printing import plural
 from coop_jax.prompts.use import warn_of_embedded_clip
 from coop_jax.provenance import commit, digest, versions
-from coop_jax.run import Frozen, TrainingRun
+from coop_jax.run import TrainingRun
 
 NOT_SETTINGS = (
     "protocol",
@@ -49,7 +50,7 @@ class Target(NamedTuple):
 
     @property
     def split(self) -> str:
-        """What a record calls it."""
+        """Its name in a record."""
         return self.dataset.split_name(self.part)
 
 
@@ -78,7 +79,7 @@ class Experiment:
 
     @property
     def backbone(self) -> str:
-        """What records call the CLIP; its weights have a hash besides."""
+        """The CLIP's name in records; its weights have a hash besides."""
         return source.backbone(self.config["clip"]["name"])
 
     @property

@@ -1,4 +1,4 @@
-"""What methods take of images: pixels, or what the frozen tower makes of them, ahead of the steps.
+"""Images as methods take them: pixels, or outputs of the frozen tower, ahead of the steps.
 
 A training image's features are a function of weights, image, seed, epoch and view alone, so they
 are made in large batches, kept by content, and never made twice.
@@ -20,7 +20,6 @@ from PIL import Image
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP, FeatureSpace, preprocess
-from coop_jax.clip.preprocess import normalize
 from coop_jax.data import pipeline
 from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
@@ -58,7 +57,7 @@ def compile_encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh, field: str) -> Cal
 
     def encode(state: nnx.State, pixels: Array) -> Array:
         clip = nnx.merge(graphdef, state)
-        return of_tower(clip, normalize(pixels, clip.config.mean, clip.config.std), field)
+        return of_tower(clip, clip.normalized(pixels), field)
 
     return jax.jit(
         encode,
@@ -148,12 +147,12 @@ class Encoder:
 
     @property
     def is_small(self) -> bool:
-        """Whether what is made of an image takes so little that a whole split is kept in memory."""
+        """True where what is made takes so little memory that a whole split is kept."""
         return not {"pixels", "tokens", "local"} & set(self.takes)
 
     @property
     def at_once(self) -> int:
-        """How many images may be made ahead of the steps, in a bounded number of bytes."""
+        """The number of images that may be made ahead of the steps, bounded in bytes."""
         if self.is_small or isinstance(self.clip, FeatureSpace):
             return MOST_AT_ONCE
         size = self.clip.config.vision.image_size

@@ -1,4 +1,4 @@
-"""What a learned context looks like: the words nearest to its vectors (paper section 4.4)."""
+"""The words nearest to the vectors of a learned context (paper section 4.4)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from coop_jax.clip import CLIP, Tokenizer
+from coop_jax.frozen import Frozen
 from coop_jax.printing import escaped
-from coop_jax.run import Frozen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,12 @@ from coop_jax.data import catalog, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import Images, Labels
 from coop_jax.errors import InputError
+from coop_jax.frozen import Frozen
 from coop_jax.methods import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
 from coop_jax.prompts import seen
 from coop_jax.prompts.use import apply, warn_of_embedded_clip
-from coop_jax.run import Frozen, Losses, TrainingRun, learn
+from coop_jax.run import Losses, TrainingRun, learn
 from coop_jax.terminal import count_images
 
 DEFAULT = config_module.default()

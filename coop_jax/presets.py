@@ -1,4 +1,4 @@
-"""What the papers' experiments really used, by name (coop_protocol section 0)."""
+"""The settings that the papers' experiments really used, by name (coop_protocol section 0)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def _paper(method: str, dataset: str, backbone: str, precision: str) -> dict[str
 
 
 def trains_as_published(recorded: Mapping[str, Any], method: str) -> bool:
-    """Whether a result's config trains this method as the papers do: data, prompts, CLIP aside.
+    """Return whether a config trains this method as the papers do: data, prompts, CLIP aside.
 
     The precision may be any of `PRECISIONS`.
     """

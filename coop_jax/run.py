@@ -7,25 +7,23 @@ prepares it, trains it stage by stage, and goes on where an earlier process stop
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax import nnx
 
 from coop_jax import images as images_module
-from coop_jax import optim, parallel, train
-from coop_jax.checkpoint import Checkpoints
+from coop_jax import optim, train
 from coop_jax.chunks import Batches
-from coop_jax.clip import CLIP, FeatureSpace, Tokenizer, source
-from coop_jax.clip.config import DTYPES
 from coop_jax.data import sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.errors import InputError
-from coop_jax.feature_cache import Cache
-from coop_jax.methods import Data, Images, Method, Split, Stage, create
-from coop_jax.provenance import hash_files
+from coop_jax.frozen import Frozen
+from coop_jax.methods import Data, Split, Stage
+
+if TYPE_CHECKING:
+    from coop_jax.checkpoint import Checkpoints
 
 
 class Watcher:
@@ -39,89 +37,6 @@ class Watcher:
 
     def note(self, progress: train.Progress) -> None:
         """A chunk of steps is done."""
-
-
-class Frozen:
-    """A frozen CLIP on all devices, with the settings of a run: what its methods share.
-
-    Attributes:
-        config: as `coop_jax.config.default`.
-        mesh: the devices.
-        clip: the CLIP; a `FeatureSpace` where the dataset gives features.
-        tokenizer: its tokenizer; None where the dataset gives features.
-    """
-
-    def __init__(self, config: Mapping[str, Any], dataset: Dataset):
-        """`dataset` says whether a CLIP is needed.
-
-        Raises:
-            InputError: there is no such CLIP, or its files cannot be used.
-        """
-        self.config, self.mesh = config, parallel.create_mesh()
-        if dataset.texts is not None:
-            space = FeatureSpace(dataset.texts.shape[-1], dataset.logit_scale)
-            self.clip: Any = space
-            self.tokenizer: Tokenizer | None = None
-        else:
-            self.clip, self.tokenizer = load_clip(**config["clip"])
-
-    def create(
-        self,
-        dataset: Dataset,
-        seed: int = 0,
-        *,
-        method: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Return the configured method (or another, with its settings) for a dataset's classes.
-
-        Raises:
-            InputError: the classes or the settings do not fit.
-        """
-        settings = dict(self.config["method"] if method is None else method)
-        return create(
-            settings.pop("name"),
-            self.clip,
-            self.tokenizer,
-            dataset.classes,
-            settings,
-            seed=seed,
-            template=dataset.templates[0],
-            texts=dataset.texts,
-            shards=self.mesh.size,
-        )
-
-    def encoder(self, method: Method, tell: Callable[[int], None] | None = None) -> Any:
-        """Return what makes of images what a method takes; `tell` is told how many it has made."""
-        folder = self.config["feature_cache"]
-        return images_module.encoder_for(
-            method,
-            self.clip,
-            self.mesh,
-            batch_size=self.config["encode_batch_size"],
-            augmentation=dict(self.config["augmentation"]),
-            cache=Cache(folder) if folder else None,
-            weights=(self.weights_hash, self.config["clip"]["dtype"]) if folder else (),
-            **({} if tell is None else {"tell": tell}),
-        )
-
-    def images_of(self, method: Method, examples: Examples) -> Callable[[np.ndarray], Images]:
-        """Return a function from places among test images to what a method takes of them."""
-        encoder = self.encoder(method)
-
-        def of_places(places: np.ndarray) -> Images:
-            requests = np.stack([np.zeros_like(places), places], axis=1)
-            views = method.views.test
-            return encoder.images(examples, requests, seed=0, augmented=False, views=views)
-
-        return of_places
-
-    @functools.cached_property
-    def weights_hash(self) -> str:
-        """A hash of the files of the CLIP and its tokenizer; of none where features are given."""
-        if self.tokenizer is None:
-            return hash_files([])
-        chosen = self.config["clip"]
-        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
 
 
 class Losses(Watcher):
@@ -140,24 +55,26 @@ class Losses(Watcher):
             self.values = np.concatenate([self.values, progress.losses])
 
 
-@functools.lru_cache(maxsize=1)
-def load_clip(name: str, dtype: str, tokenizer: str) -> tuple[CLIP, Tokenizer]:
-    """Return a CLIP on all devices, and its tokenizer; the last one stays in memory.
-
-    Raises:
-        InputError: there is none of that name, or its files cannot be used.
-    """
-    from coop_jax import clip as clip_package
-
-    whole = parallel.replicated(parallel.create_mesh())
-    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
-    nnx.update(model, parallel.put(nnx.state(model), whole))
-    return model, its_tokenizer
-
-
 def paper_epochs(shots: int, dataset: str) -> int:
     """Return the CoOp paper's number of epochs (coop_protocol section 0)."""
     return 50 if shots == 1 or dataset == "imagenet" else 100 if shots <= 4 else 200
+
+
+def extent(stage: Stage, images: int, *, shots: int, dataset: str) -> tuple[int, int]:
+    """Return how many epochs and steps a stage takes of so many images; the last may be cut short.
+
+    Args:
+        stage: says how many epochs, or how many steps for each shot.
+        images: their number.
+        shots: images per class.
+        dataset: its name, since the CoOp paper's number of epochs is another for ImageNet.
+    """
+    per_epoch = sampling.steps_per_epoch(images, stage.batch_size, stage.drop_last)
+    if stage.steps_per_shot is not None:
+        steps = stage.steps_per_shot * shots
+        return -(-steps // per_epoch), steps
+    epochs = paper_epochs(shots, dataset) if stage.epochs is None else stage.epochs
+    return epochs, epochs * per_epoch
 
 
 def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) -> Batches:
@@ -168,15 +85,10 @@ def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) 
         split: the images.
         seed: of the shuffles.
         shots: images per class.
-        dataset: its name, since the CoOp paper's number of epochs is another for ImageNet.
+        dataset: its name.
     """
+    epochs, steps = extent(stage, len(split), shots=shots, dataset=dataset)
     per_epoch = sampling.steps_per_epoch(len(split), stage.batch_size, stage.drop_last)
-    if stage.steps_per_shot is not None:
-        steps = stage.steps_per_shot * shots
-        epochs = -(-steps // per_epoch)
-    else:
-        epochs = paper_epochs(shots, dataset) if stage.epochs is None else stage.epochs
-        steps = epochs * per_epoch
     order, epoch = sampling.batch_order(
         len(split), stage.batch_size, epochs, seed, drop_last=stage.drop_last
     )
@@ -221,31 +133,31 @@ class TrainingRun:
 
     @functools.cached_property
     def encoder(self) -> images_module.Encoder:
-        """What makes of images what the method takes."""
+        """The encoder of the images that the method takes."""
         return self.frozen.encoder(self.method, self.tell)
 
     @functools.cached_property
     def data(self) -> Data:
-        """What the method may learn from.
+        """The splits that the method may learn from.
 
         Raises:
-            InputError: it uses images that there are none of.
+            InputError: as `check`.
         """
-        uses, views = self.method.uses, self.method.views.train
+        self.check()
+        views = self.method.views.train
         split = functools.partial(images_module.split, self.encoder, seed=self.seed, views=views)
-        unlabeled = self.dataset.train.subset([]) if self.unlabeled is None else self.unlabeled
-        for use, examples in (("validation", self.dataset.val), ("unlabeled", unlabeled)):
-            if use in uses and not len(examples):
-                name = self.frozen.config["method"]["name"]
-                raise InputError(
-                    f"expected a dataset with {use} images, which {name} needs, got"
-                    f" {self.dataset.name} without; choose another, or another method"
-                )
+        val, unlabeled = (self._others.get(use) for use in ("validation", "unlabeled"))
         return Data(
             split(self.dataset.train),
-            split(self.dataset.val) if "validation" in uses else None,
-            split(unlabeled, labelled=False) if "unlabeled" in uses else None,
+            None if val is None else split(val),
+            None if unlabeled is None else split(unlabeled, labelled=False),
         )
+
+    @property
+    def _others(self) -> dict[str, Examples | None]:
+        """The images that the method uses besides the training images, by its word for them."""
+        others = {"validation": self.dataset.val, "unlabeled": self.unlabeled}
+        return {use: others[use] for use in others if use in self.method.uses}
 
     def check(self) -> None:
         """Refuse a dataset without images that the method uses, before anything is made.
@@ -253,43 +165,61 @@ class TrainingRun:
         Raises:
             InputError: it is one.
         """
-        assert self.data.train is not None
+        for use, examples in self._others.items():
+            if examples is None or not len(examples):
+                name = self.frozen.config["method"]["name"]
+                raise InputError(
+                    f"expected a dataset with {use} images, which {name} needs, got"
+                    f" {self.dataset.name} without; choose another, or another method"
+                )
 
     @property
     def shots_of_largest(self) -> int:
         """The shots, or else the images of the largest class."""
         return self.shots or int(np.bincount(self.dataset.train.labels).max())
 
-    def batches(self, stage: Stage, split: Split | None = None) -> Batches:
-        """Return which images each step of a stage sees: of a split, or of the training images."""
-        return batches(
-            stage,
-            split or self.data.train,
-            seed=self.seed,
-            shots=self.shots_of_largest,
-            dataset=self.dataset.name,
-        )
+    def batches(self, stage: Stage, split: Split) -> Batches:
+        """Return which images of a split each step of a stage sees."""
+        shots, name = self.shots_of_largest, self.dataset.name
+        return batches(stage, split, seed=self.seed, shots=shots, dataset=name)
+
+    @property
+    def _extents(self) -> list[tuple[int, int]]:
+        """The epochs and steps of each stage that has some, of the training images."""
+        count, shots, name = len(self.dataset.train), self.shots_of_largest, self.dataset.name
+        return [
+            extent(stage, count, shots=shots, dataset=name)
+            for stage in self.stages
+            if stage.epochs != 0
+        ]
 
     @property
     def steps(self) -> int:
-        """How many steps its stages take of the training images; one without any counts as one."""
-        return sum(1 if stage.epochs == 0 else self.batches(stage).steps for stage in self.stages)
+        """The steps of all stages; one without any counts as one."""
+        without = sum(stage.epochs == 0 for stage in self.stages)
+        return without + sum(steps for _, steps in self._extents)
 
     @property
     def images(self) -> int:
-        """How many images the steps see."""
-        return sum(self.batches(stage).order.size for stage in self.stages if stage.epochs != 0)
+        """The number of images that the steps see."""
+        count = len(self.dataset.train)
+        trained = [stage for stage in self.stages if stage.epochs != 0]
+        return sum(
+            steps * min(count, stage.batch_size)
+            for stage, (_, steps) in zip(trained, self._extents, strict=True)
+        )
 
     @property
     def epochs(self) -> int | None:
         """The epochs of all stages; None where no step is taken."""
-        trained = [self.batches(stage).epoch[-1] + 1 for stage in self.stages if stage.epochs != 0]
-        return int(sum(trained)) if trained else None
+        return sum(epochs for epochs, _ in self._extents) or None
 
-    def checkpoints(self, stage: int) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    def checkpoints(self, stage: int) -> "contextlib.AbstractContextManager[Checkpoints | None]":
         """Open the checkpoints of a stage, counted from 0."""
         if self.folder is None:
             return contextlib.nullcontext()
+        from coop_jax.checkpoint import Checkpoints  # brings orbax, which takes a second
+
         return contextlib.closing(Checkpoints(self.folder / f"stage_{stage + 1}"))
 
     @property
@@ -297,11 +227,12 @@ class TrainingRun:
         """The images that the method has learned from."""
         if not self.stages:
             return []
-        others = {"validation": self.dataset.val, "unlabeled": self.unlabeled}
-        used = [e for use, e in others.items() if use in self.method.uses and e is not None]
-        return [self.dataset.train, *used]
+        return [
+            self.dataset.train,
+            *(other for other in self._others.values() if other is not None),
+        ]
 
-    def member(self, stage: int, checkpoints: Checkpoints | None) -> train.Run:
+    def member(self, stage: int, checkpoints: "Checkpoints | None") -> train.Run:
         """Prepare a stage, counted from 0, and return what `train.fit` takes."""
         data = self.method.prepare(self.frozen.clip, stage, self.data)
         split, described = data.train, self.stages[stage]

@@ -1,4 +1,4 @@
-"""What is written and shown of a run while it trains."""
+"""The metrics and the progress of a run while it trains."""
 
 from coop_jax import metrics, train
 from coop_jax.chunks import Batches

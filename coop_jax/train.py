@@ -174,13 +174,8 @@ def compile_steps(
         def run(state, data):
             return jax.lax.scan(step, state, data)
 
-        if len(states) == 1:
-            state, terms = run(states[0], jax.tree.map(lambda array: array[0], data))
-            return [state], jax.tree.map(lambda values: values[None], terms)
-        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        together, terms = jax.vmap(run)(together, data)
-        apart = [jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(len(states))]
-        return [parallel.constrain(state, mesh) for state in apart], terms
+        states, terms = _side_by_side(run, states, data)
+        return [parallel.constrain(state, mesh) for state in states], terms
 
     return jax.jit(
         steps,
@@ -188,6 +183,19 @@ def compile_steps(
         out_shardings=(None, whole),
         donate_argnums=0,
     )
+
+
+def _side_by_side(
+    run: Callable[[State, Any], tuple[State, Any]], states: Sequence[State], data: Any
+) -> tuple[list[State], Any]:
+    """Return what a function makes of each state and its data; several are one mapped call."""
+    if len(states) == 1:
+        state, terms = run(states[0], jax.tree.map(lambda array: array[0], data))
+        return [state], jax.tree.map(lambda values: values[None], terms)
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    together, terms = jax.vmap(run)(together, data)
+    apart = [jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(len(states))]
+    return apart, terms
 
 
 def fit(
@@ -308,7 +316,7 @@ def _update(method: Any, state: State, *, ends: bool) -> None:
 
 
 def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
-    """The state that a run begins or goes on with, placed on the devices."""
+    """Return the state that a run begins or goes on with, placed on the devices."""
     # The steps donate the state, so it must not share memory with the method.
     state = jax.tree.map(np.array, initial_state(run.method, clip, stage))
     state = parallel.place(state, mesh)
@@ -331,7 +339,7 @@ def _placing(mesh: Mesh, texts_per_image: bool) -> Callable[[list[tuple[Any, ...
 
 
 def _data(run: Run, piece: Piece, batch: int, stage: Stage) -> tuple[Any, ...]:
-    """Images, labels, weights, rates, shares in the average and keys of some steps."""
+    """Return images, labels, weights, rates, shares in the average and keys of some steps."""
     batches, chosen = run.batches, slice(piece.start, piece.stop)
     order = batches.order[chosen]
     images = run.images_of(batches.requests(piece.start, piece.stop))

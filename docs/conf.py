@@ -42,7 +42,9 @@ autodoc_default_options = {
 }
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
-napoleon_custom_sections = [("Settings", "params_style")]
+napoleon_custom_sections = [
+    (section, "params_style") for section in ("Settings", "Metadata", "Beside the class")
+]
 napoleon_attr_annotations = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80

@@ -13,7 +13,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from test_imports import assert_clean, run_python
 
-from coop_jax import Classifier, evaluate, methods, optim, parallel, protocols, run
+from coop_jax import Classifier, evaluate, frozen, methods, optim, parallel, protocols, run
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import images as images_module
@@ -105,7 +105,7 @@ def test_without_epochs_it_is_the_papers_number(shots, images, epochs):
     dataset = memory.dataset(pixels, ["red"] * images)
     for given, expected in ((0, epochs), (7, 7)):
         config = config_module.default() | {"epochs": given}
-        learning = run.TrainingRun(run.Frozen(config, dataset), dataset, shots, seed=1)
+        learning = run.TrainingRun(frozen.Frozen(config, dataset), dataset, shots, seed=1)
         assert learning.epochs == expected
 
 

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from coop_jax.clip.model import unit
-from coop_jax.clip.transformer import precision
+from coop_jax.clip.model import scaled_cosines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +17,7 @@ class FeatureConfig:
 
 
 class FeatureSpace(nnx.Module):
-    """What stands in the place of a CLIP where features are given: a logit scale, no towers."""
+    """A stand-in for a CLIP where features are given: a logit scale, no towers."""
 
     def __init__(self, embedding: int, logit_scale: float = 100.0):
         self.config = FeatureConfig(embedding)
@@ -31,8 +30,4 @@ class FeatureSpace(nnx.Module):
         text_features: Float[Array, "classes embedding"],
     ) -> Float[Array, "*batch classes"]:
         """Return scaled cosine similarities in float32; the features need not be normalised."""
-        exact = precision(jnp.float32)
-        similarity = jnp.einsum(
-            "...e,ce->...c", unit(image_features), unit(text_features), precision=exact
-        )
-        return jnp.exp(self.logit_scale[...]) * similarity
+        return scaled_cosines(self.logit_scale[...], image_features, text_features)

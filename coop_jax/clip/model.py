@@ -62,13 +62,22 @@ class CLIP(nnx.Module):
         text_features: Float[Array, "classes embedding"],
     ) -> Float[Array, "*batch classes"]:
         """Return scaled cosine similarities in float32; the features need not be normalised."""
-        similarity = jnp.einsum(
-            "...e,ce->...c",
-            unit(image_features),
-            unit(text_features),
-            precision=precision(jnp.float32),
-        )
-        return jnp.exp(self.logit_scale[...]) * similarity
+        return scaled_cosines(self.logit_scale[...], image_features, text_features)
+
+
+def scaled_cosines(
+    logit_scale: Float[Array, ""],
+    image_features: Float[Array, "*batch embedding"],
+    text_features: Float[Array, "classes embedding"],
+) -> Float[Array, "*batch classes"]:
+    """Return cosine similarities times the exponential of the scale, in float32."""
+    similarity = jnp.einsum(
+        "...e,ce->...c",
+        unit(image_features),
+        unit(text_features),
+        precision=precision(jnp.float32),
+    )
+    return jnp.exp(logit_scale) * similarity
 
 
 def unit(features: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:

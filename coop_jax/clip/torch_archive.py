@@ -118,7 +118,7 @@ def _torch(path: Path) -> Any:
 
 
 def _load(torch: Any, path: Path) -> Any:
-    """What a file holds, of tensors and plain containers alone."""
+    """Return the contents of a file, of tensors and plain containers alone."""
     try:
         named = []  # the format before PyTorch 1.6 does not tell
         if zipfile.is_zipfile(path):

@@ -23,7 +23,7 @@ Terms = dict[str, Float[Array, ""]]
 class Learned(nnx.Param):
     """A variable that gets gradients and is saved.
 
-    Metadata that a method may give:
+    Metadata:
         per_class: it has a row per class along its first axis, which moves with the class.
         unseen: of a per-class variable, what a class that was not trained on gets: "refuse" (the
             default) or "initial", the row that a new method has.
@@ -48,7 +48,7 @@ class Fixed(nnx.Variable):
 
 
 class Images(NamedTuple):
-    """What a method sees of some images: what its `takes` names; the other fields are None.
+    """The fields of some images that a method's `takes` names; the others are None.
 
     With several views per image they lie on a second axis.
     """
@@ -173,7 +173,7 @@ class Split:
 
 
 class Data(NamedTuple):
-    """What a run may learn from; what it does not `use` is None."""
+    """The splits that a run may learn from; one that it does not `use` is None."""
 
     train: Split
     val: Split | None = None
@@ -182,7 +182,7 @@ class Data(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a method is made of.
+    """The parts that a method is made of.
 
     Attributes:
         clip: the frozen CLIP; only read, not kept.
@@ -210,8 +210,10 @@ class Method(nnx.Module):
     """A method: an NNX module, one final class `Method` per file; all but `__init__` has a default.
 
     The frozen CLIP is handed in at every call, so that it stays an argument of whatever is
-    compiled. A file has besides:
-        NAME: what reports call the method.
+    compiled.
+
+    Beside the class:
+        NAME: the method's name in reports.
         PAPER: authors, venue and year.
         default_config(): its settings with their defaults.
         recipe(): what the paper trains with, as settings of a run where they differ from CoOp's.

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, unit
+from coop_jax.clip.config import TransformerConfig
 from coop_jax.clip.transformer import precision
 from coop_jax.errors import InputError
 from coop_jax.methods import base, layers, text
@@ -64,8 +65,8 @@ def recipe() -> dict[str, Any]:
 class Factors(nnx.Module):
     """The low-rank matrices of one tower, by the name of what they update."""
 
-    def __init__(self, given: Given, config: Any, params: tuple[str, ...], rank: int):
-        width, count = config.width, config.layers
+    def __init__(self, given: Given, tower: TransformerConfig, params: tuple[str, ...], rank: int):
+        width, count = tower.width, tower.layers
         made = {
             PARTS[letter]: layers.low_rank_init(given.rngs.params(), count, width, width, rank)
             for letter in params
@@ -100,21 +101,15 @@ class Method(base.Method):
             )
         self.scale = config["alpha"] / config["rank"] ** 0.5
         self.dropout = float(config["dropout"])
-        clip, templates = given.clip.config, tuple(config["templates"]) or (given.template,)
+        templates = tuple(config["templates"]) or (given.template,)
         self.takes = ("features",) if encoder == "text" else ("pixels",)
-        if encoder != "text" and not hasattr(clip.vision, "transformer"):
-            raise InputError(
-                f"{NAME}: expected a CLIP with a vision transformer, got one with a ResNet; choose"
-                " another, or encoder='text'"
-            )
-        vision: Any = clip.vision
-        learns = {"text": clip.text, "vision": vision}
+        towers = {}
+        if encoder != "vision":
+            towers["text"] = given.clip.config.text.transformer
+        if encoder != "text":
+            towers["vision"] = layers.vision_config(given, NAME)
         self.factors = nnx.Dict(
-            {
-                name: Factors(given, tower.transformer, params, config["rank"])
-                for name, tower in learns.items()
-                if encoder in ("both", name)
-            }
+            {name: Factors(given, tower, params, config["rank"]) for name, tower in towers.items()}
         )
         if encoder == "vision":
             frozen = text.HandCrafted(given, templates).encode(given.clip)

@@ -16,6 +16,25 @@ LONGEST_PHRASE = 4
 """Vectors that a phrase starts at most; more are drawn (the official code of this family)."""
 
 
+def default_config() -> dict[str, Any]:
+    """Return the settings of prompts of their own in both towers.
+
+    Settings:
+        n_ctx: number of context vectors of the text tower.
+        n_image_prompts: number of prompts of the vision tower.
+        depth_text, depth_vision: layers of each tower that have prompts, from the first on.
+        context_init: a phrase whose first `n_ctx` tokens start the context, if that are 4 or
+            fewer; empty: normal with deviation 0.02, as all others.
+    """
+    return {
+        "n_ctx": 4,
+        "n_image_prompts": 4,
+        "depth_text": 9,
+        "depth_vision": 9,
+        "context_init": "a photo of a",
+    }
+
+
 def check(given: Given, name: str, depths: dict[str, int]) -> None:
     """Refuse a CLIP without a vision transformer, or depths that the towers do not have.
 
@@ -27,14 +46,9 @@ def check(given: Given, name: str, depths: dict[str, int]) -> None:
     Raises:
         InputError: one of these.
     """
-    if not hasattr(given.clip.config.vision, "transformer"):
-        raise InputError(
-            f"{name}: expected a CLIP with a vision transformer, got one with a ResNet; choose"
-            " another, e.g. ViT-B/16"
-        )
+    vision, words = layers.vision_config(given, name), given.clip.config.text.transformer
     for setting, depth in depths.items():
-        tower: Any = given.clip.config.vision if "vision" in setting else given.clip.config.text
-        most = tower.transformer.layers
+        most = (vision if "vision" in setting else words).layers
         if not 1 <= depth <= most:
             raise InputError(
                 f"{name}: expected {setting} from 1 to {most}, the layers of that tower, got"
@@ -133,8 +147,7 @@ class TwoTowers(text.Prompted):
         depths = {key: config[key] for key in ("depth_text", "depth_vision")}
         check(given, name, depths)
         context, self.prompts = first_context(given, config["context_init"], config["n_ctx"])
-        vision: Any = given.clip.config.vision
-        shape = config["n_image_prompts"], vision.transformer.width
+        shape = config["n_image_prompts"], layers.vision_config(given, name).width
         self.context = Learned(context)
         self.deep_context = deeper(given, depths["depth_text"], *context.shape)
         self.image_prompts = normal(given, *shape)

@@ -10,22 +10,8 @@ PAPER = "Rasheed et al., CVPR 2023; as a baseline of MaPLe, Khattak et al., CVPR
 
 
 def default_config() -> dict[str, Any]:
-    """Return IVLP's settings, those of its official scripts.
-
-    Settings:
-        n_ctx: number of context vectors of the text tower.
-        n_image_prompts: number of prompts of the vision tower.
-        depth_text, depth_vision: layers of each tower that have prompts, from the first on.
-        context_init: a phrase whose first `n_ctx` tokens start the context, if that are 4 or
-            fewer; empty: normal with deviation 0.02, as all others.
-    """
-    return {
-        "n_ctx": 4,
-        "n_image_prompts": 4,
-        "depth_text": 9,
-        "depth_vision": 9,
-        "context_init": "a photo of a",
-    }
+    """Return IVLP's settings, which are those of `deep.default_config`."""
+    return deep.default_config()
 
 
 def recipe() -> dict[str, Any]:

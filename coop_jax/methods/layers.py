@@ -1,4 +1,4 @@
-"""What methods put into the towers: low rank, adapters, prompts at every layer, dropout.
+"""Modules that methods put into the towers: low rank, adapters, prompts, dropout.
 
 A module around a stack of blocks has what the towers use of one (`project`, `finish`, a call), and
 all its variables have a leading axis of layers, as the stack's own; so the towers take it
@@ -13,11 +13,33 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from coop_jax.clip.config import TransformerConfig, ViTConfig
 from coop_jax.clip.transformer import attend, precision, replace
 from coop_jax.clip.vision import VisionTransformer
+from coop_jax.errors import InputError
+from coop_jax.methods.base import Given
 
 THIRDS = ("query", "key", "value")
 """The parts of what a block's `query_key_value` puts out."""
+
+
+def vision_config(given: Given, name: str) -> TransformerConfig:
+    """Return the dimensions of the vision transformer that a method learns in.
+
+    Args:
+        given: what the method is made of.
+        name: of the method.
+
+    Raises:
+        InputError: the CLIP has another image tower.
+    """
+    vision = given.clip.config.vision
+    if not isinstance(vision, ViTConfig):
+        raise InputError(
+            f"{name}: expected a CLIP with a vision transformer, got one with a ResNet; choose"
+            " another, e.g. ViT-B/16"
+        )
+    return vision.transformer
 
 
 def linear_init(key: Array, shape: Sequence[int], inputs: int) -> Float[Array, "..."]:

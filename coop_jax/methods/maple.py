@@ -36,9 +36,8 @@ class Coupling(nnx.Module):
     """Linear maps from text prompts to image prompts, `[maps, width, vision width]`."""
 
     def __init__(self, given: Given, maps: int):
-        config: Any = given.clip.config
-        rngs = given.rngs
-        width, outputs = config.text.transformer.width, config.vision.transformer.width
+        rngs, width = given.rngs, given.clip.config.text.transformer.width
+        outputs = layers.vision_config(given, NAME).width
         kernel = layers.linear_init(rngs.params(), (width, outputs), width)
         bias = layers.linear_init(rngs.params(), (outputs,), width)
         # The official maps of all layers are copies of one.

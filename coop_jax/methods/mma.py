@@ -68,7 +68,7 @@ class Linear(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """What is added to one tower's blocks, given its stacked matrices and where it is active."""
+    """The adapters of one tower, from stacked matrices; added where they are active."""
 
     def __init__(self, matrices: list[tuple[Array, Array]], active: Array, scale: float):
         self.kernels = nnx.List([nnx.Variable(kernel) for kernel, _ in matrices])
@@ -101,14 +101,8 @@ class Method(base.Method):
     takes = ("pixels",)
 
     def __init__(self, given: Given, config: dict[str, Any]):
-        vision: Any = given.clip.config.vision
-        towers = {"text": given.clip.config.text.transformer}
-        if not hasattr(vision, "transformer"):
-            raise InputError(
-                f"{NAME}: expected a CLIP with a vision transformer, got one with a ResNet; choose"
-                " another, e.g. ViT-B/16"
-            )
-        towers["vision"] = vision.transformer
+        text_tower = given.clip.config.text.transformer
+        towers = {"text": text_tower, "vision": layers.vision_config(given, NAME)}
         most = max(tower.layers for tower in towers.values())
         first, last = config["first"], config["last"]
         if not 0 <= first <= last <= most:

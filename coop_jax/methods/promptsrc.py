@@ -22,21 +22,15 @@ TEMPLATES = 60
 
 
 def default_config() -> dict[str, Any]:
-    """Return PromptSRC's settings, those of its official scripts.
+    """Return PromptSRC's settings, those of its official scripts: `deep.default_config` and others.
 
     Settings:
-        n_ctx, n_image_prompts, depth_text, depth_vision, context_init: as IVLP has them.
         text_weight, image_weight: of the mean absolute differences to frozen features.
         average_mean, average_deviation: of the Gaussian weights of the epochs, counted from 1, in
             the average that training ends with.
         templates: hand-crafted prompts, whose unnormalised text features are averaged.
     """
-    return {
-        "n_ctx": 4,
-        "n_image_prompts": 4,
-        "depth_text": 9,
-        "depth_vision": 9,
-        "context_init": "a photo of a",
+    return deep.default_config() | {
         "text_weight": 25.0,
         "image_weight": 10.0,
         "average_mean": 15.0,

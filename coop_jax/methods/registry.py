@@ -219,8 +219,15 @@ def create_rngs(seed: int) -> nnx.Rngs:
 
 def saved(method: Any) -> dict[str, nnx.Variable]:
     """Return the variables of a method that are saved, Learned and Kept, by dotted path."""
-    flat = nnx.to_flat_state(nnx.state(method, nnx.Any(Learned, Kept)))
-    return {".".join(map(str, path)): variable for path, variable in flat}
+    return {_dotted(path): variable for path, variable in _saved(method)}
+
+
+def _saved(method: Any) -> Any:
+    return nnx.to_flat_state(nnx.state(method, nnx.Any(Learned, Kept)))
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(map(str, path))
 
 
 def move(method: Any, fresh: Any, trained: Classes, wanted: Classes) -> Any:
@@ -275,16 +282,15 @@ def fill(method: Any, values: Mapping[str, Any], trained: Classes, wanted: Class
     unknown = [wanted.names[label] for label, place in enumerate(places) if place is None]
     rows = np.asarray([place for place in places if place is not None], np.int32)
     filled = []
-    for path, variable in nnx.to_flat_state(nnx.state(method, nnx.Any(Learned, Kept))):
-        name = ".".join(map(str, path))
+    for path, variable in _saved(method):
+        name = _dotted(path)
         value, metadata = jnp.asarray(values[name]), variable.get_metadata()
         if metadata.get("per_class"):
             if unknown and metadata.get("unseen", "refuse") == "refuse":
                 raise InputError(
-                    "expected only classes that were learned, since each has values of its own"
-                    f" ({_some(trained.names)}), got {len(unknown)} others ({_some(unknown)});"
-                    " name learned ones, or learn a shared context (e.g."
-                    " config.method.class_specific=False)"
+                    "expected only classes that were learned, since what was learned is"
+                    f" class-specific ({_some(trained.names)}), got {len(unknown)} others"
+                    f" ({_some(unknown)}); name learned ones, or learn a shared context"
                 )
             value = variable[...].astype(value.dtype).at[known].set(value[rows])
         filled.append((path, variable.replace(value)))

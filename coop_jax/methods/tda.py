@@ -51,7 +51,7 @@ def default_config() -> dict[str, Any]:
 
 
 class Seen(NamedTuple):
-    """What CLIP makes of an image: the mean over its confident views.
+    """CLIP's outputs for an image: the mean over its confident views.
 
     `feature` is a mean of normalised ones and not normalised again; `entropy` is of the mean
     probabilities, in nats.

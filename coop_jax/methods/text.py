@@ -28,7 +28,7 @@ def end_positions(tokens: Int[np.ndarray, "*texts length"], end: int) -> Int[np.
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where tokens and context vectors stand in each class's prompt (coop_protocol section 5).
+    """The places of tokens and context vectors in each class's prompt (coop_protocol section 5).
 
     All classes share a prefix: the start token and the first `shared_context` context vectors.
     What follows differs by class, ends with the end token, and holds at each place either the
@@ -60,7 +60,7 @@ class Packed(nnx.Module):
         self.tokens = self.lay(tokens)
 
     def lay(self, values: Int[np.ndarray, "classes suffix"]) -> Fixed:
-        """What belongs to each token, given for each place of each class's text."""
+        """Return what belongs to each token, given for each place of each class's text."""
         return self.sharded(self.packing.lay(values.astype(np.int32)))
 
     @staticmethod
@@ -70,7 +70,7 @@ class Packed(nnx.Module):
 
     @property
     def packing(self) -> Packing:
-        """Where the tokens lie."""
+        """The places of the tokens."""
         parts = {field.name: getattr(self, field.name)[...] for field in dataclasses.fields(Parts)}
         return Packing(Parts(**parts), self.label[...], self.row[...])
 
@@ -213,7 +213,7 @@ class Prompts(nnx.Module):
 
     @property
     def at_once(self) -> int:
-        """How many images with contexts of their own may be worked on at once, at least 1."""
+        """The number of images with contexts of their own may be worked on at once, at least 1."""
         return max(TOKENS_AT_ONCE // self.packed.tokens.shape[-1], 1)
 
     def _numbers(self, laid: Layout, n_ctx: int | None) -> Fixed | None:

@@ -53,7 +53,7 @@ State = tuple[Float[Array, "context width"], optax.OptState]
 
 
 class Tuned(NamedTuple):
-    """What came of some images, each by itself.
+    """Logits of some images, each tuned by itself, and the way to them.
 
     `contexts` are those after each step, `losses` those before it, `selected` the places of the
     views that these are of, the most confident first, and `view_logits` are of all views before the

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 from coop_jax import parallel
 from coop_jax.clip import CLIP, unit
-from coop_jax.clip.preprocess import normalize
 from coop_jax.errors import InputError
 from coop_jax.methods import Images
 from coop_jax.terminal import write_new
@@ -103,7 +102,7 @@ def program(method: Any, clip: CLIP, platforms: Sequence[str] = PLATFORMS) -> Ex
     size = clip.config.vision.image_size
 
     def logits(pixels: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch classes"]:
-        images = normalize(pixels, clip.config.mean, clip.config.std)
+        images = clip.normalized(pixels)
         adapted = method.adapt(nnx.clone(clip), None)
         seen = Images(features=clip.encode_image(images).astype(jnp.float32), pixels=images)
         if not per_image:

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,14 @@ from coop_jax.clip.config import ViTConfig
 from coop_jax.errors import InputError
 from coop_jax.prompts import files, hub, seen
 from coop_jax.provenance import versions
-from coop_jax.run import TrainingRun
+
+if TYPE_CHECKING:
+    from coop_jax.run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a method has learned, and all that it takes to use it.
+    """All that a method has learned, and all that it takes to use it.
 
     Attributes:
         method: a module of `coop_jax.methods`.
@@ -149,7 +151,7 @@ def per_class_of(method: Any) -> tuple[str, ...]:
     return tuple(name for name, value in variables if value.get_metadata().get("per_class"))
 
 
-def of_run(run: TrainingRun, backbone: str) -> Prompt:
+def of_run(run: "TrainingRun", backbone: str) -> Prompt:
     """Return what a run has learned, with the record of how.
 
     Args:
@@ -171,7 +173,7 @@ def of_run(run: TrainingRun, backbone: str) -> Prompt:
     )
 
 
-def training_record(run: TrainingRun) -> dict[str, Any]:
+def training_record(run: "TrainingRun") -> dict[str, Any]:
     """Return how something was learned, with digests of the images (`prompts.seen`).
 
     Raises:

@@ -10,8 +10,8 @@ from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
+from coop_jax.frozen import load_clip
 from coop_jax.prompts.prompt import Prompt
-from coop_jax.run import load_clip
 
 logger = logging.getLogger(__name__)
 

@@ -226,7 +226,7 @@ def _set(method: Any, parameter: Parameter, recorded: np.ndarray) -> None:
 def _compare(
     case: Case, method: Any, parameters: Mapping[str, Parameter], group: str, tolerance: float
 ) -> None:
-    """Compare parameters: relative to their size, and to how far they have moved."""
+    """Compare parameters, relative to their size."""
     for name, expected in case.under(group).items():
         got = value(method, parameters[name])
         assert relative(got, expected) < tolerance, (group, name)

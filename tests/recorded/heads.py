@@ -31,7 +31,7 @@ def given_data(case: Case) -> Data:
     return Data(train, split(case["val_labels"], Images(features=case["val_features"])))
 
 
-def test_images(case: Case, suffix: str = "") -> Images:
+def recorded_images(case: Case, suffix: str = "") -> Images:
     """Return the recorded test features."""
     return Images(features=case[f"test_features{suffix}"])
 
@@ -72,12 +72,12 @@ def compare_values(case: Case, method: Any) -> None:
 def tip_adapter(case: Case) -> None:
     """Compare the cache, the whole search, and logits with and without the cache."""
     method, data = tip_method(case, "tip_adapter"), given_data(case)
-    compare_logits(case, method, test_images(case), "zeroshot_logits")
+    compare_logits(case, method, recorded_images(case), "zeroshot_logits")
     method.prepare(case.clip, 0, data)
     assert relative(method.keys[...], case["keys"]) < CLOSED
     compare_values(case, method)
     compare_search(case, method, data)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, recorded_images(case))
 
 
 @checks("Tip-Adapter-F")
@@ -102,13 +102,13 @@ def tip_adapter_f(case: Case) -> None:
 
     keys = {"keys": Parameter("keys")}
     trajectory(case, method, keys, stage, images_of, epochs=cfg["train_epoch"], tolerance=CLOSED)
-    compare_logits(case, method, test_images(case), "eval_logits_final_init_hp")
+    compare_logits(case, method, recorded_images(case), "eval_logits_final_init_hp")
 
     method.keys[...] = jnp.asarray(case["best_keys"])
-    compare_logits(case, method, test_images(case), "eval_logits_best_init_hp")
+    compare_logits(case, method, recorded_images(case), "eval_logits_best_init_hp")
     method.prepare(case.clip, 1, data)
     compare_search(case, method, data)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, recorded_images(case))
 
 
 def gda_method(case: Case, texts: np.ndarray, classes: Classes, estimator: str) -> Any:
@@ -165,7 +165,7 @@ def gda(case: Case) -> None:
     method.prepare(case.clip, 0, data)
     compare_discriminants(case, method.texts(case.clip, None))
     compare_alphas(case, method, data)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, recorded_images(case))
 
 
 @checks("GDA (base-to-new)")
@@ -181,7 +181,7 @@ def gda_base_to_new(case: Case) -> None:
     method.prepare(case.clip, 0, data)
     compare_discriminants(case, method.texts(case.clip, None))
     compare_alphas(case, method, data)
-    compare_logits(case, method, test_images(case), "base_eval_logits")
+    compare_logits(case, method, recorded_images(case), "base_eval_logits")
 
     cfg, new = case.meta["cfg"], numbered(*range(len(texts), len(texts) + len(new_texts)))
     new = new.moved_from(base)
@@ -194,4 +194,4 @@ def gda_base_to_new(case: Case) -> None:
 
     moved = methods.move(method, gda_method(case, new_texts, new, "base_to_new"), base, new)
     compare_discriminants(case, moved.texts(case.clip, None), "_new")
-    compare_logits(case, moved, test_images(case, "_new"), "eval_logits_new")
+    compare_logits(case, moved, recorded_images(case, "_new"), "eval_logits_new")

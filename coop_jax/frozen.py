@@ -1,0 +1,116 @@
+"""A frozen CLIP with the settings of a run: loaded once, and shared by all that use it."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from coop_jax import clip as clip_package
+from coop_jax import images as images_module
+from coop_jax import parallel
+from coop_jax.clip import CLIP, FeatureSpace, Tokenizer, source
+from coop_jax.clip.config import DTYPES
+from coop_jax.data.examples import Dataset, Examples
+from coop_jax.feature_cache import Cache
+from coop_jax.methods import Images, Method, create
+from coop_jax.provenance import hash_files
+
+
+class Frozen:
+    """A frozen CLIP on all devices, with the settings of a run: what its methods share.
+
+    Attributes:
+        config: as `coop_jax.config.default`.
+        mesh: the devices.
+        clip: the CLIP; a `FeatureSpace` where the dataset gives features.
+        tokenizer: its tokenizer; None where the dataset gives features.
+    """
+
+    def __init__(self, config: Mapping[str, Any], dataset: Dataset):
+        """`dataset` says whether a CLIP is needed.
+
+        Raises:
+            InputError: there is no such CLIP, or its files cannot be used.
+        """
+        self.config, self.mesh = config, parallel.create_mesh()
+        if dataset.texts is not None:
+            space = FeatureSpace(dataset.texts.shape[-1], dataset.logit_scale)
+            self.clip: Any = space
+            self.tokenizer: Tokenizer | None = None
+        else:
+            self.clip, self.tokenizer = load_clip(**config["clip"])
+
+    def create(
+        self,
+        dataset: Dataset,
+        seed: int = 0,
+        *,
+        method: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the configured method (or another, with its settings) for a dataset's classes.
+
+        Raises:
+            InputError: the classes or the settings do not fit.
+        """
+        settings = dict(self.config["method"] if method is None else method)
+        return create(
+            settings.pop("name"),
+            self.clip,
+            self.tokenizer,
+            dataset.classes,
+            settings,
+            seed=seed,
+            template=dataset.templates[0],
+            texts=dataset.texts,
+            shards=self.mesh.size,
+        )
+
+    def encoder(
+        self, method: Method, tell: Callable[[int], None] | None = None
+    ) -> images_module.Encoder:
+        """Return the encoder of the images that a method takes; `tell` hears how many are made."""
+        folder = self.config["feature_cache"]
+        return images_module.encoder_for(
+            method,
+            self.clip,
+            self.mesh,
+            batch_size=self.config["encode_batch_size"],
+            augmentation=dict(self.config["augmentation"]),
+            cache=Cache(folder) if folder else None,
+            weights=(self.weights_hash, self.config["clip"]["dtype"]) if folder else (),
+            **({} if tell is None else {"tell": tell}),
+        )
+
+    def images_of(self, method: Method, examples: Examples) -> Callable[[np.ndarray], Images]:
+        """Return a function from places among test images to what a method takes of them."""
+        encoder = self.encoder(method)
+
+        def of_places(places: np.ndarray) -> Images:
+            requests = np.stack([np.zeros_like(places), places], axis=1)
+            views = method.views.test
+            return encoder.images(examples, requests, seed=0, augmented=False, views=views)
+
+        return of_places
+
+    @functools.cached_property
+    def weights_hash(self) -> str:
+        """A hash of the files of the CLIP and its tokenizer; of none where features are given."""
+        if self.tokenizer is None:
+            return hash_files([])
+        chosen = self.config["clip"]
+        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+
+
+@functools.lru_cache(maxsize=1)
+def load_clip(name: str, dtype: str, tokenizer: str) -> tuple[CLIP, Tokenizer]:
+    """Return a CLIP on all devices, and its tokenizer; the last one stays in memory.
+
+    Raises:
+        InputError: there is none of that name, or its files cannot be used.
+    """
+    whole = parallel.replicated(parallel.create_mesh())
+    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
+    nnx.update(model, parallel.put(nnx.state(model), whole))
+    return model, its_tokenizer
