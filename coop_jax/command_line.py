@@ -236,7 +236,7 @@ def _say(what: object, code: int) -> int:
 
 
 def _output_error() -> OSError | None:
-    """Why standard output does not take what was printed, if it does not."""
+    """Return why standard output does not take what was printed, if it does not."""
     try:
         sys.stdout.flush()
     except OSError as error:

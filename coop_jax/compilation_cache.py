@@ -52,7 +52,7 @@ def folder() -> Path:
 
 
 def _is_ready(place: Path) -> bool:
-    """Whether programs can be kept there, by this user alone: JAX runs what it finds."""
+    """Tell whether programs can be kept there, by this user alone: JAX runs what it finds."""
     if not place.is_absolute():
         return False
     try:

@@ -22,11 +22,11 @@ KINDS = {
     float: "a number",
     tuple: 'values such as "(1,2)"',
 }
-"""What is expected of a setting, by its type."""
+"""The values that are expected of a setting, by its type."""
 
 
 METHOD = "method.name="
-"""How the setting begins that brings another method's settings and recipe."""
+"""The beginning of the setting that brings another method's settings and recipe."""
 
 
 def names() -> list[str]:
@@ -76,7 +76,7 @@ def load(chosen: str, settings: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _advice(word: str, known: Iterable[str]) -> str:
-    """What to do about a word that is none of those known."""
+    """Say what to do about a word that is none of those known."""
     last = word.rpartition(".")[2]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     close += [name for name in known if last in name.split(".")]

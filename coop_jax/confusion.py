@@ -1,4 +1,4 @@
-"""What is taken for what: a confusion matrix, its numbers and its picture."""
+"""The confusion matrix, its numbers and its picture."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ _NAMED, _COUNTED, _ROOMY = 250, 50, 12
 
 
 class OfClass(NamedTuple):
-    """How one class fares: accuracy in percent, and the class that most of the others went to."""
+    """The accuracy of a class in percent, and the class that most of the others went to."""
 
     name: str
     images: int
@@ -33,7 +33,7 @@ class OfClass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """How many images of each class (rows) were taken for which (columns)."""
+    """The number of images of each class (rows) that were taken for each (columns)."""
 
     class_names: tuple[str, ...]
     counts: Int[np.ndarray, "classes classes"]

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""Mistakes of a user, each said in one line."""
 
 from collections.abc import Callable
 

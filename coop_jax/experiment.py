@@ -39,7 +39,7 @@ NOT_SETTINGS = (
     "runs_at_once",
     "loggers",
 )
-"""What may differ between two runs that are points of the same curve or rows of one table."""
+"""Settings that may differ between runs that are points of one curve or rows of one table."""
 
 
 class Target(NamedTuple):

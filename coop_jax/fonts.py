@@ -30,7 +30,7 @@ _families: dict[str, str | None] = {}
 
 
 class Lettering:
-    """What a picture writes, in fonts that have its letters.
+    """The texts of a picture, in fonts that have their letters.
 
     A text of which no font of this machine has a letter is a number, such as "#1", from its first
     such letter to its last; the same text is the same number.

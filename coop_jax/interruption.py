@@ -49,7 +49,7 @@ def interruptible(say: Callable[[], object]) -> Iterator[None]:
 
 
 class _Interruption:
-    """What happens from the first Ctrl-C on; the process does not live for long then."""
+    """The events from the first Ctrl-C on; the process does not live for long then."""
 
     def __init__(self, say: Callable[[], object]):
         self._say, self._errors = say, -1
@@ -106,7 +106,7 @@ class _Interruption:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported; some abort the process where an exception comes."""
+    """Tell whether a module is being imported; some abort the process where an exception comes."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None

@@ -336,7 +336,7 @@ class Learner:
         return config
 
     def _parameter(self, setting: str) -> str:
-        """What a setting of the config is called here."""
+        """Return the name that a setting of the config has here."""
         group, _, name = setting.removeprefix("config.").rpartition(".")
         return name if hasattr(self, name) else f"{group}[{name!r}]"
 

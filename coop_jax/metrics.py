@@ -16,7 +16,7 @@ from coop_jax.errors import InputError
 from coop_jax.printing import one_line
 
 LOGGERS = ("tensorboard", "wandb")
-"""What metrics can be written for besides the JSONL file; each is also the name of its library."""
+"""Readers of metrics besides the JSONL file's; each is also the name of its library."""
 
 Values = Mapping[str, float]
 

@@ -104,13 +104,13 @@ def fetch(tree: Tree) -> Tree:
 
 
 def own_rows(size: int) -> slice:
-    """Which of `size` rows, split over the devices, are those of this process."""
+    """Return which of `size` rows, split over the devices, are those of this process."""
     share = size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Tell whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
@@ -121,7 +121,7 @@ def wait(what: str) -> None:
 
 
 def all_agree(value: bool) -> bool:
-    """Whether it is true in every process; all have to ask."""
+    """Tell whether it is true in every process; all have to ask."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.asarray(value)).all())
@@ -156,5 +156,5 @@ def _sharding(leaf: Any, mesh: Mesh) -> NamedSharding:
 
 
 def padding(size: int, mesh: Mesh) -> int:
-    """How many rows must be added for the mesh to split `size` rows evenly."""
+    """Return the number of rows to add for the mesh to split `size` rows evenly."""
     return -size % mesh.size

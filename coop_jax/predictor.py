@@ -24,7 +24,7 @@ IMAGES_AT_ONCE = 1024
 
 
 class Predictions(NamedTuple):
-    """What a predictor finds about images, some of which may be unreadable.
+    """The findings of a predictor about images, some of which may be unreadable.
 
     Attributes:
         kept: the places of the readable images in what was given, ascending.

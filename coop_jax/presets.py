@@ -124,7 +124,7 @@ def coop_domain_generalization(argument: str) -> dict[str, Any]:
 
 
 def _cocoop_paper(method: str, dataset: str, precision: str) -> dict[str, Any]:
-    """What that paper used for CoCoOp and for CoOp: ViT-B/16, 16 shots, "a photo of a"."""
+    """Return that paper's settings of CoCoOp and of CoOp: ViT-B/16, 16 shots, "a photo of a"."""
     settings = _paper(method, dataset, "vit_b16", precision)
     settings["method"] |= CONTEXTS["phrase"]
     return settings | {"shots": (16,)}

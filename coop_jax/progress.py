@@ -1,4 +1,4 @@
-"""How far a run is and how long it will take: a bar on a terminal, log lines elsewhere."""
+"""The progress of a run and the time it will take: a bar on a terminal, log lines elsewhere."""
 
 import contextlib
 import logging

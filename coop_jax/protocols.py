@@ -154,7 +154,7 @@ def _train(
 
 
 def _place(plan: Plan, row: Result) -> str:
-    """Where a result is from, if there are several targets."""
+    """Say where a result is from, if there are several targets."""
     if len(plan.targets) == 1:
         return ""
     return f"{row.dataset}, {row.split}: "

@@ -1,4 +1,4 @@
-"""Where results come from: digests of what they depend on, and the commit."""
+"""The origin of results: digests of what they depend on, and the commit."""
 
 import contextlib
 import functools

@@ -28,7 +28,7 @@ _LOWEST = {"shots": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hashes:
-    """What an evaluation depends on beyond its configuration, as hexadecimal digests.
+    """Hexadecimal digests of what an evaluation depends on beyond its configuration.
 
     Raises:
       InputError: a value is not a string.
@@ -226,7 +226,7 @@ def _parse(line: bytes, place: str) -> Result:
 
 
 def _is_torn(tail: bytes) -> bool:
-    """Whether the bytes after the last newline are the start of a line rather than a whole one.
+    """Tell whether the bytes after the last newline are the start of a line, not a whole one.
 
     No proper prefix of a JSON object is valid JSON, so what parses has lost its newline at most.
     """

@@ -1,4 +1,4 @@
-"""What the commands share: messages, a progress bar, and new files."""
+"""Messages, a progress bar and new files, which the commands share."""
 
 import contextlib
 import datetime
@@ -28,7 +28,7 @@ WIDE = 120
 
 
 class RateColumn(ProgressColumn):
-    """How many are done in a second."""
+    """The number done in a second."""
 
     def render(self, task: Task) -> Text:
         """Three digits, or nothing as long as it is not known."""
@@ -37,7 +37,7 @@ class RateColumn(ProgressColumn):
 
 
 class TimesColumn(ProgressColumn):
-    """How long it has taken, and how long it will take."""
+    """The time that it has taken, and the time that it will take."""
 
     def render(self, task: Task) -> Text:
         """Hours, minutes and seconds, each with what they are."""
@@ -45,7 +45,7 @@ class TimesColumn(ProgressColumn):
 
 
 def times(elapsed: float, left: float | None) -> str:
-    """What has passed and what is left, in hours, minutes and seconds; None is not known."""
+    """Say what has passed and what is left, in hours, minutes and seconds; None is not known."""
     words = f"{_clock(elapsed)} elapsed"
     return words if left is None else f"{words}, {_clock(left)} left"
 
@@ -110,7 +110,7 @@ def check_name(path: str | os.PathLike[str]) -> None:
 
 
 def why_not_made(path: Path) -> str:
-    """Why neither this nor the folders that it needs can be made; empty if they can."""
+    """Say why neither this nor the folders that it needs can be made; empty if they can."""
     above = next(one for one in path.absolute().parents if one.exists())
     if not above.is_dir():
         return f"{above} is a file"
@@ -184,7 +184,7 @@ class _Lines(logging.Formatter):
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """What this package logs goes to standard error, a line each."""
+    """Send what this package logs to standard error, a line each."""
     package = logging.getLogger("coop_jax")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())

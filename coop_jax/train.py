@@ -26,7 +26,7 @@ IMAGES_PER_CHUNK = 4096
 """Images made ahead of the steps that use them."""
 
 State = dict[str, Any]
-"""What changes while training.
+"""The variables that change while training.
 
 "learned" are the Learned variables that move in this stage, "kept" the others that are saved,
 "optimizer" its state, "step" (int32) the steps done, "average" the average so far where the stage

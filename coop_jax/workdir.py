@@ -65,7 +65,7 @@ def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grows(key: str, earlier: Any, now: Any) -> bool:
-    """Whether a setting has all its earlier values, and may have others."""
+    """Tell whether a setting has all its earlier values, and may have others."""
     return key in GROWING and isinstance(earlier, list) and all(value in now for value in earlier)
 
 

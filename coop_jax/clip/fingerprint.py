@@ -1,4 +1,4 @@
-"""What tells the weights of one CLIP from another's, whatever file they came from."""
+"""A digest that tells the weights of CLIPs apart, whatever file they came from."""
 
 import hashlib
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from flax import nnx
 from coop_jax.clip.model import CLIP
 
 Path = tuple[Any, ...]
-"""Where a weight stands in the module."""
+"""The place of a weight in the module."""
 
 
 def fingerprint(clip: CLIP) -> str:

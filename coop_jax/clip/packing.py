@@ -14,7 +14,7 @@ TOKENS_AT_ONCE = 16384
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Where the tokens lie of the classes of every part: of each chunk, shard by shard.
+    """Places of the tokens of the classes of every part: of each chunk, shard by shard.
 
     Attributes:
         position: place of every token within its class's text.
@@ -61,7 +61,7 @@ class Packing:
     def collect(
         self, features: Float[Array, "chunks *batch shards rows embedding"]
     ) -> Float[Array, "*batch classes embedding"]:
-        """What was computed for every row, in the order of the classes."""
+        """Return what was computed for every row, in the order of the classes."""
         features = jnp.moveaxis(features, 0, -3)
         features = features.reshape(*features.shape[:-4], -1, features.shape[-1])
         return arrange(features, self.row, jnp.swapaxes(self.label, 0, 1).reshape(-1))

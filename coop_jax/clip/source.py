@@ -77,7 +77,7 @@ def _hub_folder(repository: str) -> Path:
 
 
 def backbone(name: str) -> str:
-    """What to call a CLIP: OpenAI's file by its backbone's name, others by the last part of a path.
+    """Name a CLIP: OpenAI's file by its backbone's name, others by the last part of a path.
 
     Where a folder or file lies is nobody else's matter. A backbone of the papers and a hub id are
     as they were named.

@@ -29,7 +29,7 @@ class _Skipped:
 
 
 CONTAINERS = {"builtins.dict": dict, "collections.defaultdict": lambda _: {}}
-"""What the state of an optimizer is made of, besides what torch allows by itself."""
+"""Containers of an optimizer's state, besides those that torch allows by itself."""
 
 
 class TorchArchive:

@@ -23,7 +23,7 @@ IGNORED_NAMES = {"input_resolution", "context_length", "vocab_size"}
 
 
 class Tensors(Protocol):
-    """What the loader reads from: a mapping from tensor names to arrays, read one at a time."""
+    """A mapping from tensor names to arrays, read one at a time: the loader reads from it."""
 
     def names(self) -> set[str]:
         """All tensor names."""

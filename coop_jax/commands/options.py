@@ -42,7 +42,7 @@ def add_clip(
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Where datasets lie."""
+    """Add the option that says where datasets lie."""
     parser.add_argument(
         "--data-dir", metavar="FOLDER", help="where named datasets lie; default $TFDS_DATA_DIR"
     )

@@ -93,7 +93,7 @@ def own_listing(
 
 
 def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Where datasets lie: the given folder, `$TFDS_DATA_DIR`, or TFDS's default."""
+    """Return where datasets lie: the given folder, `$TFDS_DATA_DIR`, or TFDS's default."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
     return Path(given).expanduser()
 

@@ -1,4 +1,4 @@
-"""What TFDS's catalogue has of the papers' datasets, and how it differs from what CoOp uses.
+"""The papers' datasets in TFDS's catalogue, and how they differ from what CoOp uses.
 
 Source of every row: the builders of tensorflow_datasets 4.9.10.
 """
@@ -38,7 +38,7 @@ class Catalogued:
 
     @property
     def folder(self) -> str:
-        """Where TFDS puts it, below the data directory."""
+        """The folder that TFDS puts it into, below the data directory."""
         return f"{self.name}/{self.version}"
 
 

@@ -164,7 +164,7 @@ def write(
 
 
 def count(listing: Listing) -> int:
-    """How many images a copy of the listing has."""
+    """Return the number of images of a copy of the listing."""
     return sum(len(listing.splits[split].paths) for split in set(stored_as(listing).values()))
 
 

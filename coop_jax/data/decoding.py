@@ -177,7 +177,7 @@ def _open(encoded: bytes, place: str) -> Image.Image:
 
 
 def is_heif(encoded: bytes) -> bool:
-    """Whether a file that begins so is HEIF, and not AVIF, which Pillow decodes."""
+    """Tell whether a file that begins so is HEIF, and not AVIF, which Pillow decodes."""
     brands = encoded[8 : int.from_bytes(encoded[:4])]
     is_container = encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS
     return is_container and b"avif" not in brands

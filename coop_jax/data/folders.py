@@ -27,12 +27,12 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""What people call the splits, in small letters."""
+"""Names that people give the splits, in small letters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What is in a folder, without leftovers, sorted by name.
+    """The contents of a folder, without leftovers, sorted by name.
 
     Attributes:
         path: where it is.
@@ -55,7 +55,7 @@ class Folder:
 
     @functools.cached_property
     def count(self) -> int:
-        """How many images there are in it and below it."""
+        """The number of images in it and below it."""
         return len(self.images) + sum(folder.count for folder in self.folders)
 
     @property
@@ -65,7 +65,7 @@ class Folder:
 
     @property
     def is_group(self) -> bool:
-        """Whether it has images, but none right in it."""
+        """True where it has images, but none right in it."""
         return self.count > 0 and not self.images
 
     def paths(self, root: Path, kind: str) -> list[str]:
@@ -191,7 +191,7 @@ def _classes(folder: Folder) -> list[Folder]:
 
 
 def _are_wrapped(classes: Sequence[Folder]) -> bool:
-    """Whether each folder holds a single one of its name, or all hold one of the same name."""
+    """Tell whether each folder holds a single one of its name, or all one of the same name."""
     inner = [[folder.name.lower() for folder in one.filled] for one in classes]
     own = [[one.name.lower()] for one in classes]
     same = len(classes) > 1 and len(inner[0]) == 1 and all(names == inner[0] for names in inner)

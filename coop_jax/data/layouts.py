@@ -1,4 +1,4 @@
-"""How CoOp's `$DATA` folder lays out each of its datasets (its DATASETS.md; protocol 2.1)."""
+"""The layouts of the datasets in CoOp's `$DATA` folder (its DATASETS.md; protocol 2.1)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which files a dataset has, and what they show: found before any image is read."""
+"""The files of a dataset and what they show, found before any image is read."""
 
 import contextlib
 import dataclasses

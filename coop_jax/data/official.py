@@ -27,7 +27,7 @@ class SplitFile:
 
 @dataclass(frozen=True)
 class Official:
-    """What the table says of a dataset.
+    """A row of the table of datasets.
 
     Attributes:
         folder: its folder in CoOp's `$DATA`.
@@ -52,7 +52,7 @@ class Official:
     repeated: tuple[str, ...] = ()
 
     def has_images(self, data_dir: Path) -> bool:
-        """Whether CoOp's `$DATA` folder `data_dir` holds the images."""
+        """Tell whether CoOp's `$DATA` folder `data_dir` holds the images."""
         return (data_dir / self.folder / self.images).is_dir()
 
 

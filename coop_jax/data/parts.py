@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_IMAGES = 4
 CUTS = FRACTIONS[0], sum(FRACTIONS)
-"""Where train ends and val ends."""
+"""The ends of train and of val."""
 
 _THREADS = 8
 _MANY = 1_000

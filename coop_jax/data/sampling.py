@@ -1,4 +1,4 @@
-"""Which examples are trained on, and in which order (protocol sections 2 and 4)."""
+"""The choice of the examples to train on, and their order (protocol sections 2 and 4)."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -89,7 +89,7 @@ def linear_probe_few_shot(
 
 
 RULES = {"coop": few_shot, "linear_probe": linear_probe_few_shot}
-"""How a few training and validation images are chosen, by the name that configs use."""
+"""Rules that choose a few training and validation images, by the name that configs use."""
 
 
 def short_classes(

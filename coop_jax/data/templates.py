@@ -6,7 +6,7 @@ from coop_jax.errors import InputError
 from coop_jax.templates import IMAGENET_7, IMAGENET_80
 
 NAMED = ("dataset", "imagenet_7", "imagenet_80")
-"""What an entry may be besides a template."""
+"""Words that an entry may be besides a template."""
 
 
 def prompt_sets(entries: Sequence[str], own: str, dataset: str) -> dict[str, tuple[str, ...]]:

@@ -23,7 +23,7 @@ LOGIT_SCALE = 100.0
 """The official code has the constant instead of the CLIP's own."""
 
 PARTS = {"q": "query", "k": "key", "v": "value", "o": "output"}
-"""What may be updated, by the official letter."""
+"""The matrices that may be updated, by the official letter."""
 
 
 def default_config() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was learned, without the CLIP: as files, on the hub, for the official code and others."""
+"""Learned prompts, without the CLIP: as files, on the hub, for the official code and others."""
 
 from coop_jax.prompts.prompt import Prompt, load, of, of_run, save, training_record
 

@@ -23,11 +23,11 @@ from coop_jax.methods import Images
 from coop_jax.terminal import write_new
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-"""What a program is lowered for."""
+"""Platforms that a program is lowered for."""
 
 LIFETIME = datetime.timedelta(days=180)
-"""How long after an export JAX promises to read it: six months (JAX's documentation of jax.export,
-"Compatibility guarantees")."""
+"""The time after an export in which JAX promises to read it: six months (JAX's documentation of
+jax.export, "Compatibility guarantees")."""
 
 WEIGHT = "weight"
 """The name of the one tensor in a file of class weights."""
@@ -172,7 +172,7 @@ def load_program(path: str | Path) -> Exported:
 
 
 def _described(content: bytes) -> str:
-    """What a file that cannot be read says of itself."""
+    """Return what a file that cannot be read says of itself."""
     said = re.search(rb"coop_jax (\d{4}-\d\d-\d\d) jax ([\w.+-]+)", content)
     if said is None:
         return "a damaged file or one for another JAX"

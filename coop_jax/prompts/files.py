@@ -28,7 +28,7 @@ FIELDS = {
     "class_ids": list,
     "training": dict,
 }
-"""What a record holds besides the format, its version and the digest of the tensors."""
+"""Contents of a record besides the format, its version and the digest of the tensors."""
 
 DTYPES = ("float32", "float16")
 
@@ -117,7 +117,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
-    """Whether the folder has these files with these contents."""
+    """Tell whether the folder has these files with these contents."""
     paths = {folder / name: content for name, content in contents.items()}
     return all(path.is_file() and path.read_bytes() == paths[path] for path in paths)
 

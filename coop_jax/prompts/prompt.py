@@ -46,7 +46,7 @@ class Prompt:
 
     @property
     def is_class_specific(self) -> bool:
-        """Whether it serves the classes that it was learned on alone."""
+        """True where it serves the classes that it was learned on alone."""
         return bool(self.per_class)
 
     def for_classes(

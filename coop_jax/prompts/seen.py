@@ -1,4 +1,4 @@
-"""Which images a prompt was learned from, so that tests can leave them out."""
+"""The images that a prompt was learned from, so that tests can leave them out."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from coop_jax.printing import plural
 logger = logging.getLogger(__name__)
 
 KEY = "image_digests"
-"""Where a prompt's training record has the digests."""
+"""The key of the digests in a prompt's training record."""
 
 DIGITS = 16
 """Hexadecimal digits of a digest.

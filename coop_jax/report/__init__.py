@@ -42,7 +42,7 @@ _SHEETS = {
     "cross_dataset": transfer.sheets,
     "domain_generalization": transfer.sheets,
 }
-"""What makes the tables of a protocol; of any other, `few_shot.sheets`."""
+"""The function that makes the tables of a protocol; of any other, `few_shot.sheets`."""
 
 
 def tables(results: Iterable[Result]) -> list[Sheet]:
@@ -146,7 +146,7 @@ def _lettered(sheet: Sheet, lettering: "Lettering") -> Sheet:
 
 
 def _words(sheets: list[Sheet]) -> tuple[str, ...]:
-    """What tells the picture of these sheets from others: protocol, dataset, split, backbone."""
+    """Return what tells their picture from others: protocol, dataset, split, backbone."""
     first = sheets[0]
     split = next(value.split for row in first.rows for value in row.values if value is not None)
     return (first.protocol, *[first.subject] * (len(sheets) == 1), split, first.backbone)

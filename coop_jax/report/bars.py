@@ -79,7 +79,7 @@ def _in_lines(title: str, width: int) -> str:
 
 
 def _name(row: Row) -> str:
-    """What a row is called across datasets, whose prompts differ."""
+    """Return the name of a row across datasets, whose prompts differ."""
     return _ZERO_SHOT if row.is_zero_shot else row.label
 
 

@@ -223,7 +223,7 @@ def _style(axes: Axes) -> None:
 
 
 def _legend(rows: Sequence[Row]) -> dict[str, Artist]:
-    """What stands for each row, and for the bands, by what it means."""
+    """Return what stands for each row, and for the bands, by what it means."""
     legend: dict[str, Artist] = {}
     looks = _looks(rows)
     for row in sorted(rows, key=lambda row: not row.is_zero_shot):

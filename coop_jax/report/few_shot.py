@@ -25,7 +25,7 @@ def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
 
 
 def panels(protocol: str, results: Sequence[Result]) -> list[list[Sheet]]:
-    """What to draw in one picture, for each split and backbone.
+    """Return what to draw in one picture, for each split and backbone.
 
     A single dataset is drawn with all its prompts; several, after their average, with the first.
     """

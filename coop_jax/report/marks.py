@@ -1,4 +1,4 @@
-"""How a picture tells its rows apart: colours, marks, and places where none hides another."""
+"""Colours and marks that tell a picture's rows apart, and places where none hides another."""
 
 import math
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ class Look(NamedTuple):
 
 
 def look(index: int, *, is_zero_shot: bool) -> Look:
-    """What a row looks like that is the one of this index among all prompts, or all methods."""
+    """Return the look of the row of this index among all prompts, or all methods."""
     colours, marks = _ZERO_SHOT if is_zero_shot else _LEARNED
     mark = marks[index % len(marks)]
     return Look(colours[index % len(colours)], mark, _SIZES.get(mark, 6.0))
 
 
 def shifts(places: Sequence[tuple[float, float]], room: float, most: float) -> list[float]:
-    """How far each mark stands to the right of its true place, so that none hides another.
+    """Return how far each mark stands to the right of its true place, so that none hides another.
 
     The least that it takes, or what hides least; all in points.
 

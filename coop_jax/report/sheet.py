@@ -95,7 +95,7 @@ class Sheet:
 
     @property
     def caption(self) -> str:
-        """What the numbers are: statistics, number of seeds, what marks mean."""
+        """The meaning of the numbers: statistics, number of seeds, what marks mean."""
         counts = _seed_counts(self.rows)
         caption = "accuracy in percent"
         if counts == {1}:

@@ -37,7 +37,7 @@ DATASETS = {name: _SPELLED[name] for name in OFFICIAL}
 
 
 class Point(NamedTuple):
-    """What was evaluated, but for the seed."""
+    """An evaluation, but for the seed."""
 
     dataset: str
     split: str
@@ -58,12 +58,12 @@ class Series:
 
     @property
     def is_zero_shot(self) -> bool:
-        """Whether nothing was learned."""
+        """True where nothing was learned."""
         return self.prompt is not None
 
     @property
     def is_one_template(self) -> bool:
-        """Whether this is one hand-crafted prompt rather than an ensemble of several."""
+        """True where this is one hand-crafted prompt rather than an ensemble of several."""
         return "{" in (self.prompt or "")
 
     @property
@@ -245,12 +245,12 @@ def _evaluated(result: Result) -> tuple:
 
 
 def origin(split: str) -> str:
-    """What follows the part in a split's name: "" for CoOp's split, " of TFDS"."""
+    """Return what follows the part in a split's name: "" for CoOp's split, " of TFDS"."""
     return "".join(split.partition(" ")[1:])
 
 
 def _labels(results: Sequence[Result]) -> list[str]:
-    """What to call each result.
+    """Return what to call each result.
 
     Results that words do not tell apart get the number of classes, their config's hash or, on one
     dataset, their data's.

@@ -124,7 +124,7 @@ RAY_OPTIONS = {
     "gpus": (_amount, 0, "GPUs per group"),
     "retries": (command_line.whole, 3, "how often a crashed group is tried again"),
 }
-"""What Ray needs to know: how it is read, the default, and what it is."""
+"""Options that Ray needs: how each is read, its default, and what it is."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of a group; `failure` says in one line why it did not come to its end."""
+    """The end of a group; `failure` says in one line why it did not come to it."""
 
     group: Group
     failure: str | None
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What this package says goes to a file, besides."""
+    """Send what this package says to a file, besides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     package = logging.getLogger("coop_jax")
     handler = logging.FileHandler(path, encoding="utf-8")

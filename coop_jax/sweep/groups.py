@@ -38,12 +38,12 @@ class Group(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What its runs said, and the traceback if one crashed."""
+        """The file of what its runs said, and of the traceback if one crashed."""
         return self.workdir / LOGS / f"{self.name}.txt"
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier process came to its end, and its results are still there and all."""
+        """True where an earlier process came to its end, and all its results are still there."""
         finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
         if not (finished.is_file() and found.is_file()):
             return False
