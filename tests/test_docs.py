@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import write_images
+from makers import coop_data, image_folder, write_images
 
 import coop_jax
-from coop_jax import command_line, methods, protocols
+from coop_jax import clip, command_line, methods, protocols
 from coop_jax import config as config_module
 from coop_jax.commands import COMMANDS
 from coop_jax.config_files import load
 from coop_jax.data import catalog, doctor, official
+from coop_jax.templates import IMAGENET_80
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -127,6 +128,22 @@ def test_every_module_is_in_the_reference():
     assert not found - shown - own - hidden
 
 
+def test_every_method_has_a_page_that_is_named():
+    pages = {page.stem for page in PAGES if page.parent.name == "methods"}
+    assert pages == set(methods.available())
+    index = TEXTS[ROOT / "docs" / "index.md"]
+    assert set(re.findall(r"\]\(methods/(\w+)\.md\)", index)) == pages
+    assert set(re.findall(r"^methods/(\w+)$", index, flags=re.MULTILINE)) == pages
+    learn = pages - {methods.ZERO_SHOT}
+    read_me = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"\]\(docs/methods/(\w+)\.md\)", read_me)) == learn
+
+
+def test_docstrings_begin_with_what_is_done():
+    code = "\n".join(path.read_text() for path in (ROOT / "coop_jax").rglob("*.py"))
+    assert not re.findall(r'"""(?:What|How|Where|Whether|Which|Why)\b.*', code)
+
+
 def test_docstrings_name_sections_that_the_protocol_has():
     text = TEXTS[ROOT / "docs" / "protocol.md"]
     sections = set(re.findall(r"^##+ ([\d.]*\d)\.? ", text, flags=re.MULTILINE))
@@ -188,6 +205,71 @@ def test_commands_are_understood(command, monkeypatch, example):
         assert command == "sphinx-build -W --keep-going -n -c docs . site"
 
 
+RUNS = {
+    name: [
+        shlex.split(line)[2:]
+        for block in blocks(f"methods/{name}.md", "bash")
+        for line in block.splitlines()
+        if line.startswith(("coop_jax run --config=few_shot:", "coop_jax run --config=quickstart:"))
+    ]
+    for name in methods.available()
+}
+"""The words of the commands on each method's page that run it by its name, whatever the paper."""
+
+
+def read_run(name, words):
+    """Return the config that such a command names, with its settings."""
+    chosen = command_line.Parser("run", importlib.import_module(COMMANDS["run"][0])).read(words)
+    config = load(chosen.config, chosen.settings)
+    assert config["method"]["name"] == name
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (name, words)
+        for name, runs in RUNS.items()
+        for words in runs
+        if words[0].startswith("--config=quickstart:")
+    ],
+)
+def test_quickstarts_of_methods_fit_the_embedded_clip(name, words):
+    settings = read_run(name, words)["method"]
+    del settings["name"]
+    tiny, tokenizer = clip.load("tiny")
+    assert methods.create(name, tiny, tokenizer, ("one", "two"), settings).logits
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return coop_data(tmp_path_factory.mktemp("data"), ["dtd"])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [name for name, runs in RUNS.items() if runs])
+def test_the_command_of_a_method(name, data, tmp_path):
+    """The first one, cut down to what a test can wait for and to the layers that there are."""
+    config = read_run(name, RUNS[name][0])
+    config["clip"]["name"] = "tiny"
+    config |= {"dataset": "dtd", "data_dir": str(data), "shots": (2,), "seeds": (1,), "epochs": 1}
+    most = {"depth": 2, "depth_text": 2, "depth_vision": 2, "first": 2, "last": 3, "views": 10}
+    method = config["method"]
+    method |= {key: min(method[key], value) for key, value in most.items() if key in method}
+    _, plan, rows = protocols.run(config, tmp_path / "run")
+    learned = [row for row in rows if row.method == name]
+    assert [row.split for row in learned] == [target.split for target in plan.targets]
+    for row in learned:
+        assert 0 <= row.accuracy <= 100
+        is_said = {word: word in said_uses(name) for word in ("validation", "unlabel", "test")}
+        assert is_said == {word: word in " ".join(row.uses) for word in is_said}
+
+
+def said_uses(name):
+    """Return, in bold, what a method's page says that it learns from besides labelled images."""
+    return " ".join(re.findall(r"\*\*([a-z ]+)\*\*", TEXTS[ROOT / "docs/methods" / f"{name}.md"]))
+
+
 @every_page
 def test_settings_exist(page):
     known = {*config_module.flat(config_module.default())}
@@ -205,10 +287,10 @@ def setting_names(method):
 
 def value(text):
     """The value of a setting as a table shows it."""
-    return eval(text, {"__builtins__": {}})
+    return eval(text, {"__builtins__": {}, "IMAGENET_80": IMAGENET_80})
 
 
-@pytest.mark.parametrize("name", [page.stem for page in PAGES if page.parent.name == "methods"])
+@pytest.mark.parametrize("name", methods.available())
 def test_settings_and_defaults_of_a_method(name):
     defaults = methods.default_config(name)
     if not defaults:
@@ -252,6 +334,15 @@ def test_python_of_the_reference():
     names = {}
     exec(code, names)
     assert np.isfinite(names["texts"]).all() and len(names["texts"]) == 2
+
+
+@pytest.mark.heavy
+def test_python_of_tda(tmp_path, monkeypatch, capsys):
+    image_folder(tmp_path / "photographs", ("circle", "star"), 8)
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("methods/tda.md", "python")
+    exec(code.replace("ViT-B/16", "tiny"), {})
+    assert 0 <= float(capsys.readouterr().out) <= 1
 
 
 @pytest.mark.heavy
