@@ -75,7 +75,7 @@ def encode(clip: CLIP, pixels: np.ndarray, mesh: Mesh, batch: int = 256) -> np.n
             yield pixels[numbers[start : start + size]]
 
     batch = min(batch, len(pixels))
-    return images.encode(clip, pixels_of, len(pixels), mesh, batch_size=batch)
+    return images.encode(clip, pixels_of, len(pixels), mesh, batch_size=batch)[0]
 
 
 def image_features(problem: Problem) -> np.ndarray:

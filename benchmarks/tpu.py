@@ -251,7 +251,7 @@ class Case:
         size = clip.config.vision.image_size
         pixels = abstract(ENCODE_BATCH, size, size, 3, dtype=jnp.uint8)
         clip_graph, frozen = nnx.split(clip)
-        return cost_of(images.compile_encoder(clip_graph, mesh, "features"), frozen, pixels)
+        return cost_of(images.compile_encoder(clip_graph, mesh), frozen, pixels)
 
     def needed_flops(self) -> float:
         """By formula, of all chips together, with no padding and nothing computed twice."""

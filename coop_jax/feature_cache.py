@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from coop_jax import parallel
 from coop_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+Arrays = dict[str, Float[np.ndarray, "images ..."]]
 
 
 class Cache:
@@ -27,26 +29,32 @@ class Cache:
     def __init__(self, folder: str | Path):
         self._folder = Path(folder).expanduser()
 
-    def get(
-        self, key: str, make: Callable[[], Float[np.ndarray, "images ..."]]
-    ) -> Float[np.ndarray, "images ..."]:
-        """Return what is kept under `key` (hexadecimal), or else what `make` makes, and keep that.
+    def get(self, keys: Mapping[str, str], make: Callable[[list[str]], Arrays]) -> Arrays:
+        """Return arrays by name: what is kept under their keys, and what `make` makes of the rest.
 
-        Of several processes that train together all make it, unless all find it, and the first
-        keeps it.
+        What is made is kept. Of several processes that train together all make an array, unless all
+        find it, and the first keeps it.
+
+        Args:
+            keys: hexadecimal, by name.
+            make: from the names of missing arrays to these arrays.
 
         Raises:
             InputError: the folder cannot be written.
         """
-        path = self._folder / key[:2] / f"{key}.features"
-        kept = self._read(path)
-        if parallel.all_agree(kept is not None):
-            assert kept is not None
-            return kept
-        made = make()
+        paths = {name: self._folder / key[:2] / f"{key}.features" for name, key in keys.items()}
+        kept = {name: self._read(path) for name, path in paths.items()}
+        arrays = {
+            name: array
+            for name, array in kept.items()
+            if parallel.all_agree(array is not None) and array is not None
+        }
+        missing = [name for name in keys if name not in arrays]
+        made = make(missing) if missing else {}
         if parallel.is_first():
-            self._keep(path, made)
-        return made
+            for name in missing:
+                self._keep(paths[name], made[name])
+        return arrays | made
 
     def _read(self, path: Path) -> np.ndarray | None:
         try:

@@ -72,15 +72,15 @@ class Frozen:
     ) -> images_module.Encoder:
         """Return the encoder of the images that a method takes; `tell` hears how many are made."""
         folder = self.config["feature_cache"]
-        return images_module.encoder_for(
-            method,
+        return images_module.Encoder(
             self.clip,
             self.mesh,
+            method.takes,
             batch_size=self.config["encode_batch_size"],
             augmentation=dict(self.config["augmentation"]),
             cache=Cache(folder) if folder else None,
             weights=(self.weights_hash, self.config["clip"]["dtype"]) if folder else (),
-            **({} if tell is None else {"tell": tell}),
+            tell=tell or (lambda images: None),
         )
 
     def images_of(self, method: Method, examples: Examples) -> Callable[[np.ndarray], Images]:

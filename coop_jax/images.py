@@ -24,7 +24,7 @@ from coop_jax.data import pipeline
 from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
 from coop_jax.feature_cache import Cache
-from coop_jax.methods import Images, Method, Split
+from coop_jax.methods import Images, Split
 from coop_jax.provenance import digest
 
 BATCH_SIZE = 256
@@ -45,19 +45,20 @@ Requests = Int[np.ndarray, "images 2"]
 
 def of_tower(clip: CLIP, images: Float[Array, "batch size size 3"], field: str) -> Array:
     """Return a field of `Images` that the frozen tower makes, float32."""
-    if field == "features":
-        return clip.encode_image(images).astype(jnp.float32)
-    make = getattr(clip.vision, field)
+    make = clip.encode_image if field == "features" else getattr(clip.vision, field)
     return make(images).astype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=8)
-def compile_encoder(graphdef: nnx.GraphDef[CLIP], mesh: Mesh, field: str) -> Callable[..., Array]:
-    """Return a jitted `encode(state, pixels)`: uint8 pixels, split over the mesh, to a field."""
+def compile_encoder(
+    graphdef: nnx.GraphDef[CLIP], mesh: Mesh, fields: tuple[str, ...] = ("features",)
+) -> Callable[..., list[Array]]:
+    """Return a jitted `encode(state, pixels)`: uint8 pixels, split over the mesh, to fields."""
 
-    def encode(state: nnx.State, pixels: Array) -> Array:
+    def encode(state: nnx.State, pixels: Array) -> list[Array]:
         clip = nnx.merge(graphdef, state)
-        return of_tower(clip, clip.normalized(pixels), field)
+        images = clip.normalized(pixels)
+        return [of_tower(clip, images, field) for field in fields]
 
     return jax.jit(
         encode,
@@ -75,9 +76,9 @@ def encode(
     mesh: Mesh,
     *,
     batch_size: int = BATCH_SIZE,
-    field: str = "features",
-) -> Float[np.ndarray, "images ..."]:
-    """Return what the frozen tower makes of `count` images, float32.
+    fields: tuple[str, ...] = ("features",),
+) -> list[Float[np.ndarray, "images ..."]]:
+    """Return what the frozen tower makes of `count` images, float32 arrays in the fields' order.
 
     Every batch is padded with black images to the same number, one that the mesh can split evenly,
     and what they give is dropped; so there is one compilation. With several processes, each makes
@@ -89,10 +90,10 @@ def encode(
         count: number of images.
         mesh: the devices.
         batch_size: images at once, over all devices.
-        field: of `Images`.
+        fields: of `Images`.
     """
     graphdef, state = nnx.split(clip)
-    encoder = compile_encoder(graphdef, mesh, field)
+    encoder = compile_encoder(graphdef, mesh, fields)
     state = parallel.put(state, parallel.replicated(mesh))
     rows = batch_size + parallel.padding(batch_size, mesh)
     own = [
@@ -102,12 +103,12 @@ def encode(
     size = rows // jax.process_count()
     batches = iter(pixels_of(np.concatenate(own), size))
     nothing = np.zeros((0, *(clip.config.vision.image_size,) * 2, 3), np.uint8)
-    made: list[np.ndarray] = []
-    pending: collections.deque[Array] = collections.deque()
+    made: list[list[np.ndarray]] = []
+    pending: collections.deque[list[Array]] = collections.deque()
 
     def collect(leave: int) -> None:
         while len(pending) > leave:
-            made.append(np.asarray(pending.popleft()))
+            made.append([np.asarray(output) for output in pending.popleft()])
 
     for numbers in own:
         pixels = next(batches) if len(numbers) else nothing
@@ -116,7 +117,7 @@ def encode(
         pending.append(encoder(state, parallel.put_rows(pixels, mesh)))
         collect(leave=AHEAD)
     collect(leave=0)
-    return np.concatenate(made)[:count]
+    return [np.concatenate(outputs)[:count] for outputs in zip(*made, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,9 @@ class Encoder:
         weights: with a cache, what tells the CLIP from others: a hash of its files, its dtype.
         teacher: a second frozen CLIP.
         tell: called with a number of images that have been made.
+
+    Raises:
+        InputError: what a method takes is not given, or there is no teacher.
     """
 
     clip: CLIP | FeatureSpace
@@ -144,6 +148,18 @@ class Encoder:
     weights: tuple[str, ...] = ()
     teacher: CLIP | None = None
     tell: Callable[[int], None] = lambda images: None
+
+    def __post_init__(self):
+        if isinstance(self.clip, FeatureSpace) and set(self.takes) != {"features"}:
+            raise InputError(
+                f"expected a method that takes features alone, which are given, got one that takes"
+                f" {', '.join(self.takes)}; train on images instead"
+            )
+        if "teacher" in self.takes and self.teacher is None:
+            raise InputError(
+                "expected a second CLIP, whose features the method takes, got none; choose another"
+                " method"
+            )
 
     @property
     def is_small(self) -> bool:
@@ -174,8 +190,7 @@ class Encoder:
                 test transform and the others are augmented all the same.
 
         Raises:
-            InputError: an image cannot be decoded, the cache's folder cannot be written, or a field
-                cannot be made of given features.
+            InputError: an image cannot be decoded, or the cache's folder cannot be written.
         """
         if examples.features is not None:
             return self._given(examples, requests, augmented, views)
@@ -199,15 +214,14 @@ class Encoder:
         """Return `[views, images, ...]` for each field the method takes."""
         shape = requests.shape[:2]
         flat = requests.reshape(-1, 2)
-        made = [self._field(examples, flat, augmentation, seed, field) for field in self.takes]
-        return [array.reshape(*shape, *array.shape[1:]) for array in made]
+        own = [field for field in self.takes if field != "teacher"]
+        made = self._fields(self.clip, own, examples, flat, augmentation, seed, self.tell)
+        if "teacher" in self.takes:
+            again = self._fields(self.teacher, ["features"], examples, flat, augmentation, seed)
+            made["teacher"] = again["features"]
+        return [made[field].reshape(*shape, *made[field].shape[1:]) for field in self.takes]
 
     def _given(self, examples: Examples, requests: Requests, augmented: bool, views: int) -> Images:
-        if set(self.takes) != {"features"}:
-            raise InputError(
-                f"expected a method that takes features alone, which are given, got one that takes"
-                f" {', '.join(self.takes)}; train on images instead"
-            )
         given = examples.features
         assert given is not None
         rows = examples.indices[requests[:, 1]]
@@ -220,68 +234,64 @@ class Encoder:
             return Images(features=np.moveaxis(given[:views, rows], 0, 1))
         return Images(features=given[requests[:, 0] % len(given) if augmented else 0, rows])
 
-    def _field(
+    def _fields(
         self,
+        clip: Any,
+        fields: list[str],
         examples: Examples,
         requests: Requests,
         augmentation: Mapping[str, Any] | None,
         seed: int,
-        field: str,
-    ) -> np.ndarray:
-        clip = self.teacher if field == "teacher" else self.clip
-        assert isinstance(clip, CLIP)
-        transform = self._counted(clip.config.vision.image_size, augmentation)
+        tell: Callable[[int], None] = lambda images: None,
+    ) -> dict[str, np.ndarray]:
+        """Return fields of a CLIP by name; every image is decoded once for all of them."""
+        transform = _transform(clip.config.vision.image_size, augmentation, tell)
 
-        def pixels_of(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        def decoded(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
             return pipeline.pixels(
                 examples, transform, requests[numbers], seed=seed, batch_size=batch_size
             )
 
-        if field == "pixels":
-            return np.concatenate(list(pixels_of(np.arange(len(requests)), self.batch_size)))
+        made, pixels_of = {}, decoded
+        if "pixels" in fields:
+            everything = np.arange(len(requests))
+            pixels = made["pixels"] = np.concatenate([*decoded(everything, self.batch_size)])
 
-        def make() -> np.ndarray:
-            of = "features" if field == "teacher" else field
-            return encode(
-                clip, pixels_of, len(requests), self.mesh, batch_size=self.batch_size, field=of
+            def pixels_of(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+                for start in range(0, len(numbers), batch_size):
+                    yield pixels[numbers[start : start + batch_size]]
+
+        of_tower = [field for field in fields if field != "pixels"]
+
+        def make(missing: list[str]) -> dict[str, np.ndarray]:
+            size, wanted = self.batch_size, tuple(missing)
+            outputs = encode(
+                clip, pixels_of, len(requests), self.mesh, batch_size=size, fields=wanted
             )
+            return dict(zip(missing, outputs, strict=True))
 
-        if self.cache is None:
-            return make()
+        if self.cache is None or not of_tower:
+            return made | (make(of_tower) if of_tower else {})
         images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
         described = "test" if augmentation is None else dict(augmentation)
-        wanted = described, seed, requests.tolist(), field
-        return self.cache.get(
-            digest([*images, *self.weights, *pixel_settings(clip), *wanted]), make
-        )
-
-    def _counted(self, size: int, augmentation: Mapping[str, Any] | None) -> pipeline.Transform:
-        """Return the test transform or, with an augmentation, the training transform."""
-
-        def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-            if augmentation is None:
-                pixels = preprocess.resize_and_center_crop(image, size)
-            else:
-                pixels = preprocess.augment(image, size, rng, **augmentation)
-            self.tell(1)
-            return pixels
-
-        return transform
+        known = [*images, *self.weights, *pixel_settings(clip), described, seed, requests.tolist()]
+        return made | self.cache.get({field: digest([*known, field]) for field in of_tower}, make)
 
 
-def encoder_for(method: Method, clip: CLIP | FeatureSpace, mesh: Mesh, **others: Any) -> Encoder:
-    """Return what makes of images what a method takes.
+def _transform(
+    size: int, augmentation: Mapping[str, Any] | None, tell: Callable[[int], None]
+) -> pipeline.Transform:
+    """Return the test transform or, with an augmentation, the training transform."""
 
-    Raises:
-        InputError: the method takes what is not made of images.
-    """
-    known = set(Images._fields)
-    if unknown := set(method.takes) - known:
-        raise InputError(
-            f"expected a method that takes some of {', '.join(sorted(known))}, got one that takes"
-            f" {', '.join(sorted(unknown))}; correct `takes`"
-        )
-    return Encoder(clip, mesh, method.takes, **others)
+    def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        if augmentation is None:
+            pixels = preprocess.resize_and_center_crop(image, size)
+        else:
+            pixels = preprocess.augment(image, size, rng, **augmentation)
+        tell(1)
+        return pixels
+
+    return transform
 
 
 def split(

@@ -16,7 +16,7 @@ from coop_jax.data import memory
 from coop_jax.data.examples import Examples, ImageCache
 from coop_jax.data.memory import Images
 from coop_jax.errors import InputError
-from coop_jax.images import BATCH_SIZE, encoder_for
+from coop_jax.images import BATCH_SIZE, Encoder
 from coop_jax.terminal import count_images
 
 IMAGES_AT_ONCE = 1024
@@ -111,10 +111,10 @@ class Predictor:
         count, logits = len(examples), []
         is_short = count <= self._batch_size
         with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
-            encoder = encoder_for(
-                self._method,
+            encoder = Encoder(
                 self._clip,
                 parallel.create_mesh(),
+                self._method.takes,
                 batch_size=batch_rows(count, self._batch_size),
                 tell=tell,
             )

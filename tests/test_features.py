@@ -33,34 +33,38 @@ def test_features_do_not_depend_on_batches_or_devices(tiny_tokenizer, vision):
     expected = jax.jit(lambda images: clip.encode_image(images))(normalize(pixels))
     for devices, batch_size in ((1, 4), (2, 5)):
         mesh = parallel.create_mesh(jax.devices()[:devices])
-        got = images.encode(clip, batches_of(pixels), 11, mesh, batch_size=batch_size)
+        [got] = images.encode(clip, batches_of(pixels), 11, mesh, batch_size=batch_size)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_no_images_give_no_features(tiny_clip, one_device):
     nothing = batches_of(np.zeros((0, 32, 32, 3), np.uint8))
-    got = images.encode(tiny_clip, nothing, 0, one_device)
+    [got] = images.encode(tiny_clip, nothing, 0, one_device)
     assert got.shape == (0, tiny_clip.config.embedding)
 
 
 def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
     made = []
 
-    def make():
+    def make(names):
+        assert names == ["x"]
         made.append(len(made))
-        return np.full((2, 3), len(made), np.float32)
+        return {"x": np.full((2, 3), len(made), np.float32)}
+
+    def get(cache, key):
+        return cache.get({"x": key}, make)["x"]
 
     cache = Cache(tmp_path / "cache")
-    first = cache.get("ab12", make)
-    np.testing.assert_array_equal(Cache(tmp_path / "cache").get("ab12", make), first)
+    first = get(cache, "ab12")
+    np.testing.assert_array_equal(get(Cache(tmp_path / "cache"), "ab12"), first)
     assert made == [0]
-    assert cache.get("ab13", make).max() == 2
+    assert get(cache, "ab13").max() == 2
     (file,) = tmp_path.glob("cache/*/ab12.features")
     file.write_bytes(file.read_bytes()[:-5])
-    assert cache.get("ab12", make).max() == 3
+    assert get(cache, "ab12").max() == 3
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder for features"):
-        Cache(tmp_path / "file").get("ab12", make)
+        get(Cache(tmp_path / "file"), "ab12")
 
 
 def test_features_of_turned_images_are_kept_apart(tmp_path, tiny_clip, one_device):
