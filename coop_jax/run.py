@@ -7,11 +7,12 @@ prepares it, trains it stage by stage, and goes on where an earlier process stop
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flax import nnx
 
 from coop_jax import images as images_module
 from coop_jax import optim, train
@@ -160,11 +161,19 @@ class TrainingRun:
         return {use: others[use] for use in others if use in self.method.uses}
 
     def check(self) -> None:
-        """Refuse a dataset without images that the method uses, before anything is made.
+        """Refuse what cannot be trained, before anything is made.
 
         Raises:
-            InputError: it is one.
+            InputError: the dataset has not the images that the method uses, or no such outputs of
+                the tower can be made as it takes, or a stage moves nothing.
         """
+        _ = self.encoder
+        for number, stage in enumerate(self.stages, start=1):
+            if stage.epochs != 0 and not nnx.state(self.method, train.moves_in(stage.learns)):
+                raise InputError(
+                    f"stage {number}: expected Learned variables to move, got none under"
+                    f" {', '.join(stage.learns) or 'the whole method'}; correct stages()"
+                )
         for use, examples in self._others.items():
             if examples is None or not len(examples):
                 name = self.frozen.config["method"]["name"]
@@ -273,7 +282,8 @@ def learn(runs: Sequence[TrainingRun], watchers: Sequence[Watcher] = ()) -> list
         InputError: an image cannot be read, or a method cannot be fitted to these.
     """
     watchers = watchers or [Watcher() for _ in runs]
-    begun, clip = [False] * len(runs), runs[0].frozen.clip
+    begun = [False] * len(runs)
+    clip, mesh = runs[0].frozen.clip, runs[0].frozen.mesh
     for number, stage in enumerate(runs[0].stages):
         with contextlib.ExitStack() as stack:
             members: list[train.Run] = []
@@ -293,23 +303,8 @@ def learn(runs: Sequence[TrainingRun], watchers: Sequence[Watcher] = ()) -> list
                 )
                 members.append(member)
                 of_members.append(watcher)
-            for chunk in _train_stage(members, stage, runs[0]):
+            at_once = runs[0].encoder.at_once if members else 1
+            for chunk in train.fit(members, clip, stage, mesh, images_per_chunk=at_once):
                 for progress in chunk:
                     of_members[progress.run].note(progress)
     return begun
-
-
-def _train_stage(
-    members: Sequence[train.Run], stage: Stage, first: TrainingRun
-) -> Iterator[list[train.Progress]]:
-    """Train the runs that are left through a stage; keep those of a stage without steps."""
-    clip, mesh = first.frozen.clip, first.frozen.mesh
-    if stage.epochs == 0:
-        for place, member in enumerate(members):
-            if member.checkpoints is not None:
-                state = train.initial_state(member.method, clip, stage)
-                member.checkpoints.save(state, last=True)
-            yield [train.Progress(place, 1, {})]
-    elif members:
-        at_once = first.encoder.at_once
-        yield from train.fit(members, clip, stage, mesh, images_per_chunk=at_once)

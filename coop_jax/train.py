@@ -211,7 +211,7 @@ def fit(
     Images are made a chunk of steps ahead, while the steps of the chunk before run in one compiled
     scan. Several runs are one program, in which each of them computes what it would alone; one that
     ends before the others drops out. Those whose variables have other shapes (`varying`) follow in
-    a program of their own.
+    a program of their own. Of a stage without steps, what `prepare` has done is kept.
 
     Args:
         runs: of one method with the same settings on the same classes; images, their order,
@@ -229,6 +229,11 @@ def fit(
     """
     alike: dict[Any, list[int]] = {}
     for place, run in enumerate(runs):
+        if stage.epochs == 0:
+            if run.checkpoints is not None:
+                run.checkpoints.save(initial_state(run.method, clip, stage), last=True)
+            yield [Progress(place, 1, {})]
+            continue
         leaves = jax.tree.leaves(nnx.state(run.method, STAYS))
         alike.setdefault(tuple(leaf.shape for leaf in leaves), []).append(place)
     for places in alike.values():
