@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 TEXTS = {page: page.read_text() for page in PAGES}
 EXAMPLE = "task_residual"
+METHODS_PAGE = ROOT / "docs" / "adding-a-method.md"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -37,6 +38,13 @@ def blocks(page, language):
     """The contents of a page's code blocks in this language."""
     text = TEXTS[ROOT / "docs" / page]
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def examples():
+    """The examples of methods, by the name of their file."""
+    codes = blocks("adding-a-method.md", "python")
+    names = re.findall(r"As `(?:coop_jax/methods/)?(\w+)\.py`", TEXTS[METHODS_PAGE])
+    return dict(zip(names, codes, strict=True))
 
 
 def without_code(text):
@@ -60,8 +68,7 @@ def table(page, first):
 def folder(tmp_path_factory):
     """A folder with the example of a method, as one file."""
     folder = tmp_path_factory.mktemp("methods")
-    (code,) = blocks("adding-a-method.md", "python")
-    (folder / f"{EXAMPLE}.py").write_text(code)
+    (folder / f"{EXAMPLE}.py").write_text(examples()[EXAMPLE])
     return folder
 
 

@@ -47,6 +47,10 @@ class Fixed(nnx.Variable):
     """
 
 
+USES = ("validation", "unlabeled", "test_images", "sentences", "teacher", "new_class_names")
+"""All that a method may learn from besides the labelled training images."""
+
+
 class Images(NamedTuple):
     """The fields of some images that a method's `takes` names; the others are None.
 
@@ -223,9 +227,7 @@ class Method(nnx.Module):
         views: of every image.
         texts_per_image: every image has texts of its own: devices then share the classes of each
             image instead of the images of a batch.
-        uses: what it learns from besides the labelled training images, some of "validation",
-            "unlabeled", "test_images", "sentences", "teacher", "new_class_names"; every record of
-            results says so.
+        uses: some of `USES`; every record of results says so.
     """
 
     takes: tuple[str, ...] = ("features",)

@@ -17,7 +17,7 @@ from flax import nnx
 from coop_jax.classes import Classes
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Given, Kept, Learned, Method
+from coop_jax.methods.base import USES, Fixed, Given, Images, Kept, Learned, Method, Views
 
 DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
@@ -76,9 +76,13 @@ def _module_of_file(path: Path) -> Any:
         del sys.modules[name]
         raise InputError(
             f"{path}: expected a Python file that can be imported, got {type(error).__name__}:"
-            f" {error!s:.200}; correct it"
+            f" {_said(error):.200}; correct it"
         ) from error
     return loaded
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_module(loaded: Any, path: Path) -> None:
@@ -178,7 +182,8 @@ def create(
         given: other fields of `Given`.
 
     Raises:
-        InputError: an unknown method or setting, or classes or a tokenizer that do not fit.
+        InputError: an unknown method or setting, classes or a tokenizer that do not fit, or a file
+            whose method cannot be made or breaks the contract.
     """
     made_of = module(name)
     classes = classes if isinstance(classes, Classes) else Classes(tuple(classes))
@@ -193,8 +198,43 @@ def create(
             f" CLIP reads, got {chosen['n_ctx']} context vectors; lower n_ctx"
         )
     with jax.threefry_partitionable(True), jax.disable_jit(False):
-        rngs = create_rngs(seed)
-        return made_of.Method(Given(clip, tokenizer, classes, rngs, **given), chosen)
+        made_from = Given(clip, tokenizer, classes, create_rngs(seed), **given)
+        try:
+            method = made_of.Method(made_from, chosen)
+        except Exception as error:
+            if isinstance(error, InputError) or not name.endswith(".py"):
+                raise
+            raise InputError(
+                f"{name}: expected a method that can be made, got {type(error).__name__}:"
+                f" {_said(error):.200}; correct its __init__"
+            ) from error
+    _check_method(method, name)
+    return method
+
+
+def _check_method(method: Method, name: str) -> None:
+    """Refuse a method that says what the frame does not know.
+
+    Raises:
+        InputError: it does.
+    """
+    for attribute, allowed in (("takes", Images._fields), ("uses", USES)):
+        if unknown := sorted(set(getattr(method, attribute)) - set(allowed)):
+            raise InputError(
+                f"method {name}: expected {attribute} as some of {', '.join(allowed)}, got"
+                f" {', '.join(unknown)}; correct it"
+            )
+    if not isinstance(method.views, Views) or min(method.views) < 1:
+        raise InputError(
+            f"method {name}: expected views as Views of at least one view, got"
+            f" {method.views!r:.80}; correct it"
+        )
+    for path, variable in nnx.to_flat_state(nnx.state(method)):
+        if not isinstance(variable, Learned | Kept | Fixed):
+            raise InputError(
+                f"method {name}: expected variables that are Learned, Kept or Fixed, got"
+                f" {dotted(path)} as {type(variable).__name__}; say which it is"
+            )
 
 
 def _check_tokenizer(clip: CLIP, tokenizer: Tokenizer) -> None:
@@ -219,14 +259,15 @@ def create_rngs(seed: int) -> nnx.Rngs:
 
 def saved(method: Any) -> dict[str, nnx.Variable]:
     """Return the variables of a method that are saved, Learned and Kept, by dotted path."""
-    return {_dotted(path): variable for path, variable in _saved(method)}
+    return {dotted(path): variable for path, variable in _saved(method)}
 
 
 def _saved(method: Any) -> Any:
     return nnx.to_flat_state(nnx.state(method, nnx.Any(Learned, Kept)))
 
 
-def _dotted(path: Sequence[Any]) -> str:
+def dotted(path: Sequence[Any]) -> str:
+    """Return the name of a variable, given its path in a state."""
     return ".".join(map(str, path))
 
 
@@ -283,7 +324,7 @@ def fill(method: Any, values: Mapping[str, Any], trained: Classes, wanted: Class
     rows = np.asarray([place for place in places if place is not None], np.int32)
     filled = []
     for path, variable in _saved(method):
-        name = _dotted(path)
+        name = dotted(path)
         value, metadata = jnp.asarray(values[name]), variable.get_metadata()
         if metadata.get("per_class"):
             if unknown and metadata.get("unseen", "refuse") == "refuse":

@@ -1,0 +1,411 @@
+"""The contract as functions that anybody runs on a method, by name or by the path of a file.
+
+python -m coop_jax.methods.checks path/to/mine.py
+python -m coop_jax.methods.checks promptsrc --settings depth=2 n_ctx=3
+
+A check takes a `Subject` and raises `ContractError` where the method does not keep what the frame
+counts on. Everything is tried through the frame itself: the embedded CLIP, a few small pictures and
+a few steps of every stage. The command takes two virtual devices of the processor.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import functools
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from coop_jax import clip as clip_package
+from coop_jax import command_line, evaluate, parallel
+from coop_jax import config as config_module
+from coop_jax.classes import Classes
+from coop_jax.data import memory
+from coop_jax.errors import InputError
+from coop_jax.frozen import Frozen
+from coop_jax.methods import registry
+from coop_jax.methods.base import Batch, Fixed, Images, Kept, Learned
+from coop_jax.printing import one_line
+from coop_jax.run import Losses, TrainingRun, Watcher, learn
+from coop_jax.train import Progress
+
+NAMES = ("circle", "hen-of-the-woods", "a", "seven")
+SHOTS, STEPS, BATCH_SIZE = 2, 4, 5
+CLOSE, LOGITS = 1e-4, 3e-4
+"""The largest difference relative to the largest value, of what was learned and of logits."""
+
+
+class ContractError(InputError):
+    """A method does not keep the contract."""
+
+
+def expect(holds: Any, message: str) -> None:
+    """Go on where something holds.
+
+    Raises:
+        ContractError: it does not.
+    """
+    if not holds:
+        raise ContractError(message)
+
+
+def expect_close(got: Any, expected: Any, tolerance: float, message: str) -> None:
+    """Go on where the arrays of two trees hardly differ.
+
+    Raises:
+        ContractError: one of them differs by more than its largest value times the tolerance.
+    """
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        same_shape = one.shape == other.shape
+        error = np.abs(one - other).max(initial=0) if same_shape else np.inf
+        largest = np.abs(other).max(initial=0)
+        expect(
+            error <= tolerance * max(largest, 1e-6),
+            f"{message}, got a difference of {error:.2g} where the largest value is {largest:.2g}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A method with something to learn from.
+
+    Attributes:
+        name: of a method, or the path of its file.
+        settings: those that differ from its `default_config()`.
+        folder: where checkpoints may be written.
+        devices: 2 of which are compared with one.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path = Path()
+    devices: int = 2
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings of its runs."""
+        config = config_module.default(self.name)
+        return config | {"method": config["method"] | dict(self.settings)}
+
+    @functools.cached_property
+    def dataset(self) -> Any:
+        """Small pictures, different for every class."""
+        size = clip_package.load(self.config["clip"]["name"])[0].config.vision.image_size
+
+        def pictures(seed: int, shots: int) -> np.ndarray:
+            colours = np.random.default_rng(0).integers(64, 192, (len(NAMES), 1, 1, 3))
+            noise = np.random.default_rng(seed).integers(-64, 64, (shots, 1, size, size, 3))
+            return (colours + noise).reshape(-1, size, size, 3).astype(np.uint8)
+
+        labels = np.tile(np.arange(len(NAMES)), SHOTS)
+        dataset = memory.dataset(pictures(1, SHOTS), labels, NAMES)
+        others = {
+            split: memory.labelled(pictures(seed, SHOTS), labels, NAMES, split=split)
+            for seed, split in ((2, "val"), (3, "test"))
+        }
+        return dataclasses.replace(dataset, **others)
+
+    def frozen(self, devices: int = 1) -> Frozen:
+        """Return the embedded CLIP on so many devices."""
+        frozen = Frozen(self.config, self.dataset)
+        frozen.mesh = parallel.create_mesh(jax.devices()[:devices])
+        return frozen
+
+    def method(self, names: Sequence[str] = NAMES, seed: int = 1) -> Any:
+        """Return the method as new, for classes of the dataset or others."""
+        classes = Classes(tuple(names)).moved_from(Classes(NAMES))
+        dataset = dataclasses.replace(self.dataset, classes=classes)
+        return self.frozen().create(dataset, seed)
+
+    def run(self, seed: int = 1, folder: str = "", devices: int = 1) -> TrainingRun:
+        """Return a run of few steps; with a folder, one that keeps checkpoints."""
+        kept = self.folder / folder if folder else None
+        frozen = self.frozen(devices)
+        made = TrainingRun(frozen, self.dataset, SHOTS, seed, kept, self.dataset.train)
+        made.stages = tuple(
+            stage
+            if stage.epochs == 0
+            else dataclasses.replace(
+                stage, epochs=STEPS, steps_per_shot=None, batch_size=BATCH_SIZE
+            )
+            for stage in made.stages
+        )
+        return made
+
+    @functools.cached_property
+    def trained(self) -> tuple[TrainingRun, np.ndarray]:
+        """A run that has learned, and its losses."""
+        return self.learned(self.run())
+
+    @staticmethod
+    def learned(made: TrainingRun) -> tuple[TrainingRun, np.ndarray]:
+        """Let a run learn; return it, and its losses."""
+        losses = Losses()
+        learn([made], [losses])
+        return made, losses.values
+
+    def images(self, method: Any) -> Images:
+        """Return the test images as the method takes them."""
+        return self.frozen().images_of(method, self.dataset.test)(np.arange(len(self.dataset.test)))
+
+    def logits(self, method: Any, devices: int = 1) -> np.ndarray:
+        """Return the compiled logits of the test images."""
+        frozen = self.frozen(devices)
+        return evaluate.logits(method, frozen.clip, self.images(method), frozen.mesh)
+
+
+def values(method: Any) -> dict[str, np.ndarray]:
+    """Return what a method saves."""
+    return {name: np.asarray(v[...]) for name, v in registry.saved(method).items()}
+
+
+def check_file(subject: Subject) -> None:
+    """The file says what the method is called, where it is from and which settings it has."""
+    made_of = registry.module(subject.name)
+    for name in ("NAME", "PAPER"):
+        text = getattr(made_of, name, None)
+        expect(isinstance(text, str) and text, f"expected {name} as a text, got {text!r:.80}")
+    settings = made_of.default_config()
+    plain = (bool, int, float, str, tuple)
+    wrong = [name for name, value in settings.items() if not isinstance(value, plain)]
+    expect(not wrong, f"expected settings of plain types, got others for {', '.join(wrong)}")
+    known = set(config_module.default())
+    unknown = sorted(set(registry.recipe(subject.name)) - known)
+    expect(not unknown, f"recipe: expected settings of a run, got {', '.join(unknown)}")
+
+
+def check_variables(subject: Subject) -> None:
+    """Variables are none of the CLIP's, have their rows, and depend on the seed alone."""
+    method, again, other = (subject.method(seed=seed) for seed in (1, 1, 2))
+    of_clip = {id(leaf) for leaf in jax.tree.leaves(nnx.state(subject.frozen().clip))}
+    for path, variable in nnx.to_flat_state(nnx.state(method)):
+        name = registry.dotted(path)
+        shared = [leaf for leaf in jax.tree.leaves(variable) if id(leaf) in of_clip]
+        expect(not shared, f"{name}: expected no array of the CLIP, got one; use the argument")
+        rows = variable.shape[0] if variable.get_metadata().get("per_class") else len(NAMES)
+        expect(rows == len(NAMES), f"{name}: expected a row per class, got {rows} rows")
+    for kind in (Learned, Kept, Fixed):
+        states = [nnx.state(made, kind) for made in (method, again, other)]
+        expect_close(states[1], states[0], 0, f"expected the same {kind.__name__} of one seed")
+        if kind is Fixed:
+            expect_close(states[2], states[0], 0, "expected Fixed variables of no seed")
+
+
+def check_logits(subject: Subject) -> None:
+    """Logits are finite float32 of every image and class, compiled or not."""
+    method, clip = subject.method(), subject.frozen().clip
+    compiled = subject.logits(method)
+    shape = len(subject.dataset.test), len(NAMES)
+    expect(compiled.shape == shape, f"logits: expected the shape {shape}, got {compiled.shape}")
+    expect(compiled.dtype == np.float32, f"logits: expected float32, got {compiled.dtype}")
+    expect(np.isfinite(compiled).all(), "logits: expected finite ones, got others")
+    adapted, images = method.adapt(nnx.clone(clip), None), subject.images(method)
+    texts, memory = method.texts(adapted, None), method.start_stream()
+    if jax.tree.leaves(memory):
+        rows = []
+        for place in range(shape[0]):
+            image = jax.tree.map(lambda array, at=place: array[at : at + 1], images)
+            row, memory = method.stream(adapted, texts, image, memory)
+            rows.append(row)
+        eager = np.concatenate(rows)
+    else:
+        eager = method.logits(adapted, texts, images)
+    expect_close(compiled, eager, LOGITS, "expected the same logits compiled and not")
+
+
+def check_losses(subject: Subject) -> None:
+    """The terms of the loss are named scalars, in which a row of weight zero does not count."""
+    made = subject.run()
+    if not made.steps or not made.stages:
+        return
+    method, clip = made.method, subject.frozen().clip
+    split = method.prepare(clip, 0, made.data).train
+    images = split.images(1)
+    images = jax.tree.map(lambda array: jnp.asarray(array[0]), images)
+    key, count = jax.random.key(0), len(split)
+    adapted = method.adapt(nnx.clone(clip), key)
+    texts = method.texts(adapted, key)
+
+    def terms(rows: np.ndarray) -> Mapping[str, Any]:
+        weights = jnp.asarray(rows < count, jnp.float32)
+        rows = np.minimum(rows, count - 1)
+        batch = Batch(
+            jax.tree.map(lambda a: a[rows], images), jnp.asarray(split.labels[rows]), weights, key
+        )
+        return method.losses(adapted, texts, batch)
+
+    plain, padded = terms(np.arange(count)), terms(np.arange(count + 3))
+    expect(isinstance(plain, Mapping) and plain, "losses: expected terms by name, got none")
+    for name, term in plain.items():
+        good = np.shape(term) == () and np.isfinite(term)
+        expect(good, f"losses: expected {name} as a finite scalar, got {term!s:.80}")
+        message = f"losses: expected {name} without the rows whose weight is zero"
+        expect_close(padded[name], term, CLOSE, message)
+
+
+def check_training(subject: Subject) -> None:
+    """Training moves what learns, by finite steps, and leaves the CLIP as it was, bit for bit."""
+    before = jax.tree.map(np.array, nnx.state(subject.frozen().clip))
+    made, losses = subject.trained
+    after = nnx.state(subject.frozen().clip)
+    expect_close(after, before, 0, "expected the frozen CLIP as it was before training")
+    expect(np.isfinite(losses).all(), "expected finite losses, got others")
+    new, started = values(made.method), values(subject.method())
+    for name, value in new.items():
+        expect(np.isfinite(value).all(), f"{name}: expected finite values, got others")
+    if not any(stage.epochs != 0 for stage in made.stages):
+        return
+    still = [
+        name
+        for name, variable in registry.saved(made.method).items()
+        if isinstance(variable, Learned) and np.array_equal(new[name], started[name])
+    ]
+    expect(not still, f"expected every Learned variable to move, got none for {', '.join(still)}")
+
+
+def check_checkpoints(subject: Subject) -> None:
+    """A run that was stopped goes on to the same values, and is read again as it ended."""
+    made, _ = subject.trained
+    if not made.stages:
+        return
+    stopped = subject.run(folder="stopped")
+    ends = {"at": 0}
+
+    class Stop(Watcher):
+        def note(self, progress: Progress) -> None:
+            ends["at"] += 1
+            if ends["at"] == 2:
+                raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        learn([stopped], [Stop()])
+    resumed = subject.run(folder="stopped")
+    learn([resumed])
+    expect_close(
+        values(resumed.method), values(made.method), 0, "expected a stopped run to end the same"
+    )
+    restored = subject.run(folder="stopped").restore()
+    expect_close(
+        subject.logits(restored),
+        subject.logits(made.method),
+        0,
+        "expected the same logits of what is read from a checkpoint",
+    )
+
+
+def check_devices(subject: Subject) -> None:
+    """Several devices learn and predict the same as one."""
+    made, losses = subject.trained
+    several, others = subject.learned(subject.run(devices=subject.devices))
+    message = f"expected the same of {subject.devices} devices as of one"
+    expect_close(others, losses, CLOSE, f"losses: {message}")
+    expect_close(values(several.method), values(made.method), CLOSE, f"what is learned: {message}")
+    logits = subject.logits(several.method, subject.devices)
+    expect_close(logits, subject.logits(made.method), LOGITS, f"logits: {message}")
+
+
+def check_runs(subject: Subject) -> None:
+    """Runs that are trained in one program learn what each learns alone."""
+    made, _ = subject.trained
+    if not made.stages:
+        return
+    together = [subject.run(seed) for seed in (1, 2)]
+    learn(together)
+    expect_close(
+        values(together[0].method),
+        values(made.method),
+        CLOSE,
+        "expected a run beside another to learn what it learns alone",
+    )
+
+
+def check_classes(subject: Subject) -> None:
+    """What was learned serves the classes in another order, and new ones or refuses them."""
+    method = subject.trained[0].method
+    trained, order = Classes(NAMES), [2, 0, 3, 1]
+    logits = subject.logits(method)
+    turned = subject.method([NAMES[label] for label in order])
+    wanted = Classes(tuple(NAMES[label] for label in order)).moved_from(trained)
+    moved = subject.logits(registry.move(method, turned, trained, wanted))
+    message = "expected the same logits of the classes in another order"
+    expect_close(moved, logits[:, order], LOGITS, message)
+    others = (NAMES[1], "tench", "anemone")
+    try:
+        fresh, wanted = subject.method(others), Classes(others).moved_from(trained)
+        moved = subject.logits(registry.move(method, fresh, trained, wanted))
+    except InputError:
+        return
+    expect(np.isfinite(moved).all(), "expected finite logits of new classes, or a refusal")
+
+
+CHECKS: tuple[Callable[[Subject], None], ...] = (
+    check_file,
+    check_variables,
+    check_logits,
+    check_losses,
+    check_training,
+    check_checkpoints,
+    check_devices,
+    check_runs,
+    check_classes,
+)
+"""All checks, the quickest first."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("method", metavar="METHOD", help="its name, or the path of its file")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], metavar="KEY=VALUE", help="that differ from its own"
+    )
+
+
+def _read(settings: Sequence[str]) -> dict[str, Any]:
+    read = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--settings: expected KEY=VALUE, got {setting:.80}; give a value")
+        try:
+            read[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            read[key] = value
+    return read
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run all checks, print a line for each, and return the exit code."""
+    settings, failed = _read(chosen.settings), 0
+    registry.check_settings(chosen.method, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(chosen.method, settings, Path(folder))
+        subject.method()
+        for check in CHECKS:
+            try:
+                check(subject)
+                said = "ok"
+            except Exception as error:  # a method's own code may raise anything
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                said, failed = f"failed: {kind}{one_line(error)}", failed + 1
+            print(f"{check.__name__.removeprefix('check_'):12} {said}", flush=True)
+    return command_line.USER_ERROR if failed else 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    return command_line.main("methods.checks", __name__, words)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    sys.exit(main())
