@@ -18,7 +18,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, move
+from coop_jax.methods import ZERO_SHOT, move, saved
 from coop_jax.printing import plural
 from coop_jax.prompts.use import warn_of_embedded_clip
 from coop_jax.provenance import commit, digest, versions
@@ -251,9 +251,9 @@ class Experiment:
         return row
 
     def save(self, run: TrainingRun) -> None:
-        """Keep what a run has learned in `prompts/<run>`, unless that is there already."""
+        """Keep what a run has learned, if anything, in `prompts/<run>`, unless that is there."""
         folder = self.workdir / "prompts" / run_name(run.shots or 0, run.seed)
-        if parallel.is_first() and not folder.exists():
+        if parallel.is_first() and saved(run.method) and not folder.exists():
             prompts.save(prompts.of_run(run, self.backbone), folder)
 
     @functools.cached_property

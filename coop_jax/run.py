@@ -249,6 +249,8 @@ class TrainingRun:
         Raises:
             InputError: its last checkpoint is missing.
         """
+        if not self.stages:
+            return self.method
         last = len(self.stages) - 1
         with self.checkpoints(last) as checkpoints:
             if checkpoints is None or not checkpoints.is_complete:
