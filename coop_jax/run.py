@@ -163,7 +163,7 @@ class TrainingRun:
         """Refuse a dataset without images that the method uses, before anything is made.
 
         Raises:
-            InputError: it is one.
+            InputError: it is one, or as `Encoder.check_given`.
         """
         for use, examples in self._others.items():
             if examples is None or not len(examples):
@@ -172,6 +172,11 @@ class TrainingRun:
                     f"expected a dataset with {use} images, which {name} needs, got"
                     f" {self.dataset.name} without; choose another, or another method"
                 )
+        if self.dataset.texts is not None:
+            for examples in (self.dataset.train, *filter(None, self._others.values())):
+                self.encoder.check_given(examples, self.method.views.train)
+            if len(self.dataset.test):
+                self.encoder.check_given(self.dataset.test, self.method.views.test)
 
     @property
     def shots_of_largest(self) -> int:
