@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,12 @@ import numpy as np
 from coop_jax import config as config_module
 from coop_jax import evaluate, parallel, prompts, results
 from coop_jax import workdir as workdir_module
-from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, move
+from coop_jax.methods import ZERO_SHOT, move, saved
 from coop_jax.printing import plural
 from coop_jax.prompts.use import warn_of_embedded_clip
 from coop_jax.provenance import commit, digest, versions
@@ -68,19 +68,36 @@ class Experiment:
         workdir_module.check(config, self.workdir)
         parallel.devices()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
+        self._check_unused()
         self.frozen = Frozen(config, self.dataset)
         self._images: dict[tuple[Any, ...], evaluate.ImagesOf] = {}
 
     def load_dataset(self, name: str, class_names: str = "") -> Dataset:
         """Open a dataset from where the config says that datasets lie."""
         dataset = catalog.load(name, self.config["data_dir"] or None, class_names or None)
-        warn_of_embedded_clip(self.config["clip"]["name"], dataset.name)
+        warn_of_embedded_clip(dataset.space or self.config["clip"]["name"], dataset.name)
         return dataset
+
+    def _check_unused(self) -> None:
+        """Refuse to pass over a CLIP or hand-crafted prompts where features are given.
+
+        Raises:
+            InputError: the config names one of them.
+        """
+        default = config_module.default()
+        for name in ("clip.name", "templates"):
+            got, unused = (config_module.flat(config)[name] for config in (self.config, default))
+            if self.dataset.texts is not None and got != unused:
+                raise InputError.of_setting(
+                    f"config.{name}",
+                    f"expected none with {self.dataset.name}, which gives features of images and"
+                    f" texts, got {got!s:.80}; leave it out",
+                )
 
     @property
     def backbone(self) -> str:
         """The CLIP's name in records; its weights have a hash besides."""
-        return source.backbone(self.config["clip"]["name"])
+        return self.frozen.backbone
 
     @property
     def method_name(self) -> str:
@@ -130,6 +147,8 @@ class Experiment:
         prompts = templates.prompt_sets(
             self.config["templates"], dataset.templates[0], dataset.name
         )
+        if dataset.texts is not None:
+            prompts = {f"given text features ({len(dataset.texts)} per class)": dataset.templates}
         return {
             prompt: self.frozen.create(dataset, method={"name": ZERO_SHOT, "templates": chosen})
             for prompt, chosen in prompts.items()
@@ -159,7 +178,7 @@ class Experiment:
 
     def hashes(self, target: Target, trained_on: Sequence[str] = ()) -> results.Hashes:
         """Return digests of what results depend on; `trained_on` are the files learned from."""
-        config, tested = self.config, [target.dataset.pixels_from, *_listed(target.dataset.test)]
+        config, tested = self.config, _listed(target.dataset, "test")
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
         turned = orientation_settings(self.dataset.train, target.dataset.test)
@@ -251,16 +270,15 @@ class Experiment:
         return row
 
     def save(self, run: TrainingRun) -> None:
-        """Keep what a run has learned in `prompts/<run>`, unless that is there already."""
+        """Keep what a run has learned, if anything, in `prompts/<run>`, unless that is there."""
         folder = self.workdir / "prompts" / run_name(run.shots or 0, run.seed)
-        if parallel.is_first() and not folder.exists():
+        if parallel.is_first() and saved(run.method) and not folder.exists():
             prompts.save(prompts.of_run(run, self.backbone), folder)
 
     @functools.cached_property
     def _data_hash(self) -> str:
-        dataset = self.dataset
-        parts = dataset.train, dataset.val, dataset.test
-        return digest([dataset.pixels_from, *map(_listed, parts)])
+        dataset, splits = self.dataset, ("train", "val", "test")
+        return digest([dataset.pixels_from, *(_listed(dataset, split)[1:] for split in splits)])
 
 
 def run_name(shots: int, seed: int) -> str:
@@ -268,5 +286,11 @@ def run_name(shots: int, seed: int) -> str:
     return f"{shots}_shots_seed_{seed}"
 
 
-def _listed(examples: Examples) -> list[Any]:
-    return [examples.file_names.tolist(), examples.labels.tolist()]
+def _listed(dataset: Dataset, split: str) -> list[Any]:
+    """Return all that a split consists of; of images whose, names and labels."""
+    examples: Examples = getattr(dataset, split)
+    listed = [dataset.pixels_from, examples.file_names.tolist(), examples.labels.tolist()]
+    if dataset.texts is None:
+        return listed
+    texts = hashlib.sha256(np.ascontiguousarray(dataset.texts, "<f4").tobytes()).hexdigest()
+    return [*listed, examples.content, texts, dataset.logit_scale]

@@ -13,6 +13,7 @@ from coop_jax import parallel
 from coop_jax.clip import CLIP, FeatureSpace, Tokenizer, source
 from coop_jax.clip.config import DTYPES
 from coop_jax.data.examples import Dataset, Examples
+from coop_jax.errors import InputError
 from coop_jax.feature_cache import Cache
 from coop_jax.methods import Images, Method, create
 from coop_jax.provenance import hash_files
@@ -26,6 +27,7 @@ class Frozen:
         mesh: the devices.
         clip: the CLIP; a `FeatureSpace` where the dataset gives features.
         tokenizer: its tokenizer; None where the dataset gives features.
+        backbone: the CLIP's name in records, or that of the given features.
     """
 
     def __init__(self, config: Mapping[str, Any], dataset: Dataset):
@@ -35,12 +37,14 @@ class Frozen:
             InputError: there is no such CLIP, or its files cannot be used.
         """
         self.config, self.mesh = config, parallel.create_mesh()
+        self._space = _described(dataset)
         if dataset.texts is not None:
-            space = FeatureSpace(dataset.texts.shape[-1], dataset.logit_scale)
-            self.clip: Any = space
+            self.clip: Any = FeatureSpace(dataset.texts.shape[-1], dataset.logit_scale)
             self.tokenizer: Tokenizer | None = None
+            self.backbone = dataset.space
         else:
             self.clip, self.tokenizer = load_clip(**config["clip"])
+            self.backbone = source.backbone(config["clip"]["name"])
 
     def create(
         self,
@@ -52,8 +56,13 @@ class Frozen:
         """Return the configured method (or another, with its settings) for a dataset's classes.
 
         Raises:
-            InputError: the classes or the settings do not fit.
+            InputError: the classes, the settings or the text features do not fit.
         """
+        if self._space != _described(dataset):
+            raise InputError(
+                f"expected {self._space} in {dataset.name}, as in the dataset that is trained on,"
+                f" got {_described(dataset)}; take both from one encoder"
+            )
         settings = dict(self.config["method"] if method is None else method)
         return create(
             settings.pop("name"),
@@ -101,6 +110,13 @@ class Frozen:
             return hash_files([])
         chosen = self.config["clip"]
         return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+
+
+def _described(dataset: Dataset) -> str:
+    """Return what is given of each image, and what cosine similarities are multiplied with."""
+    if not dataset.space:
+        return "images"
+    return f"{dataset.space} (cosine_multiplier {dataset.logit_scale:g})"
 
 
 @functools.lru_cache(maxsize=1)

@@ -190,9 +190,11 @@ class Encoder:
                 test transform and the others are augmented all the same.
 
         Raises:
-            InputError: an image cannot be decoded, or the cache's folder cannot be written.
+            InputError: an image cannot be decoded, the cache's folder cannot be written, or as
+                `check_given`.
         """
-        if examples.features is not None:
+        if examples.features is not None or isinstance(self.clip, FeatureSpace):
+            self.check_given(examples, views)
             return self._given(examples, requests, augmented, views)
         plain = [] if augmented else [self._views(examples, requests[None], None, seed)]
         number = np.arange(len(plain), views)[:, None]
@@ -221,16 +223,40 @@ class Encoder:
             made["teacher"] = again["features"]
         return [made[field].reshape(*shape, *made[field].shape[1:]) for field in self.takes]
 
+    def check_given(self, examples: Examples, views: int) -> None:
+        """Refuse given features of which what the method takes cannot be made.
+
+        Args:
+            examples: a split, of features or not.
+            views: of every image.
+
+        Raises:
+            InputError: images where features are expected or the other way round, rows of another
+                length, or too few views.
+        """
+        given = examples.features
+        if given is None or not isinstance(self.clip, FeatureSpace):
+            wanted, got = ("features", "images") if given is None else ("images", "features")
+            raise InputError(
+                f"expected {wanted}, got {got}; use what is learned from features with features,"
+                " and what is learned with a CLIP with images"
+            )
+        if given.shape[-1] != self.clip.config.embedding:
+            raise InputError(
+                f"expected features of {self.clip.config.embedding} numbers, as the text features"
+                f" have, got {given.shape[-1]}; take all of them from one encoder"
+            )
+        if len(given) < views:
+            raise InputError(
+                f"expected {views} views of each image, which the method takes, got"
+                f" {len(given)}; give more, or lower the method's number of views"
+            )
+
     def _given(self, examples: Examples, requests: Requests, augmented: bool, views: int) -> Images:
         given = examples.features
         assert given is not None
         rows = examples.indices[requests[:, 1]]
         if views > 1:
-            if len(given) < views:
-                raise InputError(
-                    f"expected {views} views of each image, which the method takes, got"
-                    f" {len(given)}; give more, or lower the method's number of views"
-                )
             return Images(features=np.moveaxis(given[:views, rows], 0, 1))
         return Images(features=given[requests[:, 0] % len(given) if augmented else 0, rows])
 
@@ -311,7 +337,8 @@ def split(
         return encoder.images(examples, requests, seed=seed, augmented=augmented, views=views)
 
     labels = examples.labels if labelled else np.full_like(examples.labels, -1)
-    return Split(labels, of_requests)
+    given = examples.features
+    return Split(labels, of_requests, None if given is None else len(given))
 
 
 def pixel_settings(clip: CLIP | FeatureSpace) -> tuple[Any, ...]:

@@ -13,10 +13,9 @@ from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import prompts
 from coop_jax.classes import Classes
-from coop_jax.clip import source
-from coop_jax.data import catalog, few_shot, memory, sampling
+from coop_jax.data import catalog, features, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
-from coop_jax.data.memory import Images, Labels
+from coop_jax.data.memory import ImagesOrFeatures, Labels
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.methods import check_settings
@@ -29,6 +28,9 @@ from coop_jax.terminal import count_images
 DEFAULT = config_module.default()
 """The official settings (coop_protocol sections 3 to 6)."""
 
+CLIP = "ViT-B/16"
+"""The CLIP where none is named."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -37,7 +39,7 @@ class Learner:
 
     Args:
         clip: "tiny", a backbone of the papers, a hub id, a folder or a file, as
-            `coop_jax.clip.load` takes it.
+            `coop_jax.clip.load` takes it; none is loaded where features are given.
         method: a module of `coop_jax.methods`; "zero_shot" learns nothing, and `fit` notes the
             classes alone.
         settings: those of the method that differ from its `default_config()`, e.g. {"n_ctx": 4}.
@@ -61,15 +63,16 @@ class Learner:
         classes_: class names, in the order of the columns of `predict_proba`; like the others,
             after `fit` or `load`.
         method_: the method, an NNX module, with what it has learned.
-        clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it.
-        tokenizer_: its tokenizer.
+        clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it. Of
+            given features a `coop_jax.clip.FeatureSpace`.
+        tokenizer_: its tokenizer, if any.
         training_: how it was trained, as the saved prompt has it.
         losses_: the loss of every training step; after `fit` alone.
     """
 
     def __init__(
         self,
-        clip: PathLike = "ViT-B/16",
+        clip: PathLike = CLIP,
         *,
         method: str = "coop",
         settings: Mapping[str, Any] | None = None,
@@ -104,35 +107,41 @@ class Learner:
 
     def fit(
         self,
-        images: PathLike | Dataset | Images,
+        images: PathLike | Dataset | ImagesOrFeatures,
         labels: Labels | None = None,
         *,
         class_names: PathLike | Sequence[str] | None = None,
+        text_features: Float[np.ndarray, "*templates classes embedding"] | None = None,
     ) -> Self:
         """Learn a prompt; from the beginning, whatever was learned before.
 
         Args:
-            images: a dataset, whose training images are used: a folder, a `.csv`, a `.json` or a
-                name of the catalogue, as `coop_jax.data.catalog.load` takes it, or what it returns.
-                Or a list of images: paths, PIL images or uint8 arrays [height, width, 3]; or an
-                array [images, height, width, 3].
+            images: a dataset, whose training images are used: a folder, a `.csv`, a `.json`, an
+                `.npz` of features or a name of the catalogue, as `coop_jax.data.catalog.load` takes
+                it, or what it returns. Or a list of images: paths, PIL images or uint8 arrays
+                [height, width, 3]; or an array [images, height, width, 3]. Or, with
+                `text_features`, their features [images, embedding], floating-point.
             labels: with images, a class name per image, or its place in `class_names`.
             class_names: with images, the classes in the order of `classes_`, by default sorted;
                 with a folder, `.csv` or `.json`, a file that names the classes.
+            text_features: with features, those of hand-crafted prompts, in the order of `classes_`.
 
         Raises:
-            InputError: a setting, image, label or class name that will not do.
+            InputError: a setting, image, label, class name or feature that will not do.
         """
         config, seed = self._config(), config_module.whole("seed", self.seed, 0, sampling.LAST_SEED)
-        dataset = self._training_set(images, labels, class_names)
-        warn_of_embedded_clip(config["clip"]["name"], dataset.name)
+        dataset = self._training_set(images, labels, class_names, text_features)
+        if dataset.texts is not None and self.clip != CLIP:
+            raise InputError.of_setting(
+                "clip", f"expected none where features are given, got {self.clip}; leave it out"
+            )
+        warn_of_embedded_clip(dataset.space or config["clip"]["name"], dataset.name)
         whole, dataset = dataset, few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
             few_shot.warn_about_short_classes(dataset, self.shots)
         if "templates" in config["method"] and "templates" not in (self.settings or {}):
             config["method"]["templates"] = dataset.templates
         frozen = Frozen(config, dataset)
-        backbone = source.backbone(os.fspath(self.clip))
         run, losses = (
             TrainingRun(frozen, dataset, self.shots, seed, unlabeled=whole.train),
             Losses(),
@@ -141,10 +150,11 @@ class Learner:
             learn([run], [losses])
         record = prompts.training_record(run)
         self.losses_ = losses.values
-        self._settings, self._backbone = config["method"], backbone
+        self._settings, self._backbone = config["method"], frozen.backbone
+        self._texts = dataset.texts
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
-    def predict(self, images: Images) -> np.ndarray:
+    def predict(self, images: ImagesOrFeatures) -> np.ndarray:
         """The class name of every image, as `classes_` has it.
 
         Raises:
@@ -152,7 +162,7 @@ class Learner:
         """
         return self._fitted().classes_[self.logits(images).argmax(axis=1)]
 
-    def predict_proba(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+    def predict_proba(self, images: ImagesOrFeatures) -> Float32[np.ndarray, "images classes"]:
         """Every class's probability: the softmax of `logits`.
 
         Raises:
@@ -160,7 +170,7 @@ class Learner:
         """
         return softmax(self.logits(images))
 
-    def logits(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+    def logits(self, images: ImagesOrFeatures) -> Float32[np.ndarray, "images classes"]:
         """The method's logits under the test transform.
 
         Args:
@@ -171,7 +181,7 @@ class Learner:
         """
         return self._fitted()._predictor.logits(images)
 
-    def predict_many(self, images: Images | Examples) -> Predictions:
+    def predict_many(self, images: ImagesOrFeatures | Examples) -> Predictions:
         """The probabilities of those images that can be read, and what is wrong with the others.
 
         Args:
@@ -184,7 +194,7 @@ class Learner:
 
     def score(
         self,
-        images: PathLike | Dataset | Images,
+        images: PathLike | Dataset | ImagesOrFeatures,
         labels: Labels | None = None,
         sample_weight: Float[np.ndarray, " images"] | None = None,
         *,
@@ -207,12 +217,13 @@ class Learner:
         if isinstance(images, str | os.PathLike | Dataset):
             _refuse_labels(labels)
             dataset = self._open(images, class_names)
+            dataset.check_space(self._backbone)
             warn_of_embedded_clip(self._backbone, dataset.name)
             examples, ids = dataset.test, np.asarray(dataset.classes.ids)
             right = memory.label_numbers(ids[examples.labels], self._classes.ids)
         else:
-            given = _required(labels)
-            examples = memory.labelled(images, given, names, split="test")
+            given = self._predictor.examples(images)
+            examples = memory.labelled(given, _required(labels), names)
             right = examples.labels
         weights = memory.checked_weights(sample_weight, len(right))
         chosen = seen.to_count(self.training_, examples, leave_out=labels is None)
@@ -236,6 +247,7 @@ class Learner:
             backbone=self._backbone,
             classes=self._classes,
             training=self.training_,
+            texts=self._texts,
         )
         prompts.save(learned, Path(folder))
 
@@ -268,7 +280,7 @@ class Learner:
             )
         learned = prompts.load(config_module.text("place", place))
         classifier = cls(
-            clip or learned.backbone,
+            clip or (CLIP if learned.space else learned.backbone),
             method=learned.method,
             settings=learned.settings,
             **parameters,
@@ -286,6 +298,7 @@ class Learner:
         classifier._backbone = learned.backbone
         classifier._settings = {"name": learned.method, **learned.settings}
         classes = learned.classes if chosen is None else chosen
+        classifier._texts = learned.texts_of(classes)
         return classifier._have(method, loaded, tokenizer, classes, learned.training)
 
     def _have(
@@ -340,10 +353,16 @@ class Learner:
         group, _, name = setting.removeprefix("config.").rpartition(".")
         return name if hasattr(self, name) else f"{group}[{name!r}]"
 
-    def _training_set(self, images: Any, labels: Any, class_names: Any) -> Dataset:
+    def _training_set(self, images: Any, labels: Any, class_names: Any, texts: Any) -> Dataset:
         if not isinstance(images, str | os.PathLike | Dataset):
+            if texts is not None:
+                return features.training_set(images, _required(labels), class_names, texts)
             return memory.dataset(images, _required(labels), class_names)
         _refuse_labels(labels)
+        if texts is not None:
+            raise InputError(
+                "expected no text_features with a dataset, got some; leave them out, or give arrays"
+            )
         if class_names is not None and not isinstance(class_names, str | os.PathLike):
             raise InputError(
                 f"expected a file that names the classes of {images!s:.80}, got a list; write one"

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from coop_jax import evaluate, parallel
-from coop_jax.clip import CLIP
-from coop_jax.data import memory
+from coop_jax.clip import FeatureSpace
+from coop_jax.data import features, memory
 from coop_jax.data.examples import Examples, ImageCache
-from coop_jax.data.memory import Images
+from coop_jax.data.memory import ImagesOrFeatures
 from coop_jax.errors import InputError
 from coop_jax.images import BATCH_SIZE, Encoder
 from coop_jax.terminal import count_images
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 class Predictor:
     """A method that has learned, on all devices, with the CLIP that it has learned with."""
 
-    def __init__(self, method: Any, clip: CLIP, *, encode_batch_size: int = BATCH_SIZE):
+    def __init__(self, method: Any, clip: Any, *, encode_batch_size: int = BATCH_SIZE):
         """`encode_batch_size`: images that the frozen tower takes at once, over all devices.
 
         Raises:
@@ -57,11 +57,11 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
 
-    def predict(self, images: Images | Examples) -> Predictions:
+    def predict(self, images: ImagesOrFeatures | Examples) -> Predictions:
         """The probabilities of the images that can be read, and what is wrong with the others.
 
         Args:
-            images: a list, as `memory.examples` takes it, or a split of a dataset.
+            images: as `examples` takes them, or a split of a dataset.
 
         Raises:
             InputError: what is given are no images.
@@ -70,7 +70,7 @@ class Predictor:
         kept = np.setdiff1d(np.arange(len(examples)), sorted(failures))
         return Predictions(kept, softmax(found), failures)
 
-    def logits(self, images: Images) -> Float32[np.ndarray, "images classes"]:
+    def logits(self, images: ImagesOrFeatures) -> Float32[np.ndarray, "images classes"]:
         """The logits of all images under the test transform.
 
         Raises:
@@ -87,6 +87,16 @@ class Predictor:
             )
         return found
 
+    def examples(self, images: ImagesOrFeatures) -> Examples:
+        """Return a list of images, or an array of features `[images, embedding]`, as a split.
+
+        Raises:
+            InputError: they are not what the method was learned from.
+        """
+        if isinstance(self._clip, FeatureSpace):
+            return features.examples(images, embedding=self._clip.config.embedding)
+        return memory.examples(images, split="")
+
     def logits_of(self, examples: Examples) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of a split.
 
@@ -95,10 +105,12 @@ class Predictor:
         """
         return self._classify(replace(examples, cache=ImageCache(0)), set())
 
-    def _examine(self, images: Images | Examples) -> tuple[Examples, dict[int, str], np.ndarray]:
+    def _examine(
+        self, images: ImagesOrFeatures | Examples
+    ) -> tuple[Examples, dict[int, str], np.ndarray]:
         """Return the images, what is wrong with those that cannot be read, the others' logits."""
         if not isinstance(images, Examples):
-            images = memory.examples(images, split="")
+            images = self.examples(images)
         examples = replace(images, cache=ImageCache(0))
         forgiving = memory.Forgiving(examples)
         logits = self._classify(forgiving, forgiving.failures)

@@ -165,7 +165,8 @@ class TrainingRun:
 
         Raises:
             InputError: the dataset has not the images that the method uses, or no such outputs of
-                the tower can be made as it takes, or a stage moves nothing.
+                the tower can be made as it takes, a stage moves nothing, or as
+                `Encoder.check_given`.
         """
         _ = self.encoder
         for number, stage in enumerate(self.stages, start=1):
@@ -181,6 +182,11 @@ class TrainingRun:
                     f"expected a dataset with {use} images, which {name} needs, got"
                     f" {self.dataset.name} without; choose another, or another method"
                 )
+        if self.dataset.texts is not None:
+            for examples in (self.dataset.train, *filter(None, self._others.values())):
+                self.encoder.check_given(examples, self.method.views.train)
+            if len(self.dataset.test):
+                self.encoder.check_given(self.dataset.test, self.method.views.test)
 
     @property
     def shots_of_largest(self) -> int:
@@ -258,6 +264,8 @@ class TrainingRun:
         Raises:
             InputError: its last checkpoint is missing.
         """
+        if not self.stages:
+            return self.method
         last = len(self.stages) - 1
         with self.checkpoints(last) as checkpoints:
             if checkpoints is None or not checkpoints.is_complete:

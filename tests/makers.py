@@ -346,3 +346,23 @@ def write_hub_cache(cache: Path, backbone: str) -> dict[str, np.ndarray]:
     save_file(tensors, snapshot / "open_clip_model.safetensors")
     (snapshot / "config.json").write_text(json.dumps({"architecture": "timm's, not CLIP's"}))
     return tensors
+
+
+TEXTURES = ["polka_dot", "striped", "zigzagged", "woven"]
+"""Classes of given features."""
+
+
+def feature_arrays(seed=0, views=1, shots=3, **changes):
+    """Arrays of four classes; a change of None leaves one out."""
+    rng = np.random.default_rng(seed)
+    texts = rng.normal(size=(len(TEXTURES), 12)).astype(np.float32)
+    arrays = {"class_names": np.array(TEXTURES), "text_features": texts}
+    for split, count in (("train", shots), ("val", 2), ("test", 5)):
+        labels = np.repeat(np.arange(len(TEXTURES)), count)
+        shape = (views, len(labels), 12) if split == "train" else (len(labels), 12)
+        noise = rng.normal(size=shape).astype(np.float32)
+        of_images = 3 * (texts[labels] + noise)
+        arrays |= {f"{split}_features": of_images, f"{split}_labels": labels}
+    if views == 1:
+        arrays["train_features"] = arrays["train_features"][0]
+    return {key: value for key, value in (arrays | changes).items() if value is not None}

@@ -177,7 +177,7 @@ def test_a_data_directory_that_cannot_be_written_is_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (
-        (["dtd", "nothing"], 'or the path of a folder, .csv or .json, got "nothing"'),
+        (["dtd", "nothing"], 'or the path of a folder, .csv, .json or .npz, got "nothing"'),
         (["dtd", "--workers=0"], "--workers: expected a whole number of at least 1, got '0'"),
         (["dtd", "--class-names=names.txt"], "--class-names: expected own images alone, got dtd"),
         (["ucf101"], "TFDS has no images of it that would do"),

@@ -1,12 +1,36 @@
 """A space of given features, for methods that need no tower."""
 
 import dataclasses
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip.model import scaled_cosines
+from coop_jax.clip.tokenizer import Tokenizer
+from coop_jax.errors import InputError
+
+
+def without_tower(_: Any = None) -> NoReturn:
+    """Refuse what needs a tower of a CLIP.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        "expected a CLIP, whose towers are needed here, got features of images and texts; choose a"
+        " method that learns from these alone, or start from images"
+    )
+
+
+def needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Return a tokenizer that a method cannot do without.
+
+    Raises:
+        InputError: there is none, since features are given.
+    """
+    return without_tower() if tokenizer is None else tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +38,8 @@ class FeatureConfig:
     """The dimension of the space that images and texts share."""
 
     embedding: int
+
+    text = vision = property(without_tower)
 
 
 class FeatureSpace(nnx.Module):
@@ -23,6 +49,8 @@ class FeatureSpace(nnx.Module):
         self.config = FeatureConfig(embedding)
         self.dtype = jnp.float32
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(logit_scale)))
+
+    text = vision = encode_text = encode_image = normalized = property(without_tower)
 
     def logits(
         self,

@@ -38,7 +38,7 @@ WORST = 5
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     options.add_prompt(parser)
-    parser.add_argument("dataset", help="folder, .csv, .json, or name of the catalogue")
+    parser.add_argument("dataset", help="folder, .csv, .json, .npz, or name of the catalogue")
     parser.add_argument(
         "--split",
         default="test",
@@ -75,6 +75,7 @@ def run(chosen: argparse.Namespace) -> int:
     terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
     ready = loading.ready(chosen)
+    dataset.check_space(ready.prompt.backbone)
     warn_of_embedded_clip(ready.prompt.backbone, dataset.name)
     rows, failures = _judge(ready, dataset, chosen.split)
     code = loading.report_unreadable(failures, len(rows) + len(failures))

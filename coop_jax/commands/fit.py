@@ -5,8 +5,9 @@
   coop_jax fit dtd my_prompt --method cocoop --batch-size 1 --epochs 10 --data-dir DATA
 
 The dataset is a folder ({train,test[,val]}/<class>/*.jpg, or <class>/*.jpg, which is split), a .csv
-(columns path, label, split), a .json of CoOp's format, or a name of the catalogue. --clip tiny
-tries the whole way without a download. Where nothing is said, settings are the CoOp paper's.
+(columns path, label, split), a .json of CoOp's format, an .npz of features that any encoder made
+(without --clip), or a name of the catalogue. --clip tiny tries the whole way without a download.
+Where nothing is said, settings are the CoOp paper's.
 Exit code 0: all done; 1: some test images could not be read, and the accuracy is of the others; 2:
 wrong input.
 """
@@ -40,7 +41,7 @@ PARAMETERS = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("dataset", help="folder, .csv, .json, or name of the catalogue")
+    parser.add_argument("dataset", help="folder, .csv, .json, .npz, or name of the catalogue")
     parser.add_argument("prompt", type=command_line.path, help="new folder for what is learned")
     options.add_clip(
         parser,

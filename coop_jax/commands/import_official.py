@@ -48,7 +48,7 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.prompts import official
     from coop_jax.prompts.use import load_clip
 
-    classes = loading.read_classes(chosen.classes, chosen.data_dir)
+    classes, _ = loading.read_classes(chosen.classes, chosen.data_dir)
     clip, _ = load_clip(chosen.clip, chosen.dtype, chosen.tokenizer)
     kind, _, dataset = chosen.classes.partition(":")
     learned = official.read(

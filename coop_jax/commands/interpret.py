@@ -48,6 +48,7 @@ def run(chosen: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
     from coop_jax import interpret, prompts
+    from coop_jax.clip.features import needed
     from coop_jax.prompts.use import load_its_clip
 
     learned = prompts.load(chosen.prompt)
@@ -61,10 +62,11 @@ def run(chosen: argparse.Namespace) -> int:
         contexts = list(zip(learned.classes.names, learned.learned["context"], strict=True))
     if chosen.class_name is not None:
         contexts = _only(contexts, chosen.class_name)
-    clip, tokenizer = load_its_clip(
+    clip, its_tokenizer = load_its_clip(
         learned, chosen.clip, dtype=chosen.dtype, tokenizer=chosen.tokenizer
     )
     learned.check_backbone(clip, chosen.clip or learned.backbone)
+    tokenizer = needed(its_tokenizer)
     for class_name, context in contexts:
         words = interpret.nearest_words(
             clip, tokenizer, jnp.asarray(context), chosen.top, whole_words=not chosen.all_tokens

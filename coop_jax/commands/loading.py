@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coop_jax import clip as clip_package
+import numpy as np
+
 from coop_jax import prompts
 from coop_jax.classes import Classes
 from coop_jax.data import folders
@@ -27,7 +28,7 @@ class Ready:
     """A prompt that is ready to classify images: its method, with the CLIP and the classes."""
 
     prompt: Prompt
-    clip: clip_package.CLIP
+    clip: Any
     method: Any
     classes: Classes
 
@@ -44,21 +45,30 @@ def ready(chosen: argparse.Namespace) -> Ready:
         InputError: no such prompt or CLIP, another CLIP than its own, or classes that do not fit.
     """
     learned = prompts.load(chosen.prompt)
-    classes = learned.classes
+    classes, texts = learned.classes, None
     if chosen.classes is not None:
-        classes = read_classes(chosen.classes, chosen.data_dir)
+        space = learned.backbone if learned.space else ""
+        classes, texts = read_classes(chosen.classes, chosen.data_dir, space)
     method, clip, _ = apply(
         learned,
         chosen.clip,
         dtype=chosen.dtype,
         tokenizer=chosen.tokenizer,
         classes=classes,
+        texts=texts,
     )
     return Ready(learned, clip, method, classes)
 
 
-def read_classes(text: str, data_dir: str | None) -> Classes:
-    """Return the classes that `options.CLASSES` describes.
+def read_classes(
+    text: str, data_dir: str | None, backbone: str = ""
+) -> tuple[Classes, np.ndarray | None]:
+    """Return the classes that `options.CLASSES` describes, and their text features if given.
+
+    Args:
+        text: of the option.
+        data_dir: where named datasets lie.
+        backbone: that of what is used on the classes, where it was learned from given features.
 
     Raises:
         InputError: the text is none of these, or the file or dataset cannot be read.
@@ -68,7 +78,9 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
         from coop_jax.data import catalog
 
         dataset = catalog.load(name, data_dir)
-        return dataset.classes
+        if dataset.space and backbone:
+            dataset.check_space(backbone)
+        return dataset.classes, dataset.texts
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path):
         try:
@@ -84,7 +96,7 @@ def read_classes(text: str, data_dir: str | None) -> Classes:
                 f"expected classes as a,b,c, a file of one name per line or dataset:NAME, got"
                 f" {text!r}, which is no file; name at least two, with a comma between them"
             )
-    return Classes(tuple(name.strip() for name in names if name.strip()))
+    return Classes(tuple(name.strip() for name in names if name.strip())), None
 
 
 def find_images(names: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
-r"""Class and probability of images: files, folders, patterns.
+r"""Class and probability of images: files, folders, patterns; or of features.
 
   coop_jax predict my_prompt cat.jpg
   coop_jax predict my_prompt folder/ 'more/*.jpg' --top 5 --csv predictions.csv
   coop_jax predict my_prompt folder/ --classes cat,dog,hen
+  coop_jax predict learned_from_features embeddings.npy
 
 On a terminal a table; elsewhere a line per image (and class, with --top): path, class and
 probability (from 0 to 1), with tabs between them. Tabs and ends of lines in names are written as \t
@@ -17,10 +18,16 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.printing import cell, console, escaped, percent
+
+if TYPE_CHECKING:
+    from coop_jax.commands.loading import Ready
+    from coop_jax.data.examples import Examples
 
 Row = tuple[str, int, str, float]
 """Path, rank from 1, class and probability."""
@@ -29,7 +36,12 @@ Row = tuple[str, int, str, float]
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     options.add_prompt(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="file, folder or 'pattern'; .npy or .npz where it was learned from features",
+    )
     parser.add_argument(
         "--top", type=command_line.positive, default=1, metavar="K", help="the K likeliest classes"
     )
@@ -47,18 +59,31 @@ def run(chosen: argparse.Namespace) -> int:
     paths = loading.find_images(chosen.images)
     ready = loading.ready(chosen)
     warn_of_embedded_clip(ready.prompt.backbone, ready.prompt.training.get("dataset"))
-    found = ready.predictor.predict(paths)
     rows: list[Row] = []
-    for place, probabilities in zip(found.kept, found.probabilities, strict=True):
-        likeliest = (-probabilities).argsort(kind="stable")[: chosen.top]
-        for rank, label in enumerate(likeliest, start=1):
-            name = ready.classes.names[label]
-            rows.append((paths[place], rank, name, float(probabilities[label])))
-    failures = {paths[place]: line for place, line in found.failures.items()}
+    failures: dict[str, str] = {}
+    for names, images in _images(paths, ready):
+        found = ready.predictor.predict(images)
+        for place, probabilities in zip(found.kept, found.probabilities, strict=True):
+            likeliest = (-probabilities).argsort(kind="stable")[: chosen.top]
+            for rank, label in enumerate(likeliest, start=1):
+                name = ready.classes.names[label]
+                rows.append((names[place], rank, name, float(probabilities[label])))
+        failures |= {names[place]: line for place, line in found.failures.items()}
     _show(rows)
     contents = {chosen.csv: _csv(rows), chosen.json: _json(rows, failures)}
     terminal.write_new({path: text for path, text in contents.items() if path})
     return loading.report_unreadable(list(failures.values()), len(paths))
+
+
+def _images(paths: list[str], ready: "Ready") -> "list[tuple[list[str], list[str] | Examples]]":
+    """Names and images; a pair for each file of features."""
+    if not ready.prompt.space:
+        return [(paths, paths)]
+    from coop_jax.data import features
+
+    size = ready.clip.config.embedding
+    files = [features.read_rows(Path(path), size) for path in paths]
+    return [(rows.file_names.tolist(), rows) for rows in files]
 
 
 def _show(rows: Sequence[Row]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from coop_jax.classes import Classes, spelled
-from coop_jax.data import copies, overlay, own, records, repeats
+from coop_jax.data import copies, features, overlay, own, records, repeats
 from coop_jax.data.examples import Dataset, Examples, FileSource
 from coop_jax.data.listing import SPLITS, Listing, label_array
 from coop_jax.data.official import OFFICIAL, Official
@@ -31,8 +31,9 @@ def load(
     """Open a dataset.
 
     Args:
-        name: a name of the catalogue (see `names`), or the path of a user's own images: a folder,
-            a `.csv` or a `.json` (see `own.read`).
+        name: a name of the catalogue (see `names`); the path of a user's own images: a folder, a
+            `.csv` or a `.json` (see `own.read`); or that of features, an `.npz` (see
+            `features.read`).
         data_dir: for the papers' datasets CoOp's `$DATA` folder; by default `$TFDS_DATA_DIR` or
             `~/tensorflow_datasets`.
         class_names: a file that names the classes of own images, as `own.read` takes it.
@@ -57,6 +58,13 @@ def load(
         return _digits(data_dir)
     if name in OFFICIAL:
         return _official(name, OFFICIAL[name], data_directory(data_dir))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == features.SUFFIX and path.is_file():
+        if class_names:
+            raise InputError(
+                f"expected class names in {path} itself, got {class_names}; leave that out"
+            )
+        return features.read(path)
     title, listing = own_listing(name, class_names)
     templates = ("a photo of a {}.",)
     return open_listing(title, listing, templates, data_dir=data_directory(data_dir), upright=True)
@@ -71,8 +79,8 @@ def check_names(chosen: Sequence[str]) -> None:
     for name in chosen:
         if name not in names() and not Path(name).expanduser().exists():
             raise InputError(
-                f"expected a dataset's name ({', '.join(names())}) or the path of a folder, .csv or"
-                f' .json, got "{name}"; choose a name of the list or an existing path'
+                f"expected a dataset's name ({', '.join(names())}) or the path of a folder, .csv,"
+                f' .json or .npz, got "{name}"; choose a name of the list or an existing path'
             )
 
 

@@ -69,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help=f"{', '.join(catalog.names())}, {ALL} for the papers' datasets, or a folder, .csv or"
-        " .json of own images",
+        " .json of own images, or an .npz of features",
     )
     parser.add_argument("--data-dir", help="data directory; default $TFDS_DATA_DIR")
     parser.add_argument("--quick", action="store_true", help="do not read the images")

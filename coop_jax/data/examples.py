@@ -193,7 +193,8 @@ class Dataset:
             resized; "" for the original files.
         texts: unnormalised text features `[templates, classes, embedding]`, where features are
             given instead of images.
-        logit_scale: of the space of given features.
+        logit_scale: of the space of given features: what logits are, over cosine similarities.
+        encoder: what made the given features, where that is known.
     """
 
     name: str
@@ -209,6 +210,30 @@ class Dataset:
         default=None, repr=False, compare=False
     )
     logit_scale: float = 100.0
+    encoder: str = ""
+
+    @property
+    def space(self) -> str:
+        """Return what records call the features that are given; "" for images."""
+        if self.texts is None:
+            return ""
+        of_encoder = f" of {self.encoder}" * bool(self.encoder)
+        return f"{self.texts.shape[-1]}-dimensional features{of_encoder}"
+
+    def check_space(self, backbone: str) -> None:
+        """Refuse given features of another space than something was learned in.
+
+        Args:
+            backbone: what records call that space, or the CLIP.
+
+        Raises:
+            InputError: they are of another.
+        """
+        if self.space and self.space != backbone:
+            raise InputError(
+                f"expected in {self.name} what this was learned with, {backbone}, got {self.space};"
+                " take all features from one encoder, or images for a CLIP"
+            )
 
     @property
     def full_name(self) -> str:

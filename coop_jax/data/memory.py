@@ -22,6 +22,9 @@ ImageLike = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "height wid
 
 Images = Sequence[ImageLike] | UInt8[np.ndarray, "images height width 3"]
 
+ImagesOrFeatures = Images | Float[np.ndarray, "*views images embedding"]
+"""Images, or what an encoder made of them."""
+
 Labels = Sequence[str] | Sequence[int] | np.ndarray
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -109,6 +112,11 @@ def examples(images: Images, *, split: str) -> Examples:
             f"expected a list of images or an array [images, height, width, 3], got one of shape"
             f" {list(images.shape)}; put a single image into a list, as in [image]"
         )
+    if isinstance(images, np.ndarray) and images.ndim == 2:
+        raise InputError(
+            f"expected a list of images, got an array of {images.dtype} {list(images.shape)}; if it"
+            " has features of images, learn from these, with text_features"
+        )
     given = list(images)
     if not given:
         raise InputError("expected at least one image, got none; give a list of images")
@@ -118,13 +126,13 @@ def examples(images: Images, *, split: str) -> Examples:
     return Examples(GivenSource(given), split, labels, np.asarray(names), numbers, upright=True)
 
 
-def labelled(images: Images, labels: Labels, class_names: Sequence[str], *, split: str) -> Examples:
+def labelled(given: Examples, labels: Labels, class_names: Sequence[str]) -> Examples:
     """Given images with the place of each one's class in `class_names`.
 
     Raises:
-        InputError: as `examples` and `label_numbers`; or the numbers of images and labels differ.
+        InputError: as `label_numbers`; or the numbers of images and labels differ.
     """
-    given, numbers = examples(images, split=split), label_numbers(labels, class_names)
+    numbers = label_numbers(labels, class_names)
     if len(given) != len(numbers):
         raise InputError(
             f"expected a label for each of the {len(given)} images, got {len(numbers)} labels; give"
@@ -133,11 +141,13 @@ def labelled(images: Images, labels: Labels, class_names: Sequence[str], *, spli
     return dataclasses.replace(given, labels=numbers)
 
 
-def dataset(images: Images, labels: Labels, class_names: Sequence[str] | None = None) -> Dataset:
+def dataset(
+    images: Images | Examples, labels: Labels, class_names: Sequence[str] | None = None
+) -> Dataset:
     """Given images as the training split of a dataset that has no other.
 
     Args:
-        images: as in `examples`.
+        images: as in `examples`, or what it returns.
         labels: a class name per image; or the place of its class in `class_names`.
         class_names: the classes, in the order of their labels; by default the names in `labels`,
             sorted.
@@ -146,7 +156,8 @@ def dataset(images: Images, labels: Labels, class_names: Sequence[str] | None = 
         InputError: as `labelled`, or a class has no image.
     """
     names = class_names_of(labels) if class_names is None else checked_names(class_names)
-    train = labelled(images, labels, names, split="train")
+    train = images if isinstance(images, Examples) else examples(images, split="train")
+    train = labelled(train, labels, names)
     absent = [name for label, name in enumerate(names) if label not in set(train.labels.tolist())]
     if absent:
         raise InputError(

@@ -139,10 +139,12 @@ class Split:
         labels: of every image; -1 where it is not known.
         encode: from rows (epoch, place in the split) and whether the images are augmented, to what
             the method takes of them.
+        views: how many augmented views there are, where they are given; None for any number.
     """
 
     labels: Int[np.ndarray, " images"]
     encode: Callable[[Int[np.ndarray, "requests 2"], bool], Images]
+    views: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,9 +154,10 @@ class Split:
 
         Args:
             passes: 0 for the test transform; else as many augmented views, those of the first
-                epochs, which are a leading axis `[passes, images, ...]`.
+                epochs, which are a leading axis `[passes, images, ...]`; where views are given, as
+                many as there are at most.
         """
-        places = np.arange(len(self))
+        places, passes = np.arange(len(self)), min(passes, self.views or passes)
         if not passes:
             return self.encode(np.stack([np.zeros_like(places), places], axis=1), False)
         seen = [
@@ -173,7 +176,7 @@ class Split:
                 np.stack([requests[:, 0], places[requests[:, 1]]], axis=1), augmented
             )
 
-        return Split(self.labels[places] if labels is None else labels, encode)
+        return Split(self.labels[places] if labels is None else labels, encode, self.views)
 
 
 class Data(NamedTuple):

@@ -109,7 +109,9 @@ class Subject:
         labels = np.tile(np.arange(len(NAMES)), SHOTS)
         dataset = memory.dataset(pictures(1, SHOTS), labels, NAMES)
         others = {
-            split: memory.labelled(pictures(seed, SHOTS), labels, NAMES, split=split)
+            split: memory.labelled(
+                memory.examples(pictures(seed, SHOTS), split=split), labels, NAMES
+            )
             for seed, split in ((2, "val"), (3, "test"))
         }
         return dataclasses.replace(dataset, **others)

@@ -151,9 +151,9 @@ class Method(base.Method):
         Raises:
             InputError: a class has fewer than two augmented views.
         """
-        features = unit(jnp.asarray(data.train.images(self.passes).features))
-        features = np.asarray(features).reshape(-1, features.shape[-1])
-        labels = np.tile(data.train.labels, self.passes)
+        views = unit(jnp.asarray(data.train.images(self.passes).features))
+        features = np.asarray(views).reshape(-1, views.shape[-1])
+        labels = np.tile(data.train.labels, len(views))
         means, inverse = estimated(features, labels, len(self.weight), shrinks=not self.for_new)
         weight = means @ inverse
         self.weight[...] = jnp.asarray(weight, jnp.float32)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from coop_jax.classes import spelled
 from coop_jax.clip import CLIP, Tokenizer, unit
+from coop_jax.clip.features import needed
 from coop_jax.clip.packing import TOKENS_AT_ONCE, Packing, Parts, pack
 from coop_jax.clip.text import Deep, Inserted
 from coop_jax.errors import InputError
@@ -139,7 +140,8 @@ class HandCrafted(nnx.Module):
         templates: with {} for the class name.
 
     Raises:
-        InputError: there is no template, or one without {} or with several.
+        InputError: there is no template, or one without {} or with several; or another than the
+            dataset's own where text features are given.
     """
 
     def __init__(self, given: Given, templates: Sequence[str]):
@@ -150,10 +152,14 @@ class HandCrafted(nnx.Module):
                 f"templates: expected at least one, each with one {{}}, got {faulty or templates}"
             )
         if given.texts is not None:
+            if templates != (given.template,):
+                raise InputError(
+                    "templates: expected none where text features are given, got"
+                    f" {', '.join(map(repr, templates))}; leave them out"
+                )
             self.given = Fixed(jnp.asarray(given.texts, jnp.float32))
             return
-        tokenizer, names = given.tokenizer, given.classes.spelled
-        assert tokenizer is not None
+        tokenizer, names = needed(given.tokenizer), given.classes.spelled
         tokens = tokenizer(
             [template.replace("{}", name) for template in templates for name in names]
         )
@@ -199,11 +205,9 @@ class Prompts(nnx.Module):
         names: Sequence[str] = (),
         ending: str = ".",
     ):
-        assert given.tokenizer is not None
-        names, start = names or given.classes.spelled, np.asarray([given.tokenizer.start], np.int32)
-        laid = layout(
-            given.tokenizer, names, placeholder, n_ctx, position, shared=shared, ending=ending
-        )
+        tokenizer = needed(given.tokenizer)
+        names, start = names or given.classes.spelled, np.asarray([tokenizer.start], np.int32)
+        laid = layout(tokenizer, names, placeholder, n_ctx, position, shared=shared, ending=ending)
         self.shared_context = laid.shared_context
         self.start = Fixed(given.clip.text.embed(start))
         # Each device can keep the contexts of its own classes if they have the same number of them.
@@ -376,8 +380,7 @@ def embedded_words(given: Given, phrase: str) -> Float[Array, "tokens width"]:
     Raises:
         InputError: the phrase has no token.
     """
-    assert given.tokenizer is not None
-    ids = np.asarray(given.tokenizer.ids(spelled([phrase])[0]), np.int32)
+    ids = np.asarray(needed(given.tokenizer).ids(spelled([phrase])[0]), np.int32)
     if not len(ids):
         raise InputError(f"expected a phrase to start the context from, got {phrase!r}; give one")
     return given.clip.text.token_embedding[...][ids].astype(jnp.float32)

@@ -30,7 +30,7 @@ FIELDS = {
 }
 """Contents of a record besides the format, its version and the digest of the tensors."""
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "int32")
 
 
 def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -46,7 +46,7 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
 
     check_name(folder)
     folder = folder.absolute()
-    tensor_bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    tensor_bytes = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
     digest = hashlib.sha256(tensor_bytes).hexdigest()
     whole = {"format": FORMAT, "format_version": VERSION, "sha256": digest, **record}
     try:

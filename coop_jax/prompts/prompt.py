@@ -10,7 +10,7 @@ import numpy as np
 
 from coop_jax import methods
 from coop_jax.classes import Classes
-from coop_jax.clip import CLIP, Tokenizer, fingerprint
+from coop_jax.clip import FeatureSpace, Tokenizer, fingerprint
 from coop_jax.clip.config import ViTConfig
 from coop_jax.errors import InputError
 from coop_jax.prompts import files, hub, seen
@@ -18,6 +18,9 @@ from coop_jax.provenance import versions
 
 if TYPE_CHECKING:
     from coop_jax.run import TrainingRun
+
+SPACE = "given/"
+"""What the names of the tensors of `Prompt.space` begin with in a file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class Prompt:
         classes: what it was learned on, in the order of the labels; the default classes.
         training: a free JSON record: dataset, shots, seed, epochs, versions, accuracy, ...
         per_class: which of `learned` have a row per class.
+        space: with features that were given instead of a CLIP, the `texts` of the classes
+            `[templates, classes, embedding]` and the `logit_scale`, a logarithm as a CLIP's.
     """
 
     method: str
@@ -43,6 +48,7 @@ class Prompt:
     classes: Classes
     training: dict[str, Any]
     per_class: tuple[str, ...] = ()
+    space: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def is_class_specific(self) -> bool:
@@ -51,10 +57,11 @@ class Prompt:
 
     def for_classes(
         self,
-        clip: CLIP,
-        tokenizer: Tokenizer,
+        clip: Any,
+        tokenizer: Tokenizer | None,
         classes: Classes | None = None,
         *,
+        texts: np.ndarray | None = None,
         backbone: str = "",
         shards: int = 1,
     ) -> Any:
@@ -64,6 +71,8 @@ class Prompt:
             clip: the CLIP that the prompt was learned with; only read, not kept.
             tokenizer: its tokenizer.
             classes: by default those it was learned on.
+            texts: their given text features, which do not count with a CLIP; by default those that
+                it was saved with.
             backbone: what an error calls `clip`.
             shards: into how many parts the classes are cut, for as many devices.
 
@@ -76,7 +85,10 @@ class Prompt:
         if classes.names == self.classes.names:
             classes = dataclasses.replace(classes, repeated=classes.names)
         wanted = classes.moved_from(self.classes)
-        method = methods.create(self.method, clip, tokenizer, wanted, self.settings, shards=shards)
+        texts = texts if self.space and texts is not None else self.texts_of(wanted)
+        method = methods.create(
+            self.method, clip, tokenizer, wanted, self.settings, texts=texts, shards=shards
+        )
         per_class = per_class_of(method)
         if set(per_class) != set(self.per_class):
             raise InputError(
@@ -86,7 +98,20 @@ class Prompt:
             )
         return methods.fill(method, self.learned, self.classes, wanted)
 
-    def check_backbone(self, clip: CLIP, backbone: str = "") -> None:
+    def texts_of(self, wanted: Classes) -> np.ndarray | None:
+        """Return the given text features of these classes; None with a CLIP."""
+        if not self.space:
+            return None
+        places = wanted.places_in(self.classes)
+        unknown = [name for name, at in zip(wanted.names, places, strict=True) if at is None]
+        if unknown:
+            raise InputError(
+                f"expected classes that text features were given of ({_some(self.classes.names)}),"
+                f" got others ({_some(unknown)}); name those, or --classes dataset:FILE.npz"
+            )
+        return self.space["texts"][:, np.asarray(places, int)]
+
+    def check_backbone(self, clip: Any, backbone: str = "") -> None:
         """Make sure that this is the CLIP the prompt was learned with.
 
         Raises:
@@ -107,10 +132,11 @@ def of(
     *,
     name: str,
     settings: Mapping[str, Any],
-    clip: CLIP,
+    clip: Any,
     backbone: str,
     classes: Classes,
     training: Mapping[str, Any] | None = None,
+    texts: np.ndarray | None = None,
 ) -> Prompt:
     """The prompt that a method has learned.
 
@@ -122,6 +148,7 @@ def of(
         backbone: what records call that CLIP.
         classes: those it was trained on.
         training: a JSON record of how it was trained.
+        texts: the given text features of the classes; None with a CLIP.
 
     Raises:
         InputError: the method has learned nothing.
@@ -142,6 +169,9 @@ def of(
         classes=classes,
         training=dict(training or {}),
         per_class=per_class_of(method),
+        space={}
+        if texts is None
+        else {"texts": texts, "logit_scale": np.asarray(clip.logit_scale[...])},
     )
 
 
@@ -170,6 +200,7 @@ def of_run(run: "TrainingRun", backbone: str) -> Prompt:
         backbone=backbone,
         classes=dataset.classes,
         training=training_record(run),
+        texts=dataset.texts,
     )
 
 
@@ -205,7 +236,8 @@ def save(prompt: Prompt, folder: str | Path) -> None:
     record = {
         name: classes[name] if name in classes else getattr(prompt, name) for name in files.FIELDS
     }
-    files.write(Path(folder).expanduser(), record, prompt.learned)
+    space = {SPACE + name: array for name, array in prompt.space.items()}
+    files.write(Path(folder).expanduser(), record, {**prompt.learned, **space})
 
 
 def load(place: str | Path) -> Prompt:
@@ -223,14 +255,28 @@ def load(place: str | Path) -> Prompt:
     record, tensors = files.read(folder)
     classes = Classes(record.pop("class_names"), record.pop("class_ids"))
     record["per_class"] = tuple(record["per_class"])
-    return Prompt(learned=tensors, classes=classes, **record)
+    names = [name for name in tensors if name.startswith(SPACE)]
+    space = {name.removeprefix(SPACE): tensors.pop(name) for name in names}
+    shapes = {name: array.shape for name, array in space.items()}
+    if shapes and (
+        shapes.keys() != {"texts", "logit_scale"}
+        or shapes["texts"][1:-1] != (len(classes),)
+        or shapes["logit_scale"] != ()
+    ):
+        raise InputError(
+            f"{folder}: expected text features [templates, {len(classes)}, embedding] and a logit"
+            f" scale, got {shapes}; fetch or learn it again"
+        )
+    return Prompt(learned=tensors, classes=classes, space=space, **record)
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
-def _described(clip: CLIP) -> str:
+def _described(clip: Any) -> str:
+    if isinstance(clip, FeatureSpace):
+        return f"a space of {clip.config.embedding}-dimensional features"
     vision = clip.config.vision
     kind = "a ResNet"
     if isinstance(vision, ViTConfig):

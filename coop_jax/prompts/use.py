@@ -4,6 +4,9 @@ import functools
 import logging
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from coop_jax import clip as clip_package
 from coop_jax import parallel
 from coop_jax.classes import Classes
@@ -23,7 +26,8 @@ def apply(
     dtype: str,
     tokenizer: str = "",
     classes: Classes | None = None,
-) -> tuple[Any, clip_package.CLIP, clip_package.Tokenizer]:
+    texts: np.ndarray | None = None,
+) -> tuple[Any, Any, clip_package.Tokenizer | None]:
     """The method of a prompt, ready for these classes, and its CLIP on all devices.
 
     Args:
@@ -32,6 +36,7 @@ def apply(
         dtype: of the CLIP.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
         classes: by default those it was learned on.
+        texts: their given text features; by default those that the prompt has.
 
     Raises:
         InputError: no such CLIP or another than the prompt's, or classes that do not fit.
@@ -41,6 +46,7 @@ def apply(
         model,
         its_tokenizer,
         classes,
+        texts=texts,
         backbone=clip or learned.backbone,
         shards=parallel.create_mesh().size,
     )
@@ -49,13 +55,25 @@ def apply(
 
 def load_its_clip(
     learned: Prompt, clip: str | None = None, *, dtype: str, tokenizer: str = ""
-) -> tuple[clip_package.CLIP, clip_package.Tokenizer]:
+) -> tuple[Any, clip_package.Tokenizer | None]:
     """The CLIP that a prompt names, or another name for it, and its tokenizer; not yet compared.
 
+    Of a prompt that was learned from given features, it is their space, and there is no tokenizer.
+
     Raises:
-        InputError: there is none of that name here, or JAX finds no device.
+        InputError: there is none of that name here, a CLIP is named for given features, or JAX
+            finds no device.
     """
     parallel.devices()
+    if learned.space:
+        if clip or tokenizer:
+            raise InputError(
+                f"expected no CLIP with what was learned from {learned.backbone}, got"
+                f" {clip or tokenizer}; leave it out"
+            )
+        space = clip_package.FeatureSpace(learned.space["texts"].shape[-1])
+        space.logit_scale[...] = jnp.asarray(learned.space["logit_scale"])
+        return space, None
     try:
         return load_clip(clip or learned.backbone, dtype, tokenizer)
     except InputError as error:
