@@ -44,11 +44,12 @@ class Learner:
             classes alone.
         settings: those of the method that differ from its `default_config()`, e.g. {"n_ctx": 4}.
         shots: training images per class, drawn as CoOp's code draws them; None for all there are.
-        epochs: None for the CoOp paper's number: 50 for 1 shot, 100 for 2 and 4, 200 above. Where
-            `shots` is None, the largest class has the shots: name fewer epochs if that is many.
+        epochs: None for the method's own; 0, and None for CoOp, for the CoOp paper's number: 50 for
+            1 shot, 100 for 2 and 4, 200 above. Where `shots` is None, the largest class has the
+            shots: name fewer epochs if that is many.
         seed: of the draw, the initial context, the batches and the augmentation.
-        batch_size: training images per step.
-        learning_rate: of the paper's schedule.
+        batch_size: training images per step; None for the method's own, CoOp's 32.
+        learning_rate: the highest; None for the method's own, CoOp's 0.002.
         optimizer: other settings of `optim.OptimizerConfig`, e.g. {"warmup_epochs": 0}.
         augmentation: what differs from the official one: "scale" and "ratio", the smallest and
             largest area and aspect ratio of random crops; "flip", the probability of a horizontal
@@ -79,8 +80,8 @@ class Learner:
         shots: int | None = 16,
         epochs: int | None = None,
         seed: int = 1,
-        batch_size: int = DEFAULT["batch_size"],
-        learning_rate: float = DEFAULT["optimizer"]["learning_rate"],
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         optimizer: Mapping[str, Any] | None = None,
         augmentation: Mapping[str, Any] | None = None,
         dtype: str = DEFAULT["clip"]["dtype"],
@@ -139,8 +140,6 @@ class Learner:
         whole, dataset = dataset, few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
             few_shot.warn_about_short_classes(dataset, self.shots)
-        if "templates" in config["method"] and "templates" not in (self.settings or {}):
-            config["method"]["templates"] = dataset.templates
         frozen = Frozen(config, dataset)
         run, losses = (
             TrainingRun(frozen, dataset, self.shots, seed, unlabeled=whole.train),
@@ -332,14 +331,15 @@ class Learner:
         if self.shots is not None:
             config["shots"] = (config_module.whole("shots", self.shots),)
         config["feature_cache"] = config_module.text("feature_cache", self.feature_cache)
-        config["epochs"] = (
-            0 if self.epochs is None else config_module.whole("epochs", self.epochs, 0)
-        )
-        config["batch_size"] = config_module.whole("batch_size", self.batch_size)
+        if self.epochs is not None:
+            config["epochs"] = config_module.whole("epochs", self.epochs, 0)
+        if self.batch_size is not None:
+            config["batch_size"] = config_module.whole("batch_size", self.batch_size)
         config["encode_batch_size"] = config_module.whole(
             "encode_batch_size", self.encode_batch_size
         )
-        config["optimizer"]["learning_rate"] = self.learning_rate
+        if self.learning_rate is not None:
+            config["optimizer"]["learning_rate"] = self.learning_rate
         config["optimizer"] |= config_module.mapping("optimizer", self.optimizer)
         config["augmentation"] |= config_module.mapping("augmentation", self.augmentation)
         try:

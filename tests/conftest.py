@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
+from coop_jax.classes import Classes
 from coop_jax.clip.config import (
     CLIPConfig,
     ResNetConfig,
@@ -46,6 +47,11 @@ def pytest_runtest_setup(item):
 
 
 CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD player", "anemone")
+
+
+def moved(names):
+    """Classes that say which are among `CLASS_NAMES`."""
+    return Classes(tuple(names)).moved_from(Classes(CLASS_NAMES))
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,11 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from test_imports import assert_clean, run_python
 
-from coop_jax import Classifier, evaluate, frozen, methods, optim, parallel, protocols, run
+from coop_jax import Classifier, evaluate, frozen, methods, parallel, protocols, run
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import images as images_module
 from coop_jax.data import catalog, memory
-from coop_jax.learner import DEFAULT
 from coop_jax.predictor import Predictor
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -92,9 +91,12 @@ def test_a_fit_is_the_training_of_a_run(folder, tmp_path):
 def test_the_defaults_are_those_of_a_run():
     config = Classifier("tiny")._config()
     assert config == {**config_module.default(), "shots": (16,)}
-    assert Classifier().learning_rate == optim.OptimizerConfig().learning_rate
-    assert Classifier().batch_size == DEFAULT["batch_size"]
     assert Classifier().clip == "ViT-B/16"
+    adapter = Classifier("tiny", method="tip_adapter_f", shots=2)._config()
+    recipe = config_module.default("tip_adapter_f")
+    assert adapter == {**recipe, "shots": (2,)} and recipe["epochs"] == 20
+    faster = Classifier("tiny", method="tip_adapter_f", epochs=0, learning_rate=0.1)._config()
+    assert (faster["epochs"], faster["optimizer"]["learning_rate"]) == (0, 0.1)
 
 
 @pytest.mark.parametrize(

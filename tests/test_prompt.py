@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES, make_clip
+from conftest import CLASS_NAMES, make_clip, moved
 from flax import nnx
 from makers import openai_tensors, refusal
 from safetensors.numpy import load_file, save_file
@@ -120,7 +120,7 @@ def test_a_shared_context_serves_any_classes(kind, tiny_clip, tiny_tokenizer):
     method, found = made(kind, tiny_clip, tiny_tokenizer)
     name, settings = KINDS[kind]
     fresh = methods.create(name, tiny_clip, tiny_tokenizer, OTHERS, settings, seed=5)
-    expected = methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(OTHERS)))
+    expected = methods.move(method, fresh, Classes(CLASS_NAMES), moved(OTHERS))
     assert_same(found.for_classes(tiny_clip, tiny_tokenizer, Classes(OTHERS)), expected)
 
 
@@ -131,7 +131,7 @@ def test_class_specific_rows_follow_the_names(kind, tiny_clip, tiny_tokenizer):
     name, settings = KINDS[kind]
     fresh = methods.create(name, tiny_clip, tiny_tokenizer, wanted, settings)
     learned = [CLASS_NAMES[row] for row in (3, 0, 2)]
-    expected = methods.move(method, fresh, Classes(CLASS_NAMES), Classes(tuple(learned)))
+    expected = methods.move(method, fresh, Classes(CLASS_NAMES), moved(learned))
     assert_same(found.for_classes(tiny_clip, tiny_tokenizer, Classes(tuple(wanted))), expected)
 
 

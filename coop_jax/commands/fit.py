@@ -7,7 +7,7 @@
 The dataset is a folder ({train,test[,val]}/<class>/*.jpg, or <class>/*.jpg, which is split), a .csv
 (columns path, label, split), a .json of CoOp's format, an .npz of features that any encoder made
 (without --clip), or a name of the catalogue. --clip tiny tries the whole way without a download.
-Where nothing is said, settings are the CoOp paper's.
+Where nothing is said, settings are those of the method's paper.
 Exit code 0: all done; 1: some test images could not be read, and the accuracy is of the others; 2:
 wrong input.
 """
@@ -31,10 +31,10 @@ def shots(text: str) -> int | None:
 
 PARAMETERS = {
     "shots": (shots, "training images per class, or all; default 16"),
-    "epochs": (command_line.whole, "default the CoOp paper's, by the shots"),
+    "epochs": (command_line.whole, "default the method's; CoOp's is by the shots"),
     "seed": (command_line.whole, "of all that is drawn; default 1"),
-    "batch_size": (command_line.positive, "images per step; default 32"),
-    "learning_rate": (command_line.number, "at the beginning; default 0.002"),
+    "batch_size": (command_line.positive, "images per step; default the method's, CoOp's 32"),
+    "learning_rate": (command_line.number, "the highest; default the method's, CoOp's 0.002"),
 }
 """Parameters of `Learner`, whose defaults hold where nothing is said."""
 

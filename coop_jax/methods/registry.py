@@ -278,7 +278,7 @@ def move(method: Any, fresh: Any, trained: Classes, wanted: Classes) -> Any:
         method: the method that has learned.
         fresh: what receives it; of the same settings.
         trained: the classes of `method`.
-        wanted: the classes of `fresh`.
+        wanted: the classes of `fresh`, as `fill` has them.
 
     Raises:
         InputError: rows are wanted of classes that `method` did not learn.
@@ -298,11 +298,17 @@ def fill(method: Any, values: Mapping[str, Any], trained: Classes, wanted: Class
         method: new, made for the wanted classes.
         values: by dotted path, all that `saved` names.
         trained: the classes that the values were learned on.
-        wanted: the classes of `method`.
+        wanted: the classes of `method`, which say which were trained on (`Classes.moved_from`).
 
     Raises:
-        InputError: rows are wanted of classes that were not learned, or the values do not fit.
+        InputError: rows are wanted of classes that were not learned, the values do not fit, or the
+            classes do not say which were trained on.
     """
+    if wanted.seen != wanted.moved_from(trained).seen:
+        raise InputError(
+            "expected classes that say which of them were trained on, got some that take new ones"
+            " as trained on; make the method for wanted.moved_from(trained)"
+        )
     variables = saved(method)
     misfit = [
         name

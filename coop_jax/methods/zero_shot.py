@@ -17,20 +17,26 @@ def default_config() -> dict[str, Any]:
     """Return zero-shot CLIP's settings.
 
     Settings:
-        templates: hand-crafted prompts with {} for the class name; several make an ensemble.
+        templates: hand-crafted prompts with {} for the class name; several make an ensemble (empty:
+            the dataset's own).
     """
-    return {"templates": ("a photo of a {}.",)}
+    return {"templates": ()}
 
 
 class Method(base.Method):
     """Logits of hand-crafted prompts; nothing is learned."""
 
     def __init__(self, given: Given, config: dict[str, Any]):
-        self.prompts = text.HandCrafted(given, config["templates"])
+        self.templates = tuple(config["templates"]) or (given.template,)
+        self.prompts = text.HandCrafted(given, self.templates)
 
     def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
         """Return no stage."""
         return ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the prompts, which may have been the dataset's."""
+        return {"templates": self.templates}
 
     def texts(self, clip: CLIP, key: Array | None) -> Float[Array, "classes embedding"]:
         """Return text features: each template's normalised, averaged over templates."""

@@ -152,5 +152,6 @@ def mma(case: Case) -> None:
     compare_logits(case, method, images)
     new = tuple(meta["new_classnames"])
     fresh = case.create("mma", new, **settings)
-    moved = methods.move(method, fresh, Classes(tuple(meta["classnames"])), Classes(new))
+    trained = Classes(tuple(meta["classnames"]))
+    moved = methods.move(method, fresh, trained, Classes(new).moved_from(trained))
     compare_logits(case, moved, images, "eval_logits_new")
