@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from recorded import split
 
 from coop_jax import clip as clip_package
-from coop_jax import config, evaluate, methods, parallel, train
+from coop_jax import config, evaluate, methods, train
 from coop_jax.classes import Classes
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.errors import InputError
@@ -103,22 +102,6 @@ def compare(method, other):
         np.testing.assert_allclose(
             got[path][...], variable[...], rtol=1e-5, atol=1e-5, err_msg=path
         )
-
-
-@each
-def test_two_and_eight_devices_agree_with_one(one_device, name):
-    world = World()
-
-    def on(mesh):
-        method = world.fitted(name, mesh)
-        return method, evaluate.logits(method, SPACE, world.test, mesh)
-
-    expected, logits = on(one_device)
-    assert np.abs(logits - evaluate.logits(world.create(name), SPACE, world.test, one_device)).max()
-    for count in (2, 8):
-        method, others = on(parallel.create_mesh(jax.devices()[:count]))
-        compare(method, expected)
-        np.testing.assert_allclose(others, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_runs_side_by_side_are_each_what_they_are_alone_whatever_their_shots(one_device):

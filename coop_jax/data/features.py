@@ -18,7 +18,7 @@ from coop_jax.errors import InputError
 SUFFIX = ".npz"
 
 MAGIC = (b"\x93NUMPY", b"PK")
-"""What files of one array, and of several, begin with."""
+"""The first bytes of files of one array, and of several."""
 
 ARRAYS = {
     **{f"{split}_{what}": what for split in SPLITS for what in ("features", "labels")},
@@ -33,7 +33,7 @@ NEEDED = ("test_features", "test_labels", "class_names", "text_features")
 """Those that every file has; a file without training images can be evaluated on alone."""
 
 COSINE_MULTIPLIER = 100.0
-"""What CLIP multiplies cosine similarities with, where nothing is said."""
+"""The factor of CLIP's cosine similarities, where nothing is said."""
 
 
 class Rows:

@@ -331,7 +331,7 @@ def check_runs(subject: Subject) -> None:
 
 
 def check_classes(subject: Subject) -> None:
-    """What was learned serves the classes in another order, and new ones or refuses them."""
+    """The classes may come in another order, and new ones are served or refused."""
     method = subject.trained[0].method
     trained, order = Classes(NAMES), [2, 0, 3, 1]
     logits = subject.logits(method)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coop_jax.run import TrainingRun
 
 SPACE = "given/"
-"""What the names of the tensors of `Prompt.space` begin with in a file."""
+"""The beginning of the names that the tensors of `Prompt.space` have in a file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
