@@ -1,4 +1,4 @@
-"""Learn a prompt and classify images with it: fit, predict, score, save and load."""
+"""Learn from labelled images and classify others: fit, predict, score, save and load."""
 
 import inspect
 import os
@@ -11,7 +11,6 @@ from jaxtyping import Float, Float32
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import prompts
 from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, memory, sampling
@@ -21,9 +20,9 @@ from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.methods import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
-from coop_jax.prompts import seen
-from coop_jax.prompts.use import apply, warn_of_embedded_clip
 from coop_jax.run import Losses, TrainingRun, learn
+from coop_jax.saved import Saved, seen, training_record
+from coop_jax.saved.use import apply, warn_of_embedded_clip
 from coop_jax.terminal import count_images
 
 DEFAULT = config_module.default()
@@ -33,7 +32,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Learner:
-    """A frozen CLIP and a prompt that is learned from a few labelled images.
+    """A frozen CLIP and a method that learns from a few labelled images.
 
     Args:
         clip: "tiny", a backbone of the papers, a hub id, a folder or a file, as
@@ -63,7 +62,7 @@ class Learner:
         method_: the method, an NNX module, with what it has learned.
         clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it.
         tokenizer_: its tokenizer.
-        training_: how it was trained, as the saved prompt has it.
+        training_: how it was trained, as the saved record has it.
         losses_: the loss of every training step; after `fit` alone.
     """
 
@@ -109,7 +108,7 @@ class Learner:
         *,
         class_names: PathLike | Sequence[str] | None = None,
     ) -> Self:
-        """Learn a prompt; from the beginning, whatever was learned before.
+        """Learn from the beginning, whatever was learned before.
 
         Args:
             images: a dataset, whose training images are used: a folder, a `.csv`, a `.json` or a
@@ -139,7 +138,7 @@ class Learner:
         )
         with count_images(run.images, f"{self.method}: images seen") as run.tell:
             learn([run], [losses])
-        record = prompts.training_record(run)
+        record = training_record(run)
         self.losses_ = losses.values
         self._settings, self._backbone = config["method"], backbone
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
@@ -222,13 +221,13 @@ class Learner:
         return float(np.average(predicted == right[chosen], weights=weights))
 
     def save(self, folder: PathLike) -> None:
-        """Write the learned prompt into a new folder, as `prompts.save` does.
+        """Write what was learned into a new folder, as `Saved.save` does.
 
         Raises:
             InputError: before `fit`; nothing was learned; or the folder will not do.
         """
         self._fitted()
-        learned = prompts.of(
+        learned = Saved.of(
             self.method_,
             name=self._settings["name"],
             settings=self._settings,
@@ -237,7 +236,7 @@ class Learner:
             classes=self._classes,
             training=self.training_,
         )
-        prompts.save(learned, Path(folder))
+        learned.save(Path(folder))
 
     @classmethod
     def load(
@@ -247,7 +246,7 @@ class Learner:
         class_names: Sequence[str] | None = None,
         **parameters: Any,
     ) -> Self:
-        """A classifier with a saved prompt.
+        """A classifier with what was saved.
 
         Args:
             place: a folder that `save` wrote, or a hub id.
@@ -256,17 +255,17 @@ class Learner:
             parameters: others of the constructor, e.g. `dtype`.
 
         Raises:
-            InputError: no such prompt, another CLIP, class names that do not fit, or a parameter
-                that there is not or that the prompt has.
+            InputError: nothing saved there, another CLIP, class names that do not fit, or a
+                parameter that there is not or that was saved.
         """
         given = ("clip", "method", "settings")
         known = [name for name in inspect.signature(cls).parameters if name not in given]
         if unknown := [name for name in parameters if name not in known]:
             raise InputError(
                 f"expected parameters among {', '.join(known)}, got {', '.join(unknown)}; leave out"
-                " what is not among them (method and settings are the prompt's)"
+                " what is not among them (method and settings are what was saved)"
             )
-        learned = prompts.load(config_module.text("place", place))
+        learned = Saved.load(config_module.text("place", place))
         classifier = cls(
             clip or learned.backbone,
             method=learned.method,

@@ -144,7 +144,7 @@ def check_alone() -> None:
     parallel.devices()
     if (processes := jax.process_count()) > 1:
         raise InputError(
-            f"expected one process to learn or use a prompt in, got {processes}; start it on one"
+            f"expected one process to learn or classify in, got {processes}; start it on one"
             " host, or train with coop_jax run --distributed"
         )
 

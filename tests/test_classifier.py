@@ -349,7 +349,7 @@ def test_a_clips_folder_is_not_published(given, tmp_path, monkeypatch):
     shutil.copytree(clip_package.source.EMBEDDED_FOLDER, folder)
     classifier = Classifier(folder, **FEW, epochs=1).fit(*given)
     classifier.save(tmp_path / "prompt")
-    record = (tmp_path / "prompt" / "prompt.json").read_text()
+    record = (tmp_path / "prompt" / "method.json").read_text()
     assert '"backbone": "my_clip"' in record and str(tmp_path) not in record
     message = refusal(Classifier.load, tmp_path / "prompt")
     assert "with, my_clip" in message and "--clip or clip=" in message

@@ -20,7 +20,7 @@ from coop_jax import evaluate, methods
 from coop_jax.clip import source
 from coop_jax.methods import Images
 from coop_jax.predictor import Predictor
-from coop_jax.prompts import export
+from coop_jax.saved import export
 
 NAMES = ("a red circle", "square", "black star", "seven")
 CASES = {
@@ -30,11 +30,11 @@ CASES = {
     "linear_probe": ("linear_probe", {}),
 }
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTED = (ROOT / "README.md").read_text() + (ROOT / "docs" / "prompts.md").read_text()
+DOCUMENTED = (ROOT / "README.md").read_text() + (ROOT / "docs" / "saved.md").read_text()
 
 
 def documented(containing):
-    """The one block of Python in the README and docs/prompts.md with this text in it."""
+    """The one block of Python in the README and docs/saved.md with this text in it."""
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENTED, flags=re.DOTALL)
     (block,) = (block for block in blocks if containing in block)
     return block

@@ -1,4 +1,4 @@
-"""Write a prompt for other software; the ending says for which.
+"""Write a saved method for other software; the ending says for which.
 
   coop_jax export my_prompt weights.safetensors      class weights: PyTorch, NumPy, anything
   coop_jax export my_prompt classifier.stablehlo     all of the classifier: jax.export
@@ -11,7 +11,7 @@ with image features of length one. CoCoOp has no such weights, since its texts d
 
 .stablehlo: a program for CPU, GPU (CUDA) and TPU that holds the CLIP's image tower (350 MB of
 ViT-B/16 in float32): uint8 pixels [batch, size, size, 3] to float32 logits [batch, classes]; a
-.json beside it names classes and pixels. JAX promises to read it for six months: keep the prompt.
+.json beside it names classes and pixels. JAX promises to read it for six months: keep the folder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from coop_jax.printing import escaped
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser)
+    options.add_saved(parser)
     parser.add_argument(
         "file", type=command_line.path, help="new file: .safetensors, .stablehlo or .pth.tar-EPOCHS"
     )
@@ -56,15 +56,14 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _official(chosen: argparse.Namespace) -> None:
-    from coop_jax import prompts
-    from coop_jax.prompts import official
+    from coop_jax.saved import Saved, official
 
     if chosen.classes is not None:
         raise InputError(
             "expected no --classes with a file of the official code, which takes them from its"
             f" dataset, got {chosen.classes}; leave it out"
         )
-    learned = prompts.load(chosen.prompt)
+    learned = Saved.load(chosen.saved)
     official.write(learned, chosen.file)
     folder, first = chosen.file.absolute().parent, "use it with"
     if folder.name != "prompt_learner":
@@ -78,10 +77,10 @@ def _official(chosen: argparse.Namespace) -> None:
 
 def _export(chosen: argparse.Namespace) -> None:
     from coop_jax.commands import loading
-    from coop_jax.prompts import export
+    from coop_jax.saved import export
 
     ready = loading.ready(chosen)
-    said = {"class_names": ready.classes.names, "backbone": ready.prompt.backbone}
+    said = {"class_names": ready.classes.names, "backbone": ready.saved.backbone}
     if chosen.file.suffix == ".safetensors":
         weights = export.class_weights(ready.method, ready.clip)
         export.save_class_weights(chosen.file, weights, clip=ready.clip, **said)

@@ -28,7 +28,7 @@ Row = tuple[str, int, str, float]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser)
+    options.add_saved(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or 'pattern'")
     parser.add_argument(
         "--top", type=command_line.positive, default=1, metavar="K", help="the K likeliest classes"
@@ -41,12 +41,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Classify the images and show or save what is found."""
     from coop_jax import terminal
     from coop_jax.commands import loading
-    from coop_jax.prompts.use import warn_of_embedded_clip
+    from coop_jax.saved.use import warn_of_embedded_clip
 
     terminal.check_new([path for path in (chosen.csv, chosen.json) if path])
     paths = loading.find_images(chosen.images)
     ready = loading.ready(chosen)
-    warn_of_embedded_clip(ready.prompt.backbone, ready.prompt.training.get("dataset"))
+    warn_of_embedded_clip(ready.saved.backbone, ready.saved.training.get("dataset"))
     found = ready.predictor.predict(paths)
     rows: list[Row] = []
     for place, probabilities in zip(found.kept, found.probabilities, strict=True):

@@ -1,4 +1,4 @@
-"""The files of a prompt: `prompt.safetensors`, what was learned, and `prompt.json`, what it is."""
+"""The files of a saved method: `learned.safetensors`, and `method.json`, which says of what."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ import numpy as np
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name, why_not_made
 
-RECORD = "prompt.json"
-TENSORS = "prompt.safetensors"
-FORMAT = "coop_jax prompt"
+RECORD = "method.json"
+TENSORS = "learned.safetensors"
+FORMAT = "coop_jax saved method"
 VERSION = 1
 
 FIELDS = {
@@ -34,7 +34,7 @@ DTYPES = ("float32", "float16")
 
 
 def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a prompt's two files into a new folder, which is there as a whole or not at all.
+    """Write the two files into a new folder, which is there as a whole or not at all.
 
     The same content in the same place is left as it is.
 
@@ -53,7 +53,7 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
         record_bytes = (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"expected a prompt's record of plain JSON values, got one that is not ({error});"
+            f"expected a record of plain JSON values, got one that is not ({error});"
             " convert arrays and NumPy numbers, leave out NaN"
         ) from error
     contents = {TENSORS: tensor_bytes, RECORD: record_bytes}
@@ -70,13 +70,12 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
             unfinished.rename(folder)
     except OSError as error:
         raise InputError(
-            f"expected a folder to write the prompt to, got {folder} ({error.strerror});"
-            " name another"
+            f"expected a folder to save to, got {folder} ({error.strerror}); name another"
         ) from error
 
 
 def check_new(folder: Path) -> None:
-    """See that a prompt can be written here and nothing is lost, before any work is done for it.
+    """See that a folder can be written here and nothing is lost, before any work is done for it.
 
     Raises:
         InputError: there is something, or the folder cannot be made.
@@ -85,23 +84,21 @@ def check_new(folder: Path) -> None:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
-                f"expected a new or empty folder for the prompt, got {folder}, which holds"
-                " something else; name another"
+                f"expected a new or empty folder to save to, got {folder}, which holds something"
+                " else; name another"
             )
         reason = why_not_made(folder.absolute())
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise InputError(
-            f"expected a folder to write the prompt to, got {folder} ({reason}); name another"
-        )
+        raise InputError(f"expected a folder to save to, got {folder} ({reason}); name another")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The record of a prompt (the keys of `FIELDS`) and its tensors by name.
+    """Return the record of a saved method (the keys of `FIELDS`) and its tensors by name.
 
     Raises:
-        InputError: the folder holds no prompt, a damaged one, or one of a newer format.
+        InputError: the folder holds no saved method, a damaged one, or one of a newer format.
     """
     check_name(folder)
     record = _read_record(folder)
@@ -111,7 +108,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(
             f"{folder}: expected tensors that {RECORD} describes, got"
             f" {', '.join(tensors) or 'none'} without {', '.join(strange) or 'any'};"
-            " fetch the prompt again"
+            " fetch it again"
         )
     return {name: record[name] for name in FIELDS}, tensors
 
@@ -137,20 +134,20 @@ def _read_record(folder: Path) -> dict[str, Any]:
             names = sorted(entry.name for entry in folder.iterdir())
             got = f"which has {', '.join(names[:5]) or 'nothing'}"
         raise InputError(
-            f"expected a prompt's folder with {RECORD} and {TENSORS}, got {folder}, {got};"
-            " name the folder that a prompt was saved to"
+            f"expected the folder of a saved method, with {RECORD} and {TENSORS}, got {folder},"
+            f" {got}; name a folder that a method was saved to"
         )
     try:
         record = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected JSON, got a damaged file ({error}); fetch the prompt again"
+            f"{path}: expected JSON, got a damaged file ({error}); fetch it again"
         ) from error
     stated = record.get("format") if isinstance(record, dict) else None
     if stated != FORMAT:
         raise InputError(
-            f"{path}: expected the format {FORMAT!r}, got {stated!r:.80}, which is no prompt;"
-            " name the folder that a prompt was saved to"
+            f"{path}: expected the format {FORMAT!r}, got {stated!r:.80}, which is none;"
+            " name a folder that a method was saved to"
         )
     version = record.get("format_version")
     if type(version) is not int or not 1 <= version <= VERSION:
@@ -172,13 +169,13 @@ def _check_fields(path: Path, record: dict[str, Any]) -> None:
     if wrong:
         raise InputError(
             f"{path}: expected {', '.join(FIELDS)} and sha256, got {', '.join(wrong)} missing or"
-            " of another type; fetch the prompt again"
+            " of another type; fetch it again"
         )
     if not len(record["class_ids"]) == len(record["class_names"]) > 0:
         raise InputError(
             f"{path}: expected an id for each of one or more classes, got"
             f" {len(record['class_ids'])} ids for {len(record['class_names'])} names;"
-            " fetch the prompt again"
+            " fetch it again"
         )
 
 
@@ -188,21 +185,20 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
 
     if not path.is_file():
         raise InputError(
-            f"expected {path}, which {RECORD} describes, got no such file; fetch the prompt again"
+            f"expected {path}, which {RECORD} describes, got no such file; fetch it again"
         )
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise InputError(
             f"{path}: expected the file that {RECORD} describes (sha256 {digest[:8]}), got a"
-            f" damaged or another one ({found[:8]}); fetch the prompt again"
+            f" damaged or another one ({found[:8]}); fetch it again"
         )
     try:
         tensors = load(content)
     except (SafetensorError, KeyError) as error:
         raise InputError(
-            f"{path}: expected a safetensors file, got a damaged one ({error});"
-            " fetch the prompt again"
+            f"{path}: expected a safetensors file, got a damaged one ({error}); fetch it again"
         ) from error
     strange = [name for name, array in tensors.items() if str(array.dtype) not in DTYPES]
     if strange:

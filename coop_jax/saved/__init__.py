@@ -1,10 +1,10 @@
-"""A learned prompt, apart from the classes it is used on: made, saved, loaded, applied."""
+"""What a method has learned, without the CLIP: made, saved, loaded, used on any classes."""
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,15 +13,15 @@ from coop_jax.classes import Classes
 from coop_jax.clip import CLIP, Tokenizer, fingerprint
 from coop_jax.clip.config import ViTConfig
 from coop_jax.errors import InputError
-from coop_jax.prompts import files, hub, seen
 from coop_jax.provenance import versions
+from coop_jax.saved import files, hub, seen
 
 if TYPE_CHECKING:
     from coop_jax.run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
+class Saved:
     """All that a method has learned, and all that it takes to use it.
 
     Attributes:
@@ -44,6 +44,103 @@ class Prompt:
     training: dict[str, Any]
     per_class: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        method: Any,
+        *,
+        name: str,
+        settings: Mapping[str, Any],
+        clip: CLIP,
+        backbone: str,
+        classes: Classes,
+        training: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return what a method has learned.
+
+        Args:
+            method: the method, an NNX module, whose saved variables are replicated.
+            name: its name, a module of `coop_jax.methods`.
+            settings: those it was made with; the others have their defaults.
+            clip: the CLIP it was trained with.
+            backbone: what records call that CLIP.
+            classes: those it was trained on.
+            training: a JSON record of how it was trained.
+
+        Raises:
+            InputError: the method has learned nothing.
+        """
+        variables = methods.saved(method)
+        if not variables:
+            raise InputError(
+                f"expected a method that learns, got {name}, which has nothing to save;"
+                " choose another, e.g. coop"
+            )
+        chosen = {key: value for key, value in settings.items() if key != "name"}
+        return cls(
+            method=name,
+            settings={**methods.default_config(name), **chosen},
+            learned={name: np.array(variable[...]) for name, variable in variables.items()},
+            backbone=backbone,
+            fingerprint=fingerprint(clip),
+            classes=classes,
+            training=dict(training or {}),
+            per_class=per_class_of(method),
+        )
+
+    @classmethod
+    def of_run(cls, run: "TrainingRun", backbone: str) -> Self:
+        """Return what a run has learned, with the record of how.
+
+        Args:
+            run: finished.
+            backbone: what records call the CLIP.
+
+        Raises:
+            InputError: the method has learned nothing, or an image cannot be read any more.
+        """
+        config, dataset = run.frozen.config, run.dataset
+        return cls.of(
+            run.method,
+            name=config["method"]["name"],
+            settings=config["method"],
+            clip=run.frozen.clip,
+            backbone=backbone,
+            classes=dataset.classes,
+            training=training_record(run),
+        )
+
+    @classmethod
+    def load(cls, place: str | Path) -> Self:
+        """Return what is in a folder or, where there is none of that name, on the Hugging Face hub.
+
+        Args:
+            place: a folder that `save` wrote, or a hub id such as "user/name".
+
+        Raises:
+            InputError: there is neither, or what is there is damaged, too new, or something else.
+        """
+        folder = Path(place).expanduser()
+        if hub.is_id(str(place)) and not folder.exists():
+            folder = hub.pull(str(place))
+        record, learned = files.read(folder)
+        classes = Classes(record.pop("class_names"), record.pop("class_ids"))
+        record["per_class"] = tuple(record["per_class"])
+        return cls(learned=learned, classes=classes, **record)
+
+    def save(self, folder: str | Path) -> None:
+        """Write all of it into a new folder, as a whole or not at all.
+
+        Raises:
+            InputError: the folder holds something else, or cannot be written to; or the training
+                record is not JSON.
+        """
+        classes = {"class_names": self.classes.names, "class_ids": self.classes.ids}
+        record = {
+            name: classes[name] if name in classes else getattr(self, name) for name in files.FIELDS
+        }
+        files.write(Path(folder).expanduser(), record, self.learned)
+
     @property
     def is_class_specific(self) -> bool:
         """Whether it serves the classes that it was learned on alone."""
@@ -61,15 +158,15 @@ class Prompt:
         """Return the method with what it has learned, ready to evaluate on these classes.
 
         Args:
-            clip: the CLIP that the prompt was learned with; only read, not kept.
+            clip: the CLIP that it was learned with; only read, not kept.
             tokenizer: its tokenizer.
             classes: by default those it was learned on.
             backbone: what an error calls `clip`.
             shards: into how many parts the classes are cut, for as many devices.
 
         Raises:
-            InputError: another CLIP, class names that do not fit, or, for a class-specific prompt,
-                classes that it did not learn.
+            InputError: another CLIP, class names that do not fit, or classes that it
+                did not learn where it has a row per class.
         """
         self.check_backbone(clip, backbone)
         classes = self.classes if classes is None else classes
@@ -82,12 +179,12 @@ class Prompt:
             raise InputError(
                 f"expected {', '.join(per_class) or 'nothing'} with a row per class, as the"
                 f" settings make the method, got {', '.join(self.per_class) or 'nothing'}; the"
-                " prompt is damaged: fetch or learn it again"
+                " file is damaged: fetch or learn it again"
             )
         return methods.fill(method, self.learned, self.classes, wanted)
 
     def check_backbone(self, clip: CLIP, backbone: str = "") -> None:
-        """Make sure that this is the CLIP the prompt was learned with.
+        """Make sure that this is the CLIP it was learned with.
 
         Raises:
             InputError: it is another; the line names both.
@@ -96,53 +193,10 @@ class Prompt:
         if found != self.fingerprint:
             given = f"{backbone} ({_described(clip)}," if backbone else f"{_described(clip)} ("
             raise InputError(
-                f"expected the CLIP that this prompt was learned with, {self.backbone} (fingerprint"
+                f"expected the CLIP that this was learned with, {self.backbone} (fingerprint"
                 f" {self.fingerprint[:8]}), got {given} fingerprint {found[:8]}); load"
-                f" {self.backbone}, or learn a prompt for this one"
+                f" {self.backbone}, or learn with this one"
             )
-
-
-def of(
-    method: Any,
-    *,
-    name: str,
-    settings: Mapping[str, Any],
-    clip: CLIP,
-    backbone: str,
-    classes: Classes,
-    training: Mapping[str, Any] | None = None,
-) -> Prompt:
-    """The prompt that a method has learned.
-
-    Args:
-        method: the method, an NNX module, with replicated Learned variables.
-        name: its name, a module of `coop_jax.methods`.
-        settings: those it was made with; the others have their defaults.
-        clip: the CLIP it was trained with.
-        backbone: what records call that CLIP.
-        classes: those it was trained on.
-        training: a JSON record of how it was trained.
-
-    Raises:
-        InputError: the method has learned nothing.
-    """
-    variables = methods.saved(method)
-    if not variables:
-        raise InputError(
-            f"expected a method that learns, got {name}, which has nothing to save;"
-            " choose another, e.g. coop"
-        )
-    given = {key: value for key, value in settings.items() if key != "name"}
-    return Prompt(
-        method=name,
-        settings={**methods.default_config(name), **given},
-        learned={name: np.array(variable[...]) for name, variable in variables.items()},
-        backbone=backbone,
-        fingerprint=fingerprint(clip),
-        classes=classes,
-        training=dict(training or {}),
-        per_class=per_class_of(method),
-    )
 
 
 def per_class_of(method: Any) -> tuple[str, ...]:
@@ -151,30 +205,8 @@ def per_class_of(method: Any) -> tuple[str, ...]:
     return tuple(name for name, value in variables if value.get_metadata().get("per_class"))
 
 
-def of_run(run: "TrainingRun", backbone: str) -> Prompt:
-    """Return what a run has learned, with the record of how.
-
-    Args:
-        run: finished.
-        backbone: what records call the CLIP.
-
-    Raises:
-        InputError: the method has learned nothing, or an image cannot be read any more.
-    """
-    config, dataset = run.frozen.config, run.dataset
-    return of(
-        run.method,
-        name=config["method"]["name"],
-        settings=config["method"],
-        clip=run.frozen.clip,
-        backbone=backbone,
-        classes=dataset.classes,
-        training=training_record(run),
-    )
-
-
 def training_record(run: "TrainingRun") -> dict[str, Any]:
-    """Return how something was learned, with digests of the images (`prompts.seen`).
+    """Return how something was learned, with digests of the images (`saved.seen`).
 
     Raises:
         InputError: an image cannot be read any more.
@@ -192,42 +224,6 @@ def training_record(run: "TrainingRun") -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seen.KEY: seen.digests(*run.learned_from),
     }
-
-
-def save(prompt: Prompt, folder: str | Path) -> None:
-    """Write a prompt into a new folder, as a whole or not at all.
-
-    Raises:
-        InputError: the folder holds something else, or cannot be written to; or the training record
-            is not JSON.
-    """
-    classes = {"class_names": prompt.classes.names, "class_ids": prompt.classes.ids}
-    record = {
-        name: classes[name] if name in classes else getattr(prompt, name) for name in files.FIELDS
-    }
-    files.write(Path(folder).expanduser(), record, prompt.learned)
-
-
-def load(place: str | Path) -> Prompt:
-    """A prompt from a folder or, where there is none of that name, from the Hugging Face hub.
-
-    Args:
-        place: a folder that `save` wrote, or a hub id such as "user/name".
-
-    Raises:
-        InputError: there is neither, or what is there is damaged, too new, or no prompt.
-    """
-    folder = Path(place).expanduser()
-    if hub.is_id(str(place)) and not folder.exists():
-        folder = hub.pull(str(place))
-    record, tensors = files.read(folder)
-    classes = Classes(record.pop("class_names"), record.pop("class_ids"))
-    record["per_class"] = tuple(record["per_class"])
-    return Prompt(learned=tensors, classes=classes, **record)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _described(clip: CLIP) -> str:

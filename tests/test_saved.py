@@ -1,4 +1,4 @@
-"""Prompt files: what is saved loads, on the classes and the CLIP it fits, and on no others."""
+"""Saved methods: what is saved loads, on the classes and the CLIP it fits, and on no others."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,12 @@ from makers import openai_tensors, refusal
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, methods, prompts
+from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
 from coop_jax.clip import weights
 from coop_jax.clip.fingerprint import always_float32
 from coop_jax.methods import Images
-from coop_jax.prompts import files
+from coop_jax.saved import Saved, files
 
 OTHERS = ("dog", "cat", "sewing machine")
 KINDS = {
@@ -50,7 +50,7 @@ def made(kind, clip, tokenizer, **named):
     """The method, and the prompt that it has learned."""
     method = learned(kind, clip, tokenizer, **named)
     name, settings = KINDS[kind]
-    return method, prompts.of(
+    return method, Saved.of(
         method,
         name=name,
         settings=settings,
@@ -76,7 +76,7 @@ def assert_same(method, expected):
 @pytest.fixture
 def saved(tmp_path, tiny_clip, tiny_tokenizer):
     """The folder of a class-specific prompt."""
-    prompts.save(made("class-specific", tiny_clip, tiny_tokenizer)[1], tmp_path / "mine")
+    made("class-specific", tiny_clip, tiny_tokenizer)[1].save(tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -86,9 +86,9 @@ def saved(tmp_path, tiny_clip, tiny_tokenizer):
 )
 def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip, tiny_tokenizer):
     method, before = made(kind, tiny_clip, tiny_tokenizer, dtype=dtype)
-    prompts.save(before, tmp_path / "deep" / "mine")
-    after = prompts.load(tmp_path / "deep" / "mine")
-    for field in dataclasses.fields(prompts.Prompt):
+    before.save(tmp_path / "deep" / "mine")
+    after = Saved.load(tmp_path / "deep" / "mine")
+    for field in dataclasses.fields(Saved):
         if field.name != "learned":
             assert getattr(after, field.name) == getattr(before, field.name)
     assert after.is_class_specific == (kind in ("class-specific", "linear probe"))
@@ -98,7 +98,7 @@ def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip
 
 def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
     method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
-    again = prompts.load(saved).for_classes(tiny_clip, tiny_tokenizer)
+    again = Saved.load(saved).for_classes(tiny_clip, tiny_tokenizer)
     images = Images(features=np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32))
     np.testing.assert_array_equal(
         evaluate.logits(again, tiny_clip, images, one_device),
@@ -107,12 +107,12 @@ def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer,
 
 
 def test_a_prompt_states_all_settings_and_nothing_of_the_machine(saved, tmp_path):
-    record = json.loads((saved / "prompt.json").read_text())
+    record = json.loads((saved / "method.json").read_text())
     assert record["settings"] == {**methods.default_config("coop"), **KINDS["class-specific"][1]}
     assert record["format_version"] == 1
-    assert str(tmp_path) not in (saved / "prompt.json").read_text()
-    assert {path.name for path in saved.iterdir()} == {"prompt.json", "prompt.safetensors"}
-    assert load_file(saved / "prompt.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
+    assert str(tmp_path) not in (saved / "method.json").read_text()
+    assert {path.name for path in saved.iterdir()} == {"method.json", "learned.safetensors"}
+    assert load_file(saved / "learned.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
 
 
 @pytest.mark.parametrize("kind", ["shared", "middle", "phrase", "cocoop"])
@@ -190,18 +190,18 @@ def test_the_fingerprint_depends_on_the_weights_alone(tmp_path):
 def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     other = made("shared", tiny_clip, tiny_tokenizer)[1]
-    assert "holds something else" in refusal(prompts.save, other, saved)
-    prompts.save(prompts.load(saved), saved)
+    assert "holds something else" in refusal(other.save, saved)
+    Saved.load(saved).save(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    refusal(prompts.save, other, tmp_path / "file")
-    refusal(prompts.save, other, tmp_path / "file" / "below")
+    refusal(other.save, tmp_path / "file")
+    refusal(other.save, tmp_path / "file" / "below")
     for name in ("a" * 300, "a\0b"):
-        refusal(prompts.save, other, tmp_path / name)
-        refusal(prompts.load, tmp_path / name)
+        refusal(other.save, tmp_path / name)
+        refusal(Saved.load, tmp_path / name)
     (tmp_path / "empty").mkdir()
-    prompts.save(other, tmp_path / "empty")
-    assert prompts.load(tmp_path / "empty").settings == other.settings
+    other.save(tmp_path / "empty")
+    assert Saved.load(tmp_path / "empty").settings == other.settings
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "file", "empty"}
 
 
@@ -209,35 +209,35 @@ def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
     found = made("shared", tiny_clip, tiny_tokenizer)[1]
     for value in (float("nan"), np.float32(1)):
         other = dataclasses.replace(found, training={"accuracy": value})
-        refusal(prompts.save, other, tmp_path / "mine")
+        refusal(other.save, tmp_path / "mine")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
     method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
     named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
-    refusal(prompts.of, method, classes=Classes(CLASS_NAMES), **named)
+    refusal(Saved.of, method, classes=Classes(CLASS_NAMES), **named)
 
 
 def edit(folder, **changes):
-    path = folder / "prompt.json"
+    path = folder / "method.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def damage_tensors(folder):
-    content = bytearray((folder / "prompt.safetensors").read_bytes())
+    content = bytearray((folder / "learned.safetensors").read_bytes())
     content[-1] ^= 1
-    (folder / "prompt.safetensors").write_bytes(bytes(content))
+    (folder / "learned.safetensors").write_bytes(bytes(content))
 
 
 DAMAGES = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "which is not there"),
     "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "which has nothing"),
-    "no tensors": (lambda folder: (folder / "prompt.safetensors").unlink(), "no such file"),
-    "no record": (lambda folder: (folder / "prompt.json").unlink(), "prompt.safetensors;"),
-    "half a record": (lambda folder: (folder / "prompt.json").write_text('{"form'), "damaged"),
-    "not UTF-8": (lambda folder: (folder / "prompt.json").write_bytes(b"\xff\xfe{"), "damaged"),
-    "a list": (lambda folder: (folder / "prompt.json").write_text("[]"), "which is no prompt"),
+    "no tensors": (lambda folder: (folder / "learned.safetensors").unlink(), "no such file"),
+    "no record": (lambda folder: (folder / "method.json").unlink(), "learned.safetensors;"),
+    "half a record": (lambda folder: (folder / "method.json").write_text('{"form'), "damaged"),
+    "not UTF-8": (lambda folder: (folder / "method.json").write_bytes(b"\xff\xfe{"), "damaged"),
+    "a list": (lambda folder: (folder / "method.json").write_text("[]"), "which is none"),
     "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is no"),
     "newer": (lambda folder: edit(folder, format_version=2), "got 2; update coop_jax"),
     "no version": (lambda folder: edit(folder, format_version=None), "format version 1"),
@@ -254,7 +254,7 @@ DAMAGES = {
 def test_damaged_prompts(damage, saved):
     change, message = DAMAGES[damage]
     change(saved)
-    assert message in refusal(prompts.load, saved)
+    assert message in refusal(Saved.load, saved)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +268,12 @@ def test_damaged_prompts(damage, saved):
 def test_tensors_that_are_none(tensors, message, tmp_path, saved):
     record, _ = files.read(saved)
     if isinstance(tensors, bytes):
-        (saved / "prompt.safetensors").write_bytes(tensors)
+        (saved / "learned.safetensors").write_bytes(tensors)
         edit(saved, sha256=hashlib.sha256(tensors).hexdigest())
     else:
         saved = tmp_path / "other"
         files.write(saved, record | {"per_class": []}, tensors)
-    assert message in refusal(prompts.load, saved)
+    assert message in refusal(Saved.load, saved)
 
 
 @pytest.mark.parametrize(
@@ -286,13 +286,13 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
     ],
 )
 def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
-    found = dataclasses.replace(prompts.load(saved), **changes)
+    found = dataclasses.replace(Saved.load(saved), **changes)
     refusal(found.for_classes, tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES[:3]))
 
 
 def test_a_file_is_no_prompt(tmp_path):
     (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
-    assert "a file;" in refusal(prompts.load, tmp_path / "model.pth.tar-50")
+    assert "a file;" in refusal(Saved.load, tmp_path / "model.pth.tar-50")
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])
