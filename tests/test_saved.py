@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES, make_clip
+from conftest import CLASS_NAMES
 from flax import nnx
-from makers import openai_tensors, refusal
-from safetensors.numpy import load_file, save_file
+from makers import refusal
+from safetensors.numpy import load_file
 
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
-from coop_jax.clip import weights
-from coop_jax.clip.fingerprint import always_float32
 from coop_jax.methods import Images
 from coop_jax.saved import Saved, files
 
@@ -165,28 +163,6 @@ def test_another_backbone_is_refused_by_both_names(tiny_clip, tiny_tokenizer):
     assert "got a ViT of patches of" in refusal(found.for_classes, embedded, tokenizer)
 
 
-def test_the_fingerprint_depends_on_the_weights_alone(tmp_path):
-    class Tensors:
-        def __init__(self, tensors):
-            self.names, self.read = tensors.keys, tensors.__getitem__
-            self.shape = lambda name: tensors[name].shape
-
-    save_file(openai_tensors(), tmp_path / "clip.safetensors")
-    path, folder = str(tmp_path / "clip.safetensors"), clip_package.source.EMBEDDED_FOLDER
-    clips = [
-        clip_package.load(path, tokenizer=folder, dtype=dtype)[0]
-        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    ]
-    same = Tensors(weights.hugging_face_tensors(clips[0]))
-    clips.append(
-        weights.build(same, clips[0].config, weights.HUGGING_FACE, jnp.float32, "another file")
-    )
-    assert len({clip_package.fingerprint(clip) for clip in clips}) == 1
-    scale = clips[0].vision.final_norm.norm.scale
-    scale[...] = scale[...].at[0].add(1e-3)
-    assert clip_package.fingerprint(clips[0]) != clip_package.fingerprint(clips[1])
-
-
 def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     other = made("shared", tiny_clip, tiny_tokenizer)[1]
@@ -293,11 +269,3 @@ def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tok
 def test_a_file_is_no_prompt(tmp_path):
     (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
     assert "a file;" in refusal(Saved.load, tmp_path / "model.pth.tar-50")
-
-
-@pytest.mark.parametrize("vision", ["vit", "resnet"])
-def test_the_fingerprint_is_of_what_stays_in_float32(vision, tiny_tokenizer):
-    half = make_clip(tiny_tokenizer, vision, np.float16)
-    leaves = dict(nnx.to_flat_state(nnx.state(half)))
-    single = [path for path, leaf in leaves.items() if leaf.dtype == np.float32]
-    assert always_float32(leaves) == sorted(single, key=str)
