@@ -107,8 +107,12 @@ class Predictor:
     def _classify(
         self, examples: Any, failures: Collection[int]
     ) -> Float32[np.ndarray, "images classes"]:
-        """Return the logits of all images but those that turn out to be failures."""
+        """Return the logits of all images but those that turn out to be failures.
+
+        A method that remembers test images sees them in this order, and none of earlier calls.
+        """
         count, logits = len(examples), []
+        self._scorer.forget()
         is_short = count <= self._batch_size
         with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
             encoder = encoder_for(
@@ -128,9 +132,12 @@ class Predictor:
         return np.concatenate(logits)
 
     def _logits(self, images: Any) -> Float32[np.ndarray, "images classes"]:
-        """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes."""
+        """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes.
+
+        Nothing is padded where it would be remembered.
+        """
         count = len(jax.tree.leaves(images)[0])
-        rows = batch_rows(count, IMAGES_AT_ONCE)
+        rows = count if self._scorer.remembers else batch_rows(count, IMAGES_AT_ONCE)
         pad = lambda a: np.concatenate([a, np.ones((rows - count, *a.shape[1:]), a.dtype)])  # noqa: E731
         return self._scorer.logits(jax.tree.map(pad, images))[:count]
 
