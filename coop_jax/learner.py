@@ -141,6 +141,7 @@ class Learner:
         record = training_record(run)
         self.losses_ = losses.values
         self._settings, self._backbone = config["method"], backbone
+        self._template = dataset.templates[0]
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
     def predict(self, images: Images) -> np.ndarray:
@@ -224,7 +225,7 @@ class Learner:
         """Write what was learned into a new folder, as `Saved.save` does.
 
         Raises:
-            InputError: before `fit`; nothing was learned; or the folder will not do.
+            InputError: before `fit`, or the folder will not do.
         """
         self._fitted()
         learned = Saved.of(
@@ -235,6 +236,7 @@ class Learner:
             backbone=self._backbone,
             classes=self._classes,
             training=self.training_,
+            template=self._template,
         )
         learned.save(Path(folder))
 
@@ -282,7 +284,7 @@ class Learner:
             classes=chosen,
         )
         warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
-        classifier._backbone = learned.backbone
+        classifier._backbone, classifier._template = learned.backbone, learned.template
         classifier._settings = {"name": learned.method, **learned.settings}
         classes = learned.classes if chosen is None else chosen
         return classifier._have(method, loaded, tokenizer, classes, learned.training)

@@ -1,7 +1,6 @@
 """Saved methods: what is saved loads, on the classes and the CLIP it fits, and on no others."""
 
 import dataclasses
-import hashlib
 import json
 
 import jax
@@ -10,13 +9,14 @@ import numpy as np
 import pytest
 from conftest import CLASS_NAMES
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from makers import refusal
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, methods
+from coop_jax import methods
 from coop_jax.classes import Classes
-from coop_jax.methods import Images
 from coop_jax.saved import Saved, files
 
 OTHERS = ("dog", "cat", "sewing machine")
@@ -72,7 +72,7 @@ def assert_same(method, expected):
 
 
 @pytest.fixture
-def saved(tmp_path, tiny_clip, tiny_tokenizer):
+def folder(tmp_path, tiny_clip, tiny_tokenizer):
     """The folder of a class-specific prompt."""
     made("class-specific", tiny_clip, tiny_tokenizer)[1].save(tmp_path / "mine")
     return tmp_path / "mine"
@@ -89,28 +89,18 @@ def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip
     for field in dataclasses.fields(Saved):
         if field.name != "learned":
             assert getattr(after, field.name) == getattr(before, field.name)
-    assert after.is_class_specific == (kind in ("class-specific", "linear probe"))
+    assert bool(after.per_class) == (kind in ("class-specific", "linear probe"))
     assert {str(array.dtype) for array in after.learned.values()} == {dtype}
     assert_same(after.for_classes(tiny_clip, tiny_tokenizer), method)
 
 
-def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
-    method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
-    again = Saved.load(saved).for_classes(tiny_clip, tiny_tokenizer)
-    images = Images(features=np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32))
-    np.testing.assert_array_equal(
-        evaluate.logits(again, tiny_clip, images, one_device),
-        evaluate.logits(method, tiny_clip, images, one_device),
-    )
-
-
-def test_a_prompt_states_all_settings_and_nothing_of_the_machine(saved, tmp_path):
-    record = json.loads((saved / "method.json").read_text())
+def test_a_prompt_states_all_settings_and_nothing_of_the_machine(folder, tmp_path):
+    record = json.loads((folder / "method.json").read_text())
     assert record["settings"] == {**methods.default_config("coop"), **KINDS["class-specific"][1]}
     assert record["format_version"] == 1
-    assert str(tmp_path) not in (saved / "method.json").read_text()
-    assert {path.name for path in saved.iterdir()} == {"method.json", "learned.safetensors"}
-    assert load_file(saved / "learned.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
+    assert str(tmp_path) not in (folder / "method.json").read_text()
+    assert {path.name for path in folder.iterdir()} == {"method.json", "learned.safetensors"}
+    assert load_file(folder / "learned.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
 
 
 @pytest.mark.parametrize("kind", ["shared", "middle", "phrase", "cocoop"])
@@ -163,12 +153,12 @@ def test_another_backbone_is_refused_by_both_names(tiny_clip, tiny_tokenizer):
     assert "got a ViT of patches of" in refusal(found.for_classes, embedded, tokenizer)
 
 
-def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+def test_nothing_is_overwritten(folder, tmp_path, tiny_clip, tiny_tokenizer):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = made("shared", tiny_clip, tiny_tokenizer)[1]
-    assert "holds something else" in refusal(other.save, saved)
-    Saved.load(saved).save(saved)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert "holds something else" in refusal(other.save, folder)
+    Saved.load(folder).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "file").write_text("mine")
     refusal(other.save, tmp_path / "file")
     refusal(other.save, tmp_path / "file" / "below")
@@ -189,21 +179,21 @@ def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
-    method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
-    named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
-    refusal(Saved.of, method, classes=Classes(CLASS_NAMES), **named)
+def test_numbers_that_are_not_saved(tmp_path, tiny_clip, tiny_tokenizer):
+    found = made("shared", tiny_clip, tiny_tokenizer)[1]
+    for dtype in (np.float64, jnp.bfloat16):
+        strange = {"context": found.learned["context"].astype(dtype)}
+        other = dataclasses.replace(found, learned=strange)
+        assert "got context of others" in refusal(other.save, tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
 
 
 def edit(folder, **changes):
-    path = folder / "method.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def damage_tensors(folder):
-    content = bytearray((folder / "learned.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "learned.safetensors").write_bytes(bytes(content))
+    """Write the record anew with other values, and with their digests."""
+    record, tensors = files.read(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    files.write(folder, record | changes, tensors)
 
 
 DAMAGES = {
@@ -214,42 +204,56 @@ DAMAGES = {
     "half a record": (lambda folder: (folder / "method.json").write_text('{"form'), "damaged"),
     "not UTF-8": (lambda folder: (folder / "method.json").write_bytes(b"\xff\xfe{"), "damaged"),
     "a list": (lambda folder: (folder / "method.json").write_text("[]"), "which is none"),
-    "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is no"),
+    "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is none"),
     "newer": (lambda folder: edit(folder, format_version=2), "got 2; update coop_jax"),
     "no version": (lambda folder: edit(folder, format_version=None), "format version 1"),
     "no settings": (lambda folder: edit(folder, settings=None), "got settings missing"),
     "numbers as names": (lambda folder: edit(folder, class_names=[1, 2]), "got class_names"),
-    "ids too few": (lambda folder: edit(folder, class_ids=["a"]), "1 ids for 5 names"),
-    "no classes": (lambda folder: edit(folder, class_ids=[], class_names=[]), "0 ids for 0"),
-    "unknown tensor": (lambda folder: edit(folder, per_class=["ctx"]), "without ctx"),
-    "one bit": (damage_tensors, "a damaged or another one"),
+    "ids too few": (lambda folder: edit(folder, class_ids=["a"]), "for each of 5 class names"),
+    "another digest": (lambda folder: edit(folder, sha256="f" * 64), "sha256 ffffffff"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_prompts(damage, saved):
+def test_damaged_folders(damage, folder):
     change, message = DAMAGES[damage]
-    change(saved)
-    assert message in refusal(Saved.load, saved)
+    change(folder)
+    assert message in refusal(Saved.load, folder)
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory, tiny_clip, tiny_tokenizer):
+    """A folder, and the two files that a saved method has in it."""
+    folder = tmp_path_factory.mktemp("flipped") / "mine"
+    made("cocoop", tiny_clip, tiny_tokenizer)[1].save(folder)
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["method.json", "learned.safetensors"])
+@given(place=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255))
+def test_any_damaged_byte_is_refused(name, place, flipped, contents):
+    folder, content = contents[0], bytearray(contents[1][name])
+    content[int(place * len(content))] ^= flipped
+    (folder / name).write_bytes(content)
+    try:
+        assert str(folder / name) in refusal(Saved.load, folder)
+    finally:
+        (folder / name).write_bytes(contents[1][name])
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         (b"not safetensors", "got a damaged one"),
-        ({}, "got none"),
-        ({"context": np.zeros((5, 4, 32), np.int8)}, "got context of others"),
+        (save({"context": np.zeros(4, np.int64)}), "got context of others"),
     ],
 )
-def test_tensors_that_are_none(tensors, message, tmp_path, saved):
-    record, _ = files.read(saved)
-    if isinstance(tensors, bytes):
-        (saved / "learned.safetensors").write_bytes(tensors)
-        edit(saved, sha256=hashlib.sha256(tensors).hexdigest())
-    else:
-        saved = tmp_path / "other"
-        files.write(saved, record | {"per_class": []}, tensors)
-    assert message in refusal(Saved.load, saved)
+def test_tensors_that_are_none(tensors, message, folder):
+    """Files with the right digest of something else."""
+    record, _ = files.read(folder)
+    (folder / "learned.safetensors").write_bytes(tensors)
+    (folder / "method.json").write_bytes(files.signed(record, tensors))
+    assert message in refusal(Saved.load, folder)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +265,8 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
         {"per_class": ()},
     ],
 )
-def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
-    found = dataclasses.replace(Saved.load(saved), **changes)
+def test_records_that_do_not_fit_the_tensors(changes, folder, tiny_clip, tiny_tokenizer):
+    found = dataclasses.replace(Saved.load(folder), **changes)
     refusal(found.for_classes, tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES[:3]))
 
 

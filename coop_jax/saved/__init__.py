@@ -27,12 +27,15 @@ class Saved:
     Attributes:
         method: a module of `coop_jax.methods`.
         settings: the method's settings, all of them.
-        learned: the Learned variables by dotted path, e.g. "context", float32 or float16.
+        learned: the Learned and Kept variables by dotted path, e.g. "context"; of the types
+            `files.DTYPES`.
         backbone: what records call the CLIP it was learned with.
         fingerprint: `coop_jax.clip.fingerprint` of that CLIP.
         classes: what it was learned on, in the order of the labels; the default classes.
         training: a free JSON record: dataset, shots, seed, epochs, versions, accuracy, ...
         per_class: which of `learned` have a row per class.
+        template: the hand-crafted prompt of the dataset it was learned on, for methods whose
+            settings name none.
     """
 
     method: str
@@ -43,6 +46,7 @@ class Saved:
     classes: Classes
     training: dict[str, Any]
     per_class: tuple[str, ...] = ()
+    template: str = methods.Given.template
 
     @classmethod
     def of(
@@ -55,6 +59,7 @@ class Saved:
         backbone: str,
         classes: Classes,
         training: Mapping[str, Any] | None = None,
+        template: str = methods.Given.template,
     ) -> Self:
         """Return what a method has learned.
 
@@ -66,26 +71,20 @@ class Saved:
             backbone: what records call that CLIP.
             classes: those it was trained on.
             training: a JSON record of how it was trained.
-
-        Raises:
-            InputError: the method has learned nothing.
+            template: the hand-crafted prompt that the method was given.
         """
         variables = methods.saved(method)
-        if not variables:
-            raise InputError(
-                f"expected a method that learns, got {name}, which has nothing to save;"
-                " choose another, e.g. coop"
-            )
         chosen = {key: value for key, value in settings.items() if key != "name"}
         return cls(
             method=name,
             settings={**methods.default_config(name), **chosen},
-            learned={name: np.array(variable[...]) for name, variable in variables.items()},
+            learned={path: np.array(variable[...]) for path, variable in variables.items()},
             backbone=backbone,
             fingerprint=fingerprint(clip),
             classes=classes,
             training=dict(training or {}),
             per_class=per_class_of(method),
+            template=template,
         )
 
     @classmethod
@@ -97,7 +96,7 @@ class Saved:
             backbone: what records call the CLIP.
 
         Raises:
-            InputError: the method has learned nothing, or an image cannot be read any more.
+            InputError: an image cannot be read any more.
         """
         config, dataset = run.frozen.config, run.dataset
         return cls.of(
@@ -108,6 +107,7 @@ class Saved:
             backbone=backbone,
             classes=dataset.classes,
             training=training_record(run),
+            template=dataset.templates[0],
         )
 
     @classmethod
@@ -132,19 +132,13 @@ class Saved:
         """Write all of it into a new folder, as a whole or not at all.
 
         Raises:
-            InputError: the folder holds something else, or cannot be written to; or the training
-                record is not JSON.
+            InputError: the folder holds something else or cannot be written to, the training record
+                is not JSON, or what was learned is of another type than `files.DTYPES`.
         """
         classes = {"class_names": self.classes.names, "class_ids": self.classes.ids}
-        record = {
-            name: classes[name] if name in classes else getattr(self, name) for name in files.FIELDS
-        }
-        files.write(Path(folder).expanduser(), record, self.learned)
-
-    @property
-    def is_class_specific(self) -> bool:
-        """Whether it serves the classes that it was learned on alone."""
-        return bool(self.per_class)
+        record = {**vars(self), **classes}
+        kept = {name: record[name] for name in files.FIELDS}
+        files.write(Path(folder).expanduser(), kept, self.learned)
 
     def for_classes(
         self,
@@ -173,7 +167,15 @@ class Saved:
         if classes.names == self.classes.names:
             classes = dataclasses.replace(classes, repeated=classes.names)
         wanted = classes.moved_from(self.classes)
-        method = methods.create(self.method, clip, tokenizer, wanted, self.settings, shards=shards)
+        method = methods.create(
+            self.method,
+            clip,
+            tokenizer,
+            wanted,
+            self.settings,
+            template=self.template,
+            shards=shards,
+        )
         per_class = per_class_of(method)
         if set(per_class) != set(self.per_class):
             raise InputError(

@@ -1,4 +1,8 @@
-"""The files of a saved method: `learned.safetensors`, and `method.json`, which says of what."""
+"""The files of a saved method: `learned.safetensors`, and `method.json`, which says of what.
+
+Both are protected by digests: `method.json` has that of the other file and, as `sha256`, its own,
+which is of the file with zeros in that place.
+"""
 
 import hashlib
 import json
@@ -26,11 +30,16 @@ FIELDS = {
     "fingerprint": str,
     "class_names": list,
     "class_ids": list,
+    "template": str,
     "training": dict,
 }
-"""What a record holds besides the format, its version and the digest of the tensors."""
+"""What a record holds besides the format, its version and the digests."""
 
-DTYPES = ("float32", "float16")
+TENSORS_DIGEST = f"sha256 of {TENSORS}"
+NO_DIGEST = b"0" * 64
+
+DTYPES = ("float32", "float16", "int32", "uint32", "int8", "uint8", "bool")
+"""What numbers may be saved as."""
 
 
 def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -39,24 +48,16 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     The same content in the same place is left as it is.
 
     Raises:
-        InputError: there is something else in that place, it cannot be written to, or the record is
-            not JSON.
+        InputError: there is something else in that place, it cannot be written to, the record is
+            not JSON, or a tensor is of another type than `DTYPES`.
     """
     from safetensors.numpy import save
 
     check_name(folder)
     folder = folder.absolute()
-    tensor_bytes = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
-    digest = hashlib.sha256(tensor_bytes).hexdigest()
-    whole = {"format": FORMAT, "format_version": VERSION, "sha256": digest, **record}
-    try:
-        record_bytes = (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"expected a record of plain JSON values, got one that is not ({error});"
-            " convert arrays and NumPy numbers, leave out NaN"
-        ) from error
-    contents = {TENSORS: tensor_bytes, RECORD: record_bytes}
+    _check_dtypes(folder / TENSORS, tensors)
+    content = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
+    contents = {TENSORS: content, RECORD: signed(record, content)}
     if _holds(folder, contents):
         return
     check_new(folder)
@@ -102,15 +103,26 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     check_name(folder)
     record = _read_record(folder)
-    tensors = _read_tensors(folder / TENSORS, record["sha256"])
-    strange = sorted(set(record["per_class"]) - set(tensors))
-    if strange or not tensors:
-        raise InputError(
-            f"{folder}: expected tensors that {RECORD} describes, got"
-            f" {', '.join(tensors) or 'none'} without {', '.join(strange) or 'any'};"
-            " fetch it again"
-        )
+    tensors = _read_tensors(folder / TENSORS, record[TENSORS_DIGEST])
     return {name: record[name] for name in FIELDS}, tensors
+
+
+def signed(record: Mapping[str, Any], tensors: bytes) -> bytes:
+    """Return a record as a file with both digests."""
+    stated = {"format": FORMAT, "format_version": VERSION, "sha256": NO_DIGEST.decode()}
+    whole = {**stated, TENSORS_DIGEST: _sha256(tensors), **record}
+    try:
+        content = (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"expected a record of plain JSON values, got one that is not ({error});"
+            " convert arrays and NumPy numbers, leave out NaN"
+        ) from error
+    return content.replace(NO_DIGEST, _sha256(content).encode(), 1)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
@@ -137,8 +149,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"expected the folder of a saved method, with {RECORD} and {TENSORS}, got {folder},"
             f" {got}; name a folder that a method was saved to"
         )
+    content = path.read_bytes()
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected JSON, got a damaged file ({error}); fetch it again"
@@ -155,27 +168,40 @@ def _read_record(folder: Path) -> dict[str, Any]:
             f"{path}: expected format version {VERSION} or older, got {version!r:.80};"
             " update coop_jax to read a newer one"
         )
+    digest = str(record.get("sha256"))
+    _check_digest(path, content.replace(digest.encode(errors="replace"), NO_DIGEST, 1), digest)
     _check_fields(path, record)
     return record
+
+
+def _check_digest(path: Path, content: bytes, digest: str) -> None:
+    if (found := _sha256(content)) != digest:
+        raise InputError(
+            f"{path}: expected the file that was saved (sha256 {digest:.8}), got a damaged or"
+            f" another one ({found:.8}); fetch it again"
+        )
 
 
 def _check_fields(path: Path, record: dict[str, Any]) -> None:
     wrong = [
         name
-        for name, kind in {**FIELDS, "sha256": str}.items()
+        for name, kind in {**FIELDS, TENSORS_DIGEST: str}.items()
         if not isinstance(record.get(name), kind)
         or (kind is list and not all(isinstance(item, str) for item in record[name]))
     ]
     if wrong:
         raise InputError(
-            f"{path}: expected {', '.join(FIELDS)} and sha256, got {', '.join(wrong)} missing or"
-            " of another type; fetch it again"
+            f"{path}: expected {', '.join(FIELDS)} and {TENSORS_DIGEST}, got {', '.join(wrong)}"
+            " missing or of another type; fetch it again"
         )
-    if not len(record["class_ids"]) == len(record["class_names"]) > 0:
+
+
+def _check_dtypes(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    strange = [name for name, array in tensors.items() if str(array.dtype) not in DTYPES]
+    if strange:
         raise InputError(
-            f"{path}: expected an id for each of one or more classes, got"
-            f" {len(record['class_ids'])} ids for {len(record['class_names'])} names;"
-            " fetch it again"
+            f"{path}: expected tensors of {', '.join(DTYPES)}, got {', '.join(strange)} of others;"
+            " convert them"
         )
 
 
@@ -188,22 +214,12 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
             f"expected {path}, which {RECORD} describes, got no such file; fetch it again"
         )
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise InputError(
-            f"{path}: expected the file that {RECORD} describes (sha256 {digest[:8]}), got a"
-            f" damaged or another one ({found[:8]}); fetch it again"
-        )
+    _check_digest(path, content, digest)
     try:
         tensors = load(content)
     except (SafetensorError, KeyError) as error:
         raise InputError(
             f"{path}: expected a safetensors file, got a damaged one ({error}); fetch it again"
         ) from error
-    strange = [name for name, array in tensors.items() if str(array.dtype) not in DTYPES]
-    if strange:
-        raise InputError(
-            f"{path}: expected tensors of {' or '.join(DTYPES)}, got {', '.join(strange)} of"
-            " others; convert them"
-        )
+    _check_dtypes(path, tensors)
     return dict(sorted(tensors.items()))
