@@ -1,9 +1,10 @@
-"""Every method through its files: what it has learned gives the same logits to the bit."""
+"""Every method through its files and exports: what it has learned gives the same logits."""
 
 import collections
 
 import numpy as np
 import pytest
+from makers import refusal
 
 from coop_jax import config as config_module
 from coop_jax import evaluate, images, methods, run, train
@@ -12,7 +13,7 @@ from coop_jax.data import memory
 from coop_jax.errors import InputError
 from coop_jax.images import encoder_for
 from coop_jax.methods import Data
-from coop_jax.saved import Saved
+from coop_jax.saved import Saved, export
 
 NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
@@ -33,6 +34,9 @@ SMALL = {
 
 REFUSE_NEW = ("linear_probe", "tip_adapter", "tip_adapter_f")
 """Methods that serve the classes they have learned alone."""
+
+LINEAR = ("coop", "gda", "kgcoop", "linear_probe", "prograd", "upl", "zero_shot")
+"""Methods whose logits are linear in image features."""
 
 every_method = pytest.mark.parametrize("name", methods.available())
 
@@ -80,14 +84,23 @@ def learn(tiny_clip, tiny_tokenizer, one_device):
 
 
 @pytest.fixture(scope="module")
-def logits(tiny_clip, one_device):
-    """A function from a method to its logits of a few test images."""
+def test_images(tiny_clip, one_device):
+    """A function from fields, and a number of views, to a few test images."""
+
+    def of_fields(*fields, views=1):
+        encoder = images.Encoder(tiny_clip, one_device, fields, batch_size=8)
+        requests = np.asarray([[0, place] for place in range(4)])
+        return encoder.images(examples(3), requests, seed=0, augmented=False, views=views)
+
+    return of_fields
+
+
+@pytest.fixture(scope="module")
+def logits(test_images, tiny_clip, one_device):
+    """A function from a method to its logits of the test images."""
 
     def of_method(method):
-        encoder = encoder_for(method, tiny_clip, one_device, batch_size=8)
-        requests = np.asarray([[0, place] for place in range(4)])
-        views = method.views.test
-        seen = encoder.images(examples(3), requests, seed=0, augmented=False, views=views)
+        seen = test_images(*method.takes, views=method.views.test)
         return evaluate.logits(method, tiny_clip, seen, one_device)
 
     return of_method
@@ -122,3 +135,31 @@ def test_what_is_saved_gives_the_same_logits(
     again = saved.for_classes(tiny_clip, tiny_tokenizer, Classes(wanted))
     np.testing.assert_array_equal(logits(again), expected)
     assert not np.array_equal(expected, logits(method))
+
+
+@every_method
+def test_a_program_gives_the_same_logits(name, learn, logits, test_images, tiny_clip):
+    method = learn(name)
+    if name == "tda":
+        assert "or the images before" in refusal(export.program, method, tiny_clip)
+        return
+    program = export.program(method, tiny_clip, platforms=["cpu"])
+    pixels = test_images("pixels", views=method.views.test).pixels
+    got, expected = program.call(pixels), logits(method)
+    np.testing.assert_allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(expected).max())
+
+
+@every_method
+def test_class_weights_give_the_same_logits(name, learn, logits, test_images, tiny_clip):
+    method = learn(name)
+    if name not in LINEAR:
+        message = refusal(export.class_weights, method, tiny_clip)
+        assert f"got {name}, which is not" in message and ".stablehlo" in message
+        return
+    found, features = export.class_weights(method, tiny_clip), test_images("features").features
+    if found.normalizes:
+        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    got, expected = features @ found.weight.T + found.bias, logits(method)
+    np.testing.assert_allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(expected).max())
+    assert found.normalizes == (name != "linear_probe")
+    assert bool(found.bias.any()) == (name in ("gda", "linear_probe"))

@@ -33,7 +33,7 @@ class Saved:
         fingerprint: `coop_jax.clip.fingerprint` of that CLIP.
         classes: what it was learned on, in the order of the labels; the default classes.
         training: a free JSON record: dataset, shots, seed, epochs, versions, accuracy, ...
-        per_class: which of `learned` have a row per class.
+        per_class: which of `learned` have a row per class and none for others.
         template: the hand-crafted prompt of the dataset it was learned on, for methods whose
             settings name none.
     """
@@ -202,9 +202,13 @@ class Saved:
 
 
 def per_class_of(method: Any) -> tuple[str, ...]:
-    """Return the names of a method's saved variables that have a row per class."""
-    variables = methods.saved(method).items()
-    return tuple(name for name, value in variables if value.get_metadata().get("per_class"))
+    """Return the names of a method's saved variables that only the classes it learned have."""
+    metadata = {name: value.get_metadata() for name, value in methods.saved(method).items()}
+    return tuple(
+        name
+        for name, said in metadata.items()
+        if said.get("per_class") and said.get("unseen", "refuse") == "refuse"
+    )
 
 
 def training_record(run: "TrainingRun") -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import datetime
+import io
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jax.export import export as trace
 from jaxtyping import Array, Float, Float32, UInt8
 
 from coop_jax import parallel
-from coop_jax.clip import CLIP, unit
+from coop_jax.clip import CLIP, FeatureSpace
 from coop_jax.errors import InputError
+from coop_jax.images import of_tower
 from coop_jax.methods import Images
+from coop_jax.printing import one_line
 from coop_jax.terminal import write_new
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,82 +32,126 @@ LIFETIME = datetime.timedelta(days=180)
 """How long after an export JAX promises to read it: six months (JAX's documentation of jax.export,
 "Compatibility guarantees")."""
 
-WEIGHT = "weight"
-"""The name of the one tensor in a file of class weights."""
+TRIED = 64
+"""Image features, besides random ones, on which class weights are tried: those of classes."""
 
 
-def class_weights(method: Any, clip: CLIP) -> Float32[np.ndarray, "classes embedding"]:
-    """The text feature of every class, of length one: all that such a classifier needs of the text.
+class ClassWeights(NamedTuple):
+    """A linear classifier of image features: the logits are `features @ weight.T + bias`.
 
-    Multiplied with image features of length one and `exp(clip.logit_scale)` they are the logits.
+    With `normalizes` the features count at length one; else as the image tower makes them.
+    """
+
+    weight: Float32[np.ndarray, "classes embedding"]
+    bias: Float32[np.ndarray, " classes"]
+    normalizes: bool
+
+
+def class_weights(method: Any, clip: Any) -> ClassWeights:
+    """Return all that a classifier which is linear in image features needs of the text.
+
+    It is read off the logits of the axes of the feature space, and tried on other features.
 
     Raises:
-        InputError: the method's logits are something else.
+        InputError: the method's logits are not linear in image features.
     """
     method, clip = _on_one_device(method, clip)
-    name = type(method).__module__.rpartition(".")[2]
-    kind = "another text for every image"
-    if not method.texts_per_image and method.takes == ("features",):
-        classes, kind = _encode_classes(method, clip), "other logits than scaled cosines"
-        shape = (4, clip.config.embedding)
-        images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-        logits = method.logits(clip, classes, Images(features=images))
-        if isinstance(classes, jax.Array) and np.allclose(logits, clip.logits(images, classes)):
-            return np.asarray(unit(classes))
+
+    def logits(features: np.ndarray) -> np.ndarray:
+        images = Images(features=jnp.asarray(features, jnp.float32))
+        return np.asarray(method.logits(clip, texts, images), np.float64)
+
+    takes_one = method.takes == ("features",) and method.views.test == 1
+    if takes_one and not method.texts_per_image and not _remembers(method):
+        texts, axes = _encode_classes(method, clip), np.eye(clip.config.embedding)
+        along, against = logits(axes), logits(-axes)
+        weight, bias = (along - against).T / 2, (along + against)[0] / 2
+        random = np.random.default_rng(0).normal(size=(8, len(axes)))
+        tried = np.concatenate([random, 2 * weight[:TRIED] + 1e-3])
+        expected = logits(tried)
+        for normalizes in (True, False):
+            length = np.linalg.norm(tried, axis=1, keepdims=True) if normalizes else 1
+            got = tried / length @ weight.T + bias
+            if np.allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(weight).max()):
+                single = weight.astype(np.float32), bias.astype(np.float32)
+                return ClassWeights(*single, normalizes)
     raise InputError(
-        f"expected a method with one text feature per class, got {name}, which has {kind}; export"
-        " the whole classifier instead (a file that ends in .stablehlo)"
+        f"expected a method that is linear in the features of an image, got {_name(method)}, which"
+        " is not; export the whole classifier instead (a file that ends in .stablehlo)"
     )
 
 
-def save_class_weights(
-    path: str | Path,
-    weights: Float32[np.ndarray, "classes embedding"],
-    *,
-    clip: CLIP,
-    class_names: Sequence[str],
-    backbone: str,
-) -> None:
-    """Write class weights as safetensors.
+def _name(method: Any) -> str:
+    return type(method).__module__.rpartition(".")[2]
 
-    The tensor is called "weight". The file's metadata has the texts `classes` (a JSON list in the
-    order of the rows), `logit_scale` (what the product with image features is multiplied with) and
-    `backbone`.
+
+def _remembers(method: Any) -> bool:
+    """Return whether the logits of an image depend on those before it."""
+    return bool(jax.tree.leaves(method.start_stream()))
+
+
+def save_class_weights(
+    path: str | Path, weights: ClassWeights, *, class_names: Sequence[str], backbone: str
+) -> None:
+    """Write class weights as safetensors or, where the path ends so, as an `.npz` of NumPy.
+
+    Both hold `weight` and `bias`. The metadata of the former have, as texts, `classes` (a JSON list
+    in the order of the rows), `normalizes` ("true" or "false") and `backbone`; the latter holds
+    arrays of these names.
 
     Raises:
         InputError: the file is there, or cannot be written.
     """
-    from safetensors.numpy import save
+    path, names = Path(path), list(class_names)
+    tensors = {"weight": np.ascontiguousarray(weights.weight), "bias": weights.bias}
+    if path.suffix == ".npz":
+        file, said = io.BytesIO(), {"normalizes": weights.normalizes, "backbone": backbone}
+        np.savez(file, **tensors, classes=np.asarray(names), **said)
+        content = file.getvalue()
+    else:
+        from safetensors.numpy import save
 
-    metadata = {
-        "classes": json.dumps(list(class_names)),
-        "logit_scale": repr(float(np.exp(np.float64(clip.logit_scale[...])))),
-        "backbone": backbone,
-    }
-    write_new({Path(path): save({WEIGHT: np.ascontiguousarray(weights)}, metadata)})
+        said = {"classes": json.dumps(names), "normalizes": json.dumps(weights.normalizes)}
+        content = save(tensors, {**said, "backbone": backbone})
+    write_new({path: content})
 
 
-def program(method: Any, clip: CLIP, platforms: Sequence[str] = PLATFORMS) -> Exported:
-    """The whole classifier as one program that holds its weights; `call` runs it.
+def program(method: Any, clip: Any, platforms: Sequence[str] = PLATFORMS) -> Exported:
+    """Return the whole classifier as one program that holds its weights; `call` runs it.
 
     It takes uint8 pixels [batch, size, size, 3], as `clip.preprocess.resize_and_center_crop` makes
     them, with any batch of at least 1, and gives float32 logits [batch, classes]. Their softmax are
-    the probabilities.
+    the probabilities. Of a method with several views of an image, these are a second axis: the
+    image itself, then augmented ones.
 
     Args:
         method: what has learned.
         clip: the CLIP it has learned with.
         platforms: what to lower the program for, as JAX calls them.
-    """
-    method, clip = _on_one_device(method, clip)
-    per_image = method.texts_per_image
-    classes = _encode_classes(method, clip)
-    size = clip.config.vision.image_size
 
-    def logits(pixels: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch classes"]:
-        images = clip.normalized(pixels)
+    Raises:
+        InputError: the method's logits are no function of an image that JAX can trace.
+    """
+    if isinstance(clip, FeatureSpace) or "teacher" in method.takes or _remembers(method):
+        raise InputError(
+            f"expected a method whose logits are a function of an image alone, got {_name(method)},"
+            " which takes given features, a second CLIP or the images before; use its folder by"
+            " coop_jax instead"
+        )
+    method, clip = _on_one_device(method, clip)
+    per_image, views = method.texts_per_image, method.views.test
+    classes = _encode_classes(method, clip)
+    shape = (*(views,) * (views > 1), *(clip.config.vision.image_size,) * 2, 3)
+
+    def logits(pixels: UInt8[Array, "batch *views size size 3"]) -> Float[Array, "batch classes"]:
+        images = clip.normalized(pixels.reshape(-1, *shape[-3:]))
         adapted = method.adapt(nnx.clone(clip), None)
-        seen = Images(features=clip.encode_image(images).astype(jnp.float32), pixels=images)
+
+        def make(field: str) -> Array:
+            made = images if field == "pixels" else of_tower(clip, images, field)
+            return made.reshape(*pixels.shape[:-3], *made.shape[1:])
+
+        seen = Images(**{field: make(field) for field in method.takes})
         if not per_image:
             return method.logits(adapted, classes, seen)
         one = lambda image: method.logits(  # noqa: E731
@@ -113,8 +160,14 @@ def program(method: Any, clip: CLIP, platforms: Sequence[str] = PLATFORMS) -> Ex
         return jax.lax.map(one, seen)
 
     (batch,) = symbolic_shape("batch")
-    pixels = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    return trace(jax.jit(logits), platforms=platforms)(pixels)
+    pixels = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
+    try:
+        return trace(jax.jit(logits), platforms=platforms)(pixels)
+    except Exception as error:  # a method's own code raises any kind
+        raise InputError(
+            f"expected a method that JAX traces for any number of images, got {_name(method)}"
+            f" ({type(error).__name__}: {one_line(error):.200}); use its folder by coop_jax instead"
+        ) from error
 
 
 def save_program(
@@ -131,12 +184,16 @@ def save_program(
         InputError: one of the files is there, or cannot be written.
     """
     path, today = Path(path), datetime.datetime.now(datetime.UTC).date()
-    size = exported.in_avals[0].shape[1]
+    _, *views, size, _, _ = exported.in_avals[0].shape
+    axes, said = f"[batch, {size}, {size}, 3]", ""
+    if views:
+        axes = f"[batch, {views[0]}, {size}, {size}, 3]"
+        said = "; of every image this, then views of it, cropped and flipped at random"
     description = {
         "classes": list(class_names),
         "backbone": backbone,
-        "input": f"uint8 pixels [batch, {size}, {size}, 3], red, green, blue: the shorter side"
-        f" resized to {size} (bicubic), the centre cropped",
+        "input": f"uint8 pixels {axes}, red, green, blue: the shorter side resized to {size}"
+        f" (bicubic), the centre cropped{said}",
         "output": "float32 logits [batch, classes]; their softmax are the probabilities",
         "platforms": list(exported.platforms),
         "exported": today.isoformat(),
@@ -151,7 +208,7 @@ def save_program(
 
 
 def load_program(path: str | Path) -> Exported:
-    """A program that `save_program` wrote; `load_program(path).call(pixels)` are the logits.
+    """Return a program that `save_program` wrote; `load_program(path).call(pixels)` are the logits.
 
     Raises:
         InputError: the file cannot be read, is no such program, or too old for this JAX.
@@ -172,7 +229,7 @@ def load_program(path: str | Path) -> Exported:
 
 
 def _described(content: bytes) -> str:
-    """What a file that cannot be read says of itself."""
+    """Return what a file that cannot be read says of itself."""
     said = re.search(rb"coop_jax (\d{4}-\d\d-\d\d) jax ([\w.+-]+)", content)
     if said is None:
         return "a damaged file or one for another JAX"
@@ -190,7 +247,7 @@ def _encode_classes(method: Any, clip: CLIP) -> Any:
     return method.texts(method.adapt(nnx.clone(clip), None), None)
 
 
-def _on_one_device(method: Any, clip: CLIP) -> tuple[Any, CLIP]:
-    """The same with arrays that belong to no mesh."""
+def _on_one_device(method: Any, clip: Any) -> tuple[Any, Any]:
+    """Return the same with arrays that belong to no mesh."""
     graph, state = nnx.split((method, clip))
     return nnx.merge(graph, parallel.fetch(state))
