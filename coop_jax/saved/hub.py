@@ -1,8 +1,6 @@
 """Saved methods to and from the Hugging Face hub, with a model card made from their record."""
 
 import re
-import shutil
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,20 +67,18 @@ def push(
 
 def _upload(folder: Path, record: Mapping[str, Any], repository: str, api: "HfApi") -> None:
     """Commit the files, with a card, to a repository."""
-    with tempfile.TemporaryDirectory() as temporary:
-        (Path(temporary) / CARD).write_text(model_card(record, repository), encoding="utf-8")
-        for name in FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, Path(temporary) / name)
-        try:
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=temporary,
-                allow_patterns=list(FILES),
-                commit_message=f"{record['method']} for {record['backbone']}",
-            )
-        except Exception as error:  # as above
-            raise _refused(f"expected to upload to {repository} on the hub", error) from error
+    from huggingface_hub import CommitOperationAdd
+
+    contents: dict[str, Any] = {CARD: model_card(record, repository).encode()}
+    contents |= {name: folder / name for name in FILES if (folder / name).is_file()}
+    try:
+        api.create_commit(
+            repository,
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            commit_message=f"{record['method']} for {record['backbone']}",
+        )
+    except Exception as error:  # as above
+        raise _refused(f"expected to upload to {repository} on the hub", error) from error
 
 
 def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = None) -> Path:
