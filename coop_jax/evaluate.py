@@ -109,6 +109,11 @@ class Scorer:
         """Begin a new stream of test images."""
         self.memory = self._start
 
+    def order(self, count: int) -> Int[np.ndarray, " images"]:
+        """Return in which order the images of a split are seen: drawn, where that matters."""
+        order = np.arange(count)
+        return np.random.default_rng(STREAM_SEED).permutation(order) if self.remembers else order
+
     def logits(self, images: Images) -> Float[np.ndarray, "images classes"]:
         """Return the float32 logits of images."""
         if self.remembers:
@@ -155,9 +160,8 @@ def evaluate(
         mesh: the devices.
         batch_size: images at once at most; it changes nothing.
     """
-    scorer, order = Scorer(method, clip, mesh), np.arange(len(labels))
-    if scorer.remembers:
-        order = np.random.default_rng(STREAM_SEED).permutation(order)
+    scorer = Scorer(method, clip, mesh)
+    order = scorer.order(len(labels))
     batches = max(-(-len(labels) // batch_size), 1)
     batch_size = -(-len(labels) // batches)
     predicted, classes = np.empty(len(labels), np.int64), 0

@@ -109,10 +109,12 @@ class Predictor:
     ) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of all images but those that turn out to be failures.
 
-        A method that remembers test images sees them in this order, and none of earlier calls.
+        A method that remembers test images sees none of earlier calls; those of a split in the
+        order in which a run's results are recorded, others as they are given.
         """
-        count, logits = len(examples), []
+        count, logits, seen = len(examples), [], []
         self._scorer.forget()
+        order = self._scorer.order(count) if examples.split else np.arange(count)
         is_short = count <= self._batch_size
         with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
             encoder = encoder_for(
@@ -123,13 +125,14 @@ class Predictor:
                 tell=tell,
             )
             for start in range(0, max(count, 1), IMAGES_AT_ONCE):
-                places = np.arange(start, min(start + IMAGES_AT_ONCE, count))
+                places = order[start : start + IMAGES_AT_ONCE]
                 requests = np.stack([np.zeros_like(places), places], axis=1)
                 views = self._method.views.test
                 images = encoder.images(examples, requests, seed=0, augmented=False, views=views)
                 good = ~np.isin(places, list(failures))
                 logits.append(self._logits(jax.tree.map(lambda a, good=good: a[good], images)))
-        return np.concatenate(logits)
+                seen.append(places[good])
+        return np.concatenate(logits)[np.argsort(np.concatenate(seen))]
 
     def _logits(self, images: Any) -> Float32[np.ndarray, "images classes"]:
         """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes.

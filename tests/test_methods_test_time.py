@@ -12,6 +12,7 @@ from makers import refusal
 from coop_jax import evaluate, methods, parallel
 from coop_jax.classes import Classes
 from coop_jax.clip import FeatureSpace
+from coop_jax.data import memory
 from coop_jax.methods import Images
 from coop_jax.predictor import Predictor
 
@@ -266,6 +267,11 @@ def test_a_predictor_begins_a_stream_with_every_call(tiny_clip, tiny_tokenizer, 
     predictor = Predictor(method, tiny_clip, encode_batch_size=8)
     for _ in range(2):
         np.testing.assert_allclose(predictor.logits(pixels), expected, rtol=1e-4, atol=1e-4)
+    split, order = memory.examples(pixels, split="test"), [4, 0, 1, 2, 3]
+    drawn = Images(features=features[order])
+    expected = evaluate.logits(method, tiny_clip, drawn, one_device)
+    got = predictor.logits_of(split)[order]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_tda_treats_all_classes_alike(one_device):
