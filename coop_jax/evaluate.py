@@ -84,7 +84,7 @@ def compile_stream(method_graph: Any, clip_graph: Any, whole: NamedSharding) -> 
 class Scorer:
     """A method on the devices, with all that does not depend on images computed once.
 
-    A method that remembers test images does so from call to call, in `memory`.
+    A method that remembers test images does so from call to call, in `memory`, until `forget`.
     """
 
     def __init__(self, method: Method, clip: CLIP, mesh: Mesh):
@@ -95,7 +95,7 @@ class Scorer:
         with jax.threefry_partitionable(True):
             texts = compile_texts(method_graph, clip_graph, whole)(state, frozen)
         self._constant = state, frozen, texts
-        self.memory = parallel.put(method.start_stream(), whole)
+        self._start = self.memory = parallel.put(method.start_stream(), whole)
         self.remembers = bool(jax.tree.leaves(self.memory))
         per_image = method.texts_per_image or self.remembers
         self._split = whole if per_image else parallel.over_data(mesh, 0)
@@ -104,6 +104,15 @@ class Scorer:
             if self.remembers
             else compile_logits(method_graph, clip_graph, whole, self._split)
         )
+
+    def forget(self) -> None:
+        """Begin a new stream of test images."""
+        self.memory = self._start
+
+    def order(self, count: int) -> Int[np.ndarray, " images"]:
+        """Return in which order the images of a split are seen: drawn, where that matters."""
+        order = np.arange(count)
+        return np.random.default_rng(STREAM_SEED).permutation(order) if self.remembers else order
 
     def logits(self, images: Images) -> Float[np.ndarray, "images classes"]:
         """Return the float32 logits of images."""
@@ -151,9 +160,8 @@ def evaluate(
         mesh: the devices.
         batch_size: images at once at most; it changes nothing.
     """
-    scorer, order = Scorer(method, clip, mesh), np.arange(len(labels))
-    if scorer.remembers:
-        order = np.random.default_rng(STREAM_SEED).permutation(order)
+    scorer = Scorer(method, clip, mesh)
+    order = scorer.order(len(labels))
     batches = max(-(-len(labels) // batch_size), 1)
     batch_size = -(-len(labels) // batches)
     predicted, classes = np.empty(len(labels), np.int64), 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coop_jax import config as config_module
-from coop_jax import evaluate, parallel, prompts, results
+from coop_jax import evaluate, parallel, results
 from coop_jax import workdir as workdir_module
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
@@ -20,9 +20,10 @@ from coop_jax.frozen import Frozen
 from coop_jax.images import orientation_settings, pixel_settings
 from coop_jax.methods import ZERO_SHOT, move, saved
 from coop_jax.printing import plural
-from coop_jax.prompts.use import warn_of_embedded_clip
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
+from coop_jax.saved import Saved
+from coop_jax.saved.use import warn_of_embedded_clip
 
 NOT_SETTINGS = (
     "protocol",
@@ -270,10 +271,10 @@ class Experiment:
         return row
 
     def save(self, run: TrainingRun) -> None:
-        """Keep what a run has learned, if anything, in `prompts/<run>`, unless that is there."""
-        folder = self.workdir / "prompts" / run_name(run.shots or 0, run.seed)
+        """Keep what a run has learned, if anything, in `saved/<run>`, unless that is there."""
+        folder = self.workdir / "saved" / run_name(run.shots or 0, run.seed)
         if parallel.is_first() and saved(run.method) and not folder.exists():
-            prompts.save(prompts.of_run(run, self.backbone), folder)
+            Saved.of_run(run, self.backbone).save(folder)
 
     @functools.cached_property
     def _data_hash(self) -> str:

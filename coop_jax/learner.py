@@ -1,4 +1,4 @@
-"""Learn a prompt and classify images with it: fit, predict, score, save and load."""
+"""Learn from labelled images and classify others: fit, predict, score, save and load."""
 
 import inspect
 import os
@@ -11,7 +11,6 @@ from jaxtyping import Float, Float32
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
-from coop_jax import prompts
 from coop_jax.classes import Classes
 from coop_jax.data import catalog, features, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
@@ -20,9 +19,9 @@ from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.methods import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
-from coop_jax.prompts import seen
-from coop_jax.prompts.use import apply, warn_of_embedded_clip
 from coop_jax.run import Losses, TrainingRun, learn
+from coop_jax.saved import Saved, seen, training_record
+from coop_jax.saved.use import apply, warn_of_embedded_clip
 from coop_jax.terminal import count_images
 
 DEFAULT = config_module.default()
@@ -35,7 +34,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Learner:
-    """A frozen CLIP and a prompt that is learned from a few labelled images.
+    """A frozen CLIP and a method that learns from a few labelled images.
 
     Args:
         clip: "tiny", a backbone of the papers, a hub id, a folder or a file, as
@@ -67,7 +66,7 @@ class Learner:
         clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it. Of
             given features a `coop_jax.clip.FeatureSpace`.
         tokenizer_: its tokenizer, if any.
-        training_: how it was trained, as the saved prompt has it.
+        training_: how it was trained, as the saved record has it.
         losses_: the loss of every training step; after `fit` alone.
     """
 
@@ -114,7 +113,7 @@ class Learner:
         class_names: PathLike | Sequence[str] | None = None,
         text_features: Float[np.ndarray, "*templates classes embedding"] | None = None,
     ) -> Self:
-        """Learn a prompt; from the beginning, whatever was learned before.
+        """Learn from the beginning, whatever was learned before.
 
         Args:
             images: a dataset, whose training images are used: a folder, a `.csv`, a `.json`, an
@@ -147,10 +146,10 @@ class Learner:
         )
         with count_images(run.images, f"{self.method}: images seen") as run.tell:
             learn([run], [losses])
-        record = prompts.training_record(run)
+        record = training_record(run)
         self.losses_ = losses.values
         self._settings, self._backbone = config["method"], frozen.backbone
-        self._texts = dataset.texts
+        self._template, self._texts = dataset.templates[0], dataset.texts
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
     def predict(self, images: ImagesOrFeatures) -> np.ndarray:
@@ -232,13 +231,13 @@ class Learner:
         return float(np.average(predicted == right[chosen], weights=weights))
 
     def save(self, folder: PathLike) -> None:
-        """Write the learned prompt into a new folder, as `prompts.save` does.
+        """Write what was learned into a new folder, as `Saved.save` does.
 
         Raises:
-            InputError: before `fit`; nothing was learned; or the folder will not do.
+            InputError: before `fit`, or the folder will not do.
         """
         self._fitted()
-        learned = prompts.of(
+        learned = Saved.of(
             self.method_,
             name=self._settings["name"],
             settings=self._settings,
@@ -246,9 +245,10 @@ class Learner:
             backbone=self._backbone,
             classes=self._classes,
             training=self.training_,
+            template=self._template,
             texts=self._texts,
         )
-        prompts.save(learned, Path(folder))
+        learned.save(Path(folder))
 
     @classmethod
     def load(
@@ -258,7 +258,7 @@ class Learner:
         class_names: Sequence[str] | None = None,
         **parameters: Any,
     ) -> Self:
-        """A classifier with a saved prompt.
+        """A classifier with what was saved.
 
         Args:
             place: a folder that `save` wrote, or a hub id.
@@ -267,17 +267,17 @@ class Learner:
             parameters: others of the constructor, e.g. `dtype`.
 
         Raises:
-            InputError: no such prompt, another CLIP, class names that do not fit, or a parameter
-                that there is not or that the prompt has.
+            InputError: nothing saved there, another CLIP, class names that do not fit, or a
+                parameter that there is not or that was saved.
         """
         given = ("clip", "method", "settings")
         known = [name for name in inspect.signature(cls).parameters if name not in given]
         if unknown := [name for name in parameters if name not in known]:
             raise InputError(
                 f"expected parameters among {', '.join(known)}, got {', '.join(unknown)}; leave out"
-                " what is not among them (method and settings are the prompt's)"
+                " what is not among them (method and settings are what was saved)"
             )
-        learned = prompts.load(config_module.text("place", place))
+        learned = Saved.load(config_module.text("place", place))
         classifier = cls(
             clip or (CLIP if learned.space else learned.backbone),
             method=learned.method,
@@ -294,7 +294,7 @@ class Learner:
             classes=chosen,
         )
         warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
-        classifier._backbone = learned.backbone
+        classifier._backbone, classifier._template = learned.backbone, learned.template
         classifier._settings = {"name": learned.method, **learned.settings}
         classes = learned.classes if chosen is None else chosen
         classifier._texts = learned.texts_of(classes)

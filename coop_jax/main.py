@@ -84,7 +84,7 @@ def show(experiment: "Experiment", plan: "Plan", rows: "list[Result]") -> None:
     for words in interpret.of_method(method, experiment.frozen, names, title):
         console.print(words)
     print(escaped(f"results: {experiment.results_path}"))
-    print(escaped(f"learned prompts: {workdir / 'prompts'}"))
+    print(escaped(f"what was learned: {workdir / 'saved'}"))
     for picture in pictures:
         print(escaped(f"picture: {picture}"))
 

@@ -119,8 +119,14 @@ class Predictor:
     def _classify(
         self, examples: Any, failures: Collection[int]
     ) -> Float32[np.ndarray, "images classes"]:
-        """Return the logits of all images but those that turn out to be failures."""
-        count, logits = len(examples), []
+        """Return the logits of all images but those that turn out to be failures.
+
+        A method that remembers test images sees none of earlier calls; those of a split in the
+        order in which a run's results are recorded, others as they are given.
+        """
+        count, logits, seen = len(examples), [], []
+        self._scorer.forget()
+        order = self._scorer.order(count) if examples.split else np.arange(count)
         is_short = count <= self._batch_size
         with contextlib.nullcontext(_no_bar) if is_short else count_images(count, "images") as tell:
             encoder = Encoder(
@@ -131,18 +137,22 @@ class Predictor:
                 tell=tell,
             )
             for start in range(0, max(count, 1), IMAGES_AT_ONCE):
-                places = np.arange(start, min(start + IMAGES_AT_ONCE, count))
+                places = order[start : start + IMAGES_AT_ONCE]
                 requests = np.stack([np.zeros_like(places), places], axis=1)
                 views = self._method.views.test
                 images = encoder.images(examples, requests, seed=0, augmented=False, views=views)
                 good = ~np.isin(places, list(failures))
                 logits.append(self._logits(jax.tree.map(lambda a, good=good: a[good], images)))
-        return np.concatenate(logits)
+                seen.append(places[good])
+        return np.concatenate(logits)[np.argsort(np.concatenate(seen))]
 
     def _logits(self, images: Any) -> Float32[np.ndarray, "images classes"]:
-        """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes."""
+        """Return logits of at most `IMAGES_AT_ONCE` images, padded to one of few sizes.
+
+        Nothing is padded where it would be remembered.
+        """
         count = len(jax.tree.leaves(images)[0])
-        rows = batch_rows(count, IMAGES_AT_ONCE)
+        rows = count if self._scorer.remembers else batch_rows(count, IMAGES_AT_ONCE)
         pad = lambda a: np.concatenate([a, np.ones((rows - count, *a.shape[1:]), a.dtype)])  # noqa: E731
         return self._scorer.logits(jax.tree.map(pad, images))[:count]
 
@@ -156,7 +166,7 @@ def check_alone() -> None:
     parallel.devices()
     if (processes := jax.process_count()) > 1:
         raise InputError(
-            f"expected one process to learn or use a prompt in, got {processes}; start it on one"
+            f"expected one process to learn or classify in, got {processes}; start it on one"
             " host, or train with coop_jax run --distributed"
         )
 

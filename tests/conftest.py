@@ -22,7 +22,7 @@ from coop_jax.clip.config import (
     TransformerConfig,
     ViTConfig,
 )
-from coop_jax.prompts import use
+from coop_jax.saved import use
 
 jax.config.update("jax_num_cpu_devices", 8)
 

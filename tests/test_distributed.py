@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coop_jax import prompts, results
+from coop_jax import results
+from coop_jax.saved import Saved
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,7 +73,7 @@ def test_two_processes_agree_with_one(tmp_path, class_specific):
         ]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
         learned, other = (
-            prompts.load(tmp_path / name / "prompts" / path.stem).learned["context"]
+            Saved.load(tmp_path / name / "saved" / path.stem).learned["context"]
             for name in ("one", "two")
         )
         assert learned.shape == ((10, 4, 96) if class_specific else (4, 96))

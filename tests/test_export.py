@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from makers import refusal
 from PIL import Image
 from safetensors import safe_open
@@ -17,24 +16,40 @@ from test_imports import assert_clean, run_python
 
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
-from coop_jax.clip import source
+from coop_jax.clip import FeatureSpace, source
 from coop_jax.methods import Images
 from coop_jax.predictor import Predictor
-from coop_jax.prompts import export
+from coop_jax.saved import export
 
 NAMES = ("a red circle", "square", "black star", "seven")
 CASES = {
     "coop": ("coop", {"n_ctx": 4}),
-    "class_specific": ("coop", {"n_ctx": 2, "class_specific": True}),
     "cocoop": ("cocoop", {}),
     "linear_probe": ("linear_probe", {}),
 }
+COUNTS = """
+import jax.numpy as jnp
+
+from coop_jax import methods
+
+NAME, PAPER, default_config = "counts", "", dict
+
+
+class Method(methods.Method):
+    def __init__(self, given, config):
+        self.count = len(given.classes)
+
+    def logits(self, clip, texts, images):
+        return jnp.zeros((len(images.features), self.count))
+"""
+"""A method whose logits depend on a number of images that Python knows."""
+
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTED = (ROOT / "README.md").read_text() + (ROOT / "docs" / "prompts.md").read_text()
+DOCUMENTED = (ROOT / "README.md").read_text() + (ROOT / "docs" / "saved.md").read_text()
 
 
 def documented(containing):
-    """The one block of Python in the README and docs/prompts.md with this text in it."""
+    """The one block of Python in the README and docs/saved.md with this text in it."""
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENTED, flags=re.DOTALL)
     (block,) = (block for block in blocks if containing in block)
     return block
@@ -53,7 +68,7 @@ def make(clip):
         name, settings = CASES[case]
         method = methods.create(name, *clip, NAMES, settings, seed=3)
         rng = np.random.default_rng(0)
-        for _, variable in nnx.to_flat_state(nnx.state(method, methods.Learned)):
+        for variable in methods.saved(method).values():
             drawn = np.asarray(variable) + 0.1 * rng.normal(size=variable.shape)
             variable[...] = jnp.asarray(drawn, jnp.float32)
         return method
@@ -66,38 +81,49 @@ def pixels():
     return np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("case", ["coop", "class_specific"])
-def test_class_weights_and_features_make_the_logits(case, make, clip, one_device, tmp_path):
+@pytest.mark.parametrize("case", ["coop", "linear_probe"])
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_files_of_class_weights_make_the_logits(case, ending, make, clip, one_device, tmp_path):
     method, model = make(case), clip[0]
-    path = tmp_path / "weights.safetensors"
+    path = tmp_path / f"weights.{ending}"
     weights = export.class_weights(method, model)
-    export.save_class_weights(path, weights, clip=model, class_names=NAMES, backbone="tiny")
-    with safe_open(path, "np") as file:
-        weight, said = file.get_tensor("weight"), file.metadata()
+    export.save_class_weights(path, weights, class_names=NAMES, backbone="tiny")
+    if ending == "npz":
+        with np.load(path, allow_pickle=False) as file:
+            said = {name: array.tolist() for name, array in file.items()}
+            weight, bias = file["weight"], file["bias"]
+    else:
+        with safe_open(path, "np") as file:
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            said = file.metadata()
+        said |= {name: json.loads(said[name]) for name in ("classes", "normalizes")}
     assert (weight.dtype, weight.shape) == (np.float32, (4, model.config.embedding))
-    assert json.loads(said["classes"]) == list(NAMES) and said["backbone"] == "tiny"
+    assert said["classes"] == list(NAMES) and said["backbone"] == "tiny"
     features = np.random.default_rng(2).normal(size=(5, weight.shape[1])).astype(np.float32)
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     expected = evaluate.logits(method, model, Images(features=features), one_device)
-    got = float(said["logit_scale"]) * unit @ weight.T
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    if said["normalizes"]:
+        features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    got = features @ weight.T + bias
+    np.testing.assert_allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    ("case", "expected"), [("cocoop", "every image"), ("linear_probe", "scaled cosines")]
-)
-def test_methods_without_class_weights_are_refused(case, expected, make, clip):
-    message = refusal(export.class_weights, make(case), clip[0])
-    assert case in message and expected in message and ".stablehlo" in message
+def test_what_is_not_exported_is_refused(make, clip, tmp_path):
+    (tmp_path / "mine.py").write_text(COUNTS)
+    method = methods.create(str(tmp_path / "mine.py"), *clip, NAMES)
+    message = refusal(export.program, method, clip[0])
+    assert "for any number of images" in message and "TypeError" in message
+    space = FeatureSpace(96)
+    assert "given features" in refusal(export.program, make("linear_probe"), space)
 
 
 def test_programs_give_the_logits_in_a_process_without_this_package(
     make, clip, one_device, pixels, tmp_path
 ):
-    predictor = Predictor(make("coop"), clip[0], encode_batch_size=8)
-    conditional = Predictor(make("cocoop"), clip[0], encode_batch_size=8).logits(pixels)
-    expected = {"coop": predictor.logits(pixels), "cocoop": conditional}
-    for case in ("coop", "cocoop"):
+    expected = {
+        case: Predictor(make(case), clip[0], encode_batch_size=8).logits(pixels)
+        for case in ("coop", "cocoop")
+    }
+    for case in expected:
         method, path = make(case), tmp_path / f"{case}.stablehlo"
         exported = export.program(method, clip[0])
         assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -137,8 +163,8 @@ def test_programs_are_read_and_nothing_is_overwritten(make, clip, pixels, tmp_pa
     assert "which is there" in refusal(export.save_program, path, exported, **said)
     other = tmp_path / "all.safetensors"
     weights = export.class_weights(make("coop"), clip[0])
-    export.save_class_weights(other, weights, clip=clip[0], **said)
-    refusal(export.save_class_weights, other, weights, clip=clip[0], **said)
+    export.save_class_weights(other, weights, **said)
+    refusal(export.save_class_weights, other, weights, **said)
     absent = tmp_path / "nowhere" / "all.stablehlo"
     assert "whose folder" in refusal(export.save_program, absent, exported, **said)
     assert path.read_bytes() == content
@@ -181,7 +207,6 @@ def test_pytorch_and_transformers_use_the_class_weights(make, clip, pixels, tmp_
     export.save_class_weights(
         tmp_path / "weights.safetensors",
         export.class_weights(method, clip[0]),
-        clip=clip[0],
         class_names=NAMES,
         backbone="tiny",
     )

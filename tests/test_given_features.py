@@ -11,9 +11,10 @@ from recorded.case import relative
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 
-from coop_jax import Classifier, config, methods, prompts, protocols, results
+from coop_jax import Classifier, config, methods, protocols, results
 from coop_jax.__main__ import main
 from coop_jax.data import catalog
+from coop_jax.saved import Saved
 
 TIP = ("--config=few_shot:tip_adapter", "--config.seeds=(1,)", "--config.loggers=()")
 SMALL = ("--config.method.beta_steps=3", "--config.method.alpha_steps=2")
@@ -69,7 +70,7 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write, run, refused, t
     assert code == 0 and not any("1 shot," in line for line in err)
     rows = results.read(workdir / results.FILE_NAME)
     assert [row.shots for row in rows] == [0, 1, 2]
-    classifier = Classifier.load(workdir / "prompts" / "2_shots_seed_1")
+    classifier = Classifier.load(workdir / "saved" / "2_shots_seed_1")
     assert 100 * classifier.score(path) == pytest.approx(rows[-1].accuracy)
     code, out, _ = run("report", workdir)
     assert code == 0 and any("12-dimensional features" in line for line in out)
@@ -106,7 +107,7 @@ def test_fit_evaluate_and_predict_take_a_file(write, run, refused, tmp_path):
     images = image_folder(tmp_path / "images", ["polka dot", "striped"], 1)
     assert "expected features, got images" in refused("evaluate", folder, images)
     assert "learned with, tiny, got 12-d" in refusal(catalog.load(path).check_space, "tiny")
-    assert "towers" in refused("export", folder, tmp_path / "program.stablehlo")
+    assert "takes given features" in refused("export", folder, tmp_path / "program.stablehlo")
     assert "--clip" in refused("fit", path, tmp_path / "new", *settings, "--clip=tiny")
 
 
@@ -188,7 +189,7 @@ def test_a_method_that_remembers_test_images_has_nothing_to_save(write, tmp_path
     path = write(feature_arrays())
     experiment, _, rows = protocols.run(config_of("tda", path), tmp_path / "run")
     assert [row.method for row in rows] == ["zero_shot", "tda"]
-    assert experiment.run(2, 1, "all").restore() and not (tmp_path / "run" / "prompts").exists()
+    assert experiment.run(2, 1, "all").restore() and not (tmp_path / "run" / "saved").exists()
 
 
 def test_each_view_counts_once(write):
@@ -297,7 +298,7 @@ def test_fit_agrees_with_the_official_tip_adapter(run, tmp_path):
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     folder = tmp_path / "learned"
     assert run("fit", path, folder, "--method=tip_adapter", "--shots=all", *words)[0] == 0
-    learned = prompts.load(folder).learned
+    learned = Saved.load(folder).learned
     np.testing.assert_allclose(learned["beta"], case["best_beta"], rtol=1e-6)
     np.testing.assert_allclose(learned["alpha"], case["best_alpha"], rtol=1e-6)
     logits = Classifier.load(folder).logits(case["test_features"])
@@ -313,7 +314,7 @@ def test_a_run_agrees_with_the_official_gda(run, tmp_path):
     assert run("run", *words, passes, "--config.seeds=(1,)", f"--workdir={workdir}")[0] == 0
     row = results.read(workdir / results.FILE_NAME)[-1]
     assert row.accuracy == pytest.approx(float(case["test_acc"]))
-    folder = Path(workdir / "prompts" / "4_shots_seed_1")
-    np.testing.assert_allclose(prompts.load(folder).learned["alpha"], case["best_alpha"], rtol=1e-6)
+    folder = Path(workdir / "saved" / "4_shots_seed_1")
+    np.testing.assert_allclose(Saved.load(folder).learned["alpha"], case["best_alpha"], rtol=1e-6)
     logits = Classifier.load(folder).logits(case["test_features"])
     assert relative(logits, case["eval_logits"]) < 1e-4

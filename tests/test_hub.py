@@ -11,12 +11,12 @@ from huggingface_hub import HfApi, ModelCard
 from makers import make_snapshot, refusal, write_image
 
 from coop_jax import clip as clip_package
-from coop_jax import methods, prompts
+from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import source
-from coop_jax.prompts import hub
+from coop_jax.saved import Saved, hub
 
-PROMPT = prompts.Prompt(
+PROMPT = Saved(
     method="coop",
     settings={"n_ctx": 4, "class_token_position": "end", "class_specific": False},
     learned={"context": np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)},
@@ -44,7 +44,7 @@ def server(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with a prompt."""
-    prompts.save(PROMPT, tmp_path / "mine")
+    PROMPT.save(tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -60,27 +60,27 @@ def test_what_is_pushed_is_pulled_to_the_bit(server, folder):
     assert pulled.pop("README.md").startswith(b"---\n")
     assert pulled == before
     assert not server.repositories[NAME].private
-    assert list(server.large.values()) == [before["prompt.safetensors"]]
+    assert list(server.large.values()) == [before["learned.safetensors"]]
 
 
 def test_a_hub_id_loads(server, folder, tmp_path, monkeypatch):
     hub.push(folder, NAME)
     monkeypatch.chdir(tmp_path)
-    loaded = prompts.load(NAME)
+    loaded = Saved.load(NAME)
     np.testing.assert_array_equal(loaded.learned["context"], PROMPT.learned["context"])
     assert loaded.training == PROMPT.training
     other = dataclasses.replace(PROMPT, training={"dataset": "the folder's"})
-    prompts.save(other, tmp_path / NAME)
-    assert prompts.load(NAME).training == other.training
+    other.save(tmp_path / NAME)
+    assert Saved.load(NAME).training == other.training
 
 
 def test_versions_of_a_prompt(server, folder, tmp_path):
     hub.push(folder, NAME)
     first = server.repositories[NAME].head
-    prompts.save(dataclasses.replace(PROMPT, training={"dataset": "new"}), tmp_path / "second")
+    dataclasses.replace(PROMPT, training={"dataset": "new"}).save(tmp_path / "second")
     hub.push(tmp_path / "second", NAME)
-    assert prompts.load(hub.pull(NAME)).training == {"dataset": "new"}
-    assert prompts.load(hub.pull(NAME, first)).training == PROMPT.training
+    assert Saved.load(hub.pull(NAME)).training == {"dataset": "new"}
+    assert Saved.load(hub.pull(NAME, first)).training == PROMPT.training
     refusal(hub.pull, NAME, "0" * 40)
 
 
@@ -113,12 +113,12 @@ def test_a_repository_of_something_else_is_left_alone(server, folder):
 def test_names_that_are_no_ids(name, server, folder):
     assert "user/name" in refusal(hub.push, folder, name)
     assert "user/name" in refusal(hub.pull, name)
-    assert "which is not there" in refusal(prompts.load, name)
+    assert "which is not there" in refusal(Saved.load, name)
     assert not server.requests
 
 
 def test_what_the_hub_refuses(server, folder, tmp_path, monkeypatch):
-    assert f"or hub id, {NAME}" in refusal(prompts.load, NAME)
+    assert f"or a hub id, {NAME}" in refusal(Saved.load, NAME)
     refusal(hub.push, tmp_path, NAME)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "write to somebody/my-prompt" in refusal(hub.push, folder, NAME)
@@ -130,8 +130,8 @@ def test_without_a_network(server, folder, tmp_path, monkeypatch):
     refusal(hub.push, folder, NAME)
     refusal(hub.pull, NAME)
     snapshot = make_snapshot(tmp_path / "cache", NAME)
-    prompts.save(PROMPT, snapshot)
-    assert prompts.load(NAME).training == PROMPT.training
+    PROMPT.save(snapshot)
+    assert Saved.load(NAME).training == PROMPT.training
 
 
 def test_the_card_says_what_the_record_says(folder, server):
@@ -158,8 +158,8 @@ def test_the_python_of_the_card_runs(server, tmp_path, monkeypatch, capsys):
     names = ("circle", "square")
     method = methods.create("coop", model, tokenizer, names, {"n_ctx": 4})
     named = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny"}
-    learned = prompts.of(method, clip=model, classes=Classes(names), **named)
-    prompts.save(learned, tmp_path / "mine")
+    learned = Saved.of(method, clip=model, classes=Classes(names), **named)
+    learned.save(tmp_path / "mine")
     hub.push(tmp_path / "mine", NAME)
     card = server.repositories[NAME].at("main")[1]["README.md"].decode()
     write_image(tmp_path / "photograph.jpg", np.random.default_rng(0))
@@ -178,8 +178,8 @@ def test_a_card_of_ones_own_is_kept(folder, server):
 
 def test_the_card_of_a_class_specific_prompt(tmp_path):
     found = dataclasses.replace(PROMPT, per_class=("context",), backbone="/home/me/clip")
-    prompts.save(found, tmp_path / "mine")
-    record = json.loads((tmp_path / "mine" / "prompt.json").read_text())
+    found.save(tmp_path / "mine")
+    record = json.loads((tmp_path / "mine" / "method.json").read_text())
     card = ModelCard(hub.model_card(record, NAME))
     assert "serves these classes alone" in card.text
     assert card.data.base_model is None

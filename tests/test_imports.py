@@ -13,8 +13,9 @@ import pytest
 from makers import write_image
 
 from coop_jax import clip as clip_package
-from coop_jax import methods, prompts
+from coop_jax import methods
 from coop_jax.classes import Classes
+from coop_jax.saved import Saved
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -159,9 +160,7 @@ def test_commands_import_what_they_use_alone(tmp_path: Path):
     method = methods.create("coop", *clip_package.load("tiny"), names, {"n_ctx": 4})
     settings = {"name": "coop", "settings": {"n_ctx": 4}, "backbone": "tiny"}
     clip, _ = clip_package.load("tiny")
-    prompts.save(
-        prompts.of(method, clip=clip, classes=Classes(names), **settings), tmp_path / "mine"
-    )
+    Saved.of(method, clip=clip, classes=Classes(names), **settings).save(tmp_path / "mine")
     code = """
         import sys
         from coop_jax.__main__ import main

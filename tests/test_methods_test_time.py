@@ -12,7 +12,9 @@ from makers import refusal
 from coop_jax import evaluate, methods, parallel
 from coop_jax.classes import Classes
 from coop_jax.clip import FeatureSpace
+from coop_jax.data import memory
 from coop_jax.methods import Images
+from coop_jax.predictor import Predictor
 
 VIEWS = 4
 
@@ -245,6 +247,21 @@ def test_tda_remembers_from_batch_to_batch(devices, one_device):
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-5)
     alone = evaluate.logits(method, space, Images(features=features[10:]), one_device)
     assert np.abs(alone - parts[1]).max() > 0.1
+
+
+def test_a_predictor_begins_a_stream_with_every_call(tiny_clip, tiny_tokenizer, one_device):
+    method = methods.create("tda", tiny_clip, tiny_tokenizer, CLASS_NAMES)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    features = np.asarray(tiny_clip.encode_image(jnp.asarray(pixels)))
+    expected = evaluate.logits(method, tiny_clip, Images(features=features), one_device)
+    predictor = Predictor(method, tiny_clip, encode_batch_size=8)
+    for _ in range(2):
+        np.testing.assert_allclose(predictor.logits(pixels), expected, rtol=1e-4, atol=1e-4)
+    split, order = memory.examples(pixels, split="test"), [4, 0, 1, 2, 3]
+    drawn = Images(features=features[order])
+    expected = evaluate.logits(method, tiny_clip, drawn, one_device)
+    got = predictor.logits_of(split)[order]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_tda_treats_all_classes_alike(one_device):

@@ -10,7 +10,7 @@ from makers import image_folder
 from PIL import Image
 from test_commands import Terminal, refused, run
 from test_fonts import NOWHERE
-from test_prompt_commands import mine, tiny
+from test_saved_commands import mine, tiny
 
 from coop_jax.__main__ import main
 

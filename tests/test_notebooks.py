@@ -90,7 +90,7 @@ def test_own_photographs(run):
     said = texts(outputs)
     counts = re.search(r"10 classes; (\d+) images for training, (\d+) for testing", said)
     assert counts and 150 < int(counts[1]) < 250 and 70 < int(counts[2]) < 170
-    assert "prompt.json, prompt.safetensors" in said and "mostly taken for" in said
+    assert "method.json, learned.safetensors" in said and "mostly taken for" in said
 
 
 @pytest.mark.heavy

@@ -15,11 +15,11 @@ from makers import refusal
 from reference import cases
 from test_golden import create_method, learned, load, relative
 
-from coop_jax import evaluate, methods, prompts
+from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
 from coop_jax.clip import torch_archive
 from coop_jax.methods import Images
-from coop_jax.prompts import official
+from coop_jax.saved import Saved, official
 
 pytestmark = pytest.mark.torch
 
@@ -54,7 +54,7 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
         settings["class_token_position"] = meta["class_token_position"]
         settings["class_specific"] = meta["csc"]
     named = {"clip": clip, "backbone": meta["clip"], "classes": Classes(meta["classnames"])}
-    before = prompts.of(
+    before = Saved.of(
         method, name=meta["method"], settings=settings, training={"epochs": 3}, **named
     )
     path = tmp_path / "prompt_learner" / "model.pth.tar-3"
@@ -64,8 +64,8 @@ def test_a_golden_context_goes_out_and_in_again(case, tmp_path, openai_tokenizer
     after = official.read(path, context_init=meta["ctx_init"] or "", **named)
     assert (after.method, after.settings) == (before.method, before.settings)
     assert after.training["epochs"] == 3
-    prompts.save(after, tmp_path / "folder")
-    again = prompts.load(tmp_path / "folder").for_classes(clip, tokenizer)
+    after.save(tmp_path / "folder")
+    again = Saved.load(tmp_path / "folder").for_classes(clip, tokenizer)
     features = Images(features=arrays["image_features"])
     got = evaluate.logits(again, clip, features, one_device)
     np.testing.assert_array_equal(got, evaluate.logits(method, clip, features, one_device))

@@ -134,7 +134,7 @@ def test_it_trains_resumes_saves_loads_and_reports(pictures, tmp_path, capfd):
     again = results.read(stopped / results.FILE_NAME)
     assert [r.accuracy for r in again] == [r.accuracy for r in rows]
 
-    saved = [folder / "prompts" / "2_shots_seed_1" for folder in (tmp_path / "whole", stopped)]
+    saved = [folder / "saved" / "2_shots_seed_1" for folder in (tmp_path / "whole", stopped)]
     loaded = [Classifier.load(folder) for folder in saved]
     images = sorted((pictures / "test").rglob("*.jpg"))
     first, second = (classifier.logits(images) for classifier in loaded)

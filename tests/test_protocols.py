@@ -12,12 +12,13 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import images, prompts, protocols, results, train
+from coop_jax import images, protocols, results, train
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, sampling
 from coop_jax.errors import InputError
 from coop_jax.provenance import digest
 from coop_jax.results import find
+from coop_jax.saved import Saved
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(data, tmp_path):
                 for path in (folder / "metrics" / f"{name}.jsonl" for folder in folders.values())
             ]
             np.testing.assert_allclose(*losses, rtol=1e-5)
-            first, second = (prompts.load(folder / "prompts" / name) for folder in folders.values())
+            first, second = (Saved.load(folder / "saved" / name) for folder in folders.values())
             context, other = first.learned["context"], second.learned["context"]
             np.testing.assert_allclose(other, context, rtol=0, atol=1e-5 * np.abs(context).max())
             assert first.training["shots"] == shots and first.class_names == second.class_names

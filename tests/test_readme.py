@@ -257,8 +257,8 @@ def test_photographs_to_a_classifier(own_folder):
 
     run("fit", "--epochs", "2", "--shots", "2")
     assert {path.name for path in (own_folder / "my_prompt").iterdir()} == {
-        "prompt.json",
-        "prompt.safetensors",
+        "method.json",
+        "learned.safetensors",
     }
     lines = [line.split("\t") for line in run("predict").splitlines()]
     assert [Path(line[0]).name for line in lines] == ["cat.jpg"] * 2 + ["dog.jpg"] * 2

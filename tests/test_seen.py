@@ -9,9 +9,9 @@ import pytest
 from makers import refusal, write_images
 from PIL import Image
 
-from coop_jax import Classifier, prompts
+from coop_jax import Classifier
 from coop_jax.data import catalog, memory, prepare
-from coop_jax.prompts import hub, seen
+from coop_jax.saved import Saved, hub, seen
 
 PROBE = {"clip": "tiny", "method": "linear_probe", "shots": 2}
 
@@ -40,14 +40,14 @@ def digests(paths):
 
 def test_a_record_has_the_digests_of_what_was_learned_from(folder, probe, tmp_path):
     probe.save(tmp_path / "mine")
-    record = json.loads((tmp_path / "mine" / "prompt.json").read_text())
+    record = json.loads((tmp_path / "mine" / "method.json").read_text())
     found = record["training"]["image_digests"]
     assert found == sorted(set(found)) and len(found) == 8
     for split in ("train", "val"):
         assert len(set(found) & digests((folder / split).glob("*/*.png"))) == 4
     assert not set(found) & digests((folder / "test").glob("*/*.png"))
     assert found[0] not in hub.model_card(record, "user/name")
-    assert prompts.load(tmp_path / "mine").training["image_digests"] == found
+    assert Saved.load(tmp_path / "mine").training["image_digests"] == found
 
 
 def test_what_was_not_learned_from_is_not_known(folder):
@@ -105,10 +105,7 @@ def test_score_leaves_out_what_was_learned_from(folder, probe, tmp_path, caplog)
     right = probe.predict([root / name for name in dataset.test.file_names])
     right = right == np.array(dataset.classes.names)[dataset.test.labels]
     assert probe.score(root) == probe.score(dataset) == right[~used].mean()
-    assert (
-        caplog.messages
-        == ["4 of 16 test images were used to learn this prompt; they are left out"] * 2
-    )
+    assert caplog.messages == ["4 of 16 test images were used to learn this; they are left out"] * 2
     weights = np.arange(16.0)
     weighted = np.average(right[~used], weights=weights[~used])
     assert probe.score(root, sample_weight=weights) == pytest.approx(weighted)
@@ -123,7 +120,7 @@ def test_of_images_that_are_given_all_count_and_that_is_said(folder, probe, capl
     caplog.clear()
     assert probe.score(paths, labels) == expected
     assert caplog.messages == [
-        "4 of 8 test images were used to learn this prompt; they are counted all the same"
+        "4 of 8 test images were used to learn this; they are counted all the same"
     ]
 
 
@@ -136,4 +133,4 @@ def test_a_test_split_of_training_images_alone_is_refused(folder, probe, tmp_pat
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / name, target)
     message = refusal(probe.score, tmp_path / "own")
-    assert "test images that this prompt was not learned from, got 4, all of which were" in message
+    assert "test images that this was not learned from, got 4, all of which were" in message

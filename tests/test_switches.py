@@ -8,12 +8,13 @@ import pytest
 from flax import nnx
 
 from coop_jax import clip as clip_package
-from coop_jax import interpret, methods, optim, parallel, prompts, train
+from coop_jax import interpret, methods, optim, parallel, train
 from coop_jax.classes import Classes
 from coop_jax.clip import fingerprint
 from coop_jax.clip.preprocess import normalize
 from coop_jax.evaluate import compile_logits, compile_texts
 from coop_jax.methods import Images, Learned, Stage
+from coop_jax.saved import Saved
 
 CONTEXT_SUM = -0.7262596
 """Of 0.02 * normal numbers of nnx.Rngs(2**40 + 3), with JAX's switches as they are by default."""
@@ -70,8 +71,8 @@ def expected():
     }
     found = {name: learned(method) for name, method in made.items()}
     given = {"name": "coop", "settings": METHODS["coop"], "backbone": "tiny"}
-    prompt = prompts.of(made["coop"], clip=clip, classes=Classes(NAMES), **given)
-    assert fingerprint(clip).startswith("c77d6961")
+    prompt = Saved.of(made["coop"], clip=clip, classes=Classes(NAMES), **given)
+    assert fingerprint(clip).startswith("dbcb5e90")
     assert found["coop"]["context"].sum() == pytest.approx(CONTEXT_SUM, abs=1e-5)
     return fingerprint(clip), found, prompt
 

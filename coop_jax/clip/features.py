@@ -45,6 +45,8 @@ class FeatureConfig:
 class FeatureSpace(nnx.Module):
     """A stand-in for a CLIP where features are given: a logit scale, no towers."""
 
+    rounded_from = None
+
     def __init__(self, embedding: int, logit_scale: float = 100.0):
         self.config = FeatureConfig(embedding)
         self.dtype = jnp.float32

@@ -1,45 +1,52 @@
 """A digest that tells the weights of CLIPs apart, whatever file they came from."""
 
+import dataclasses
 import hashlib
-from collections.abc import Collection
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
+from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.model import CLIP
 
 Path = tuple[Any, ...]
 """The place of a weight in the module."""
 
 
-def fingerprint(clip: CLIP) -> str:
-    """SHA-256, hexadecimal, of the weights that are float32 whatever the CLIP computes in.
+def fingerprint(clip: CLIP | FeatureSpace) -> str:
+    """Return SHA-256, hexadecimal, of all weights and of what is computed with them.
 
-    These are embeddings, normalisations and the logit scale. The same weights give the same
-    fingerprint from OpenAI's, open_clip's and Hugging Face's files and in any compute dtype. The
-    matrices, which are rounded to the compute dtype, are left out: a CLIP that was tuned in its
-    matrices alone is not told from the original.
+    The same CLIP has the same fingerprint from OpenAI's, open_clip's and Hugging Face's files and
+    in any compute dtype: where that rounds the weights, those in the file count, as long as none
+    has been changed since.
     """
-    sha = hashlib.sha256()
-    leaves = dict(nnx.to_flat_state(nnx.state(clip)))
-    for path in always_float32(leaves):
-        values = np.ascontiguousarray(leaves[path][...], "<f4")
-        sha.update(f"{'.'.join(map(str, path))} {list(values.shape)}\n".encode())
+    weights = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(clip))}
+    found = digest(weights)
+    if clip.rounded_from and clip.rounded_from[0] == found:
+        found = clip.rounded_from[1]
+    # The end token is another way to say the same: one naming of tensors has it, the other not.
+    config = dataclasses.asdict(clip.config)
+    config.get("text", {}).pop("end_token", None)
+    return hashlib.sha256(f"{found} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
+
+
+def digest(weights: Mapping[Path, Any]) -> str:
+    """Return SHA-256, hexadecimal, of arrays as float32 by path.
+
+    It depends neither on their order nor on how the towers are written.
+    """
+
+    def of(path: Path) -> bytes:
+        values = np.ascontiguousarray(weights[path], "<f4")
+        name = f"{'.'.join(map(str, path))} {list(values.shape)}\n"
+        sha = hashlib.sha256(name.encode())
         sha.update(values.data)
-    return sha.hexdigest()
+        return sha.digest()
 
-
-def always_float32(paths: Collection[Path]) -> list[Path]:
-    """Those of a CLIP's weights that are no matrix, nor the bias of one.
-
-    Their order does not depend on how the towers are written.
-    """
-    return sorted(
-        (
-            path
-            for path in paths
-            if path[-1] != "projection" and (*path[:-1], "kernel") not in paths
-        ),
-        key=str,
-    )
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        return hashlib.sha256(b"".join(pool.map(of, sorted(weights, key=str)))).hexdigest()

@@ -17,7 +17,13 @@ class CLIP(nnx.Module):
 
     Matrices are stored and multiplied in `dtype`; normalisations, embeddings, the logit scale and
     the logits stay in float32 (coop_protocol section 5).
+
+    Attributes:
+        rounded_from: where the weights were rounded when they were loaded, `fingerprint.digest` of
+            them as they then were and as they are in the file.
     """
+
+    rounded_from: tuple[str, str] | None = None
 
     def __init__(self, config: CLIPConfig, dtype: DTypeLike = jnp.float32, *, rngs: nnx.Rngs):
         self.config = config

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from coop_jax.clip.config import CLIPConfig, ResNetConfig, ViTConfig
+from coop_jax.clip.fingerprint import digest
 from coop_jax.clip.model import CLIP
 from coop_jax.errors import InputError
 
@@ -248,7 +250,7 @@ def build(
         for name in sorted(present - {slot.name for slot in table} - IGNORED_NAMES)
         if not name.endswith(IGNORED)
     ]
-    values = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
+    values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
     for slot in table:
         place = slot.place(values[slot.path])
         if slot.name not in present:
@@ -264,8 +266,12 @@ def build(
             f"{where}: {len(problems)} tensors do not fit a CLIP of these dimensions"
             f" ({'; '.join(problems)}); use a complete, unmodified checkpoint"
         )
-    filled = [(path, leaf.replace(jax.device_put(values[path]))) for path, leaf in flat.items()]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+    rounded = {path: values[path].astype(leaf.dtype, copy=False) for path, leaf in flat.items()}
+    filled = [(path, leaf.replace(jax.device_put(rounded[path]))) for path, leaf in flat.items()]
+    clip = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    if dtype != jnp.float32:
+        clip.rounded_from = digest(rounded), digest(values)
+    return clip
 
 
 def hugging_face_tensors(clip: CLIP) -> dict[str, np.ndarray]:

@@ -1,15 +1,15 @@
-"""Accuracy of a prompt on a dataset's labelled images.
+"""Accuracy of a saved method on a dataset's labelled images.
 
   coop_jax evaluate my_prompt photographs
   coop_jax evaluate my_prompt photographs --csv per_image.csv --png confusion.png
   coop_jax evaluate my_prompt dtd --classes dataset:dtd --data-dir DATA
 
-The last one is for a prompt that was learned on other classes. Elsewhere than on a terminal only
+The last one is for what was learned on other classes. Elsewhere than on a terminal only
 accuracy, macro F1 (both with a percent sign) and the number of images are printed, with tabs
 between name and value. Exit code 0: all done; 1: some images could not be read, and the numbers are
 of the others; 2: wrong input.
 
-Images that the prompt was learned from are left out, as standard error says, unless --split asks
+Images that it was learned from are left out, as standard error says, unless --split asks
 for the training images: train and all.
 """
 
@@ -37,7 +37,7 @@ WORST = 5
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser)
+    options.add_saved(parser)
     parser.add_argument("dataset", help="folder, .csv, .json, .npz, or name of the catalogue")
     parser.add_argument(
         "--split",
@@ -70,13 +70,13 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax import confusion, terminal
     from coop_jax.commands import loading
     from coop_jax.data import catalog
-    from coop_jax.prompts.use import warn_of_embedded_clip
+    from coop_jax.saved.use import warn_of_embedded_clip
 
     terminal.check_new([path for path in (chosen.csv, chosen.png, chosen.json) if path])
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)
     ready = loading.ready(chosen)
-    dataset.check_space(ready.prompt.backbone)
-    warn_of_embedded_clip(ready.prompt.backbone, dataset.name)
+    dataset.check_space(ready.saved.backbone)
+    warn_of_embedded_clip(ready.saved.backbone, dataset.name)
     rows, failures = _judge(ready, dataset, chosen.split)
     code = loading.report_unreadable(failures, len(rows) + len(failures))
     if not rows:
@@ -111,7 +111,7 @@ def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], l
     import numpy as np
 
     from coop_jax.data import memory
-    from coop_jax.prompts import seen
+    from coop_jax.saved import seen
 
     is_test = split in ("val", "test")
     rows: list[Row] = []
@@ -127,7 +127,7 @@ def _judge(ready: "Ready", dataset: "Dataset", split: str) -> tuple[list[Row], l
             raise InputError(
                 f"{error}, or take those of a dataset: --classes dataset:NAME"
             ) from error
-        counted = seen.to_count(ready.prompt.training, examples, leave_out=is_test)
+        counted = seen.to_count(ready.saved.training, examples, leave_out=is_test)
         examples, labels = examples.subset(counted), labels[counted]
         found = ready.predictor.predict(examples)
         failures += found.failures.values()

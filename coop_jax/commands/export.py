@@ -1,17 +1,20 @@
-"""Write a prompt for other software; the ending says for which.
+"""Write a saved method for other software; the ending says for which.
 
-  coop_jax export my_prompt weights.safetensors      class weights: PyTorch, NumPy, anything
+  coop_jax export my_prompt weights.safetensors      class weights: PyTorch, anything
+  coop_jax export my_prompt weights.npz              class weights: NumPy
   coop_jax export my_prompt classifier.stablehlo     all of the classifier: jax.export
   coop_jax export my_prompt official/prompt_learner/model.pth.tar-50
                                                      the official CoOp or CoCoOp code
 
-.safetensors: the tensor "weight", float32 [classes, embedding], rows of length one; the metadata
-has "classes" (JSON), "logit_scale" and "backbone". The logits are logit_scale times the product
-with image features of length one. CoCoOp has no such weights, since its texts depend on the image.
+.safetensors: the tensors "weight", float32 [classes, embedding], and "bias"; the metadata has
+"classes" (JSON), "normalizes" and "backbone". The logits are the product with image features (of
+length one, where "normalizes" is true) plus the bias. .npz has arrays of these names. Methods that
+are not linear in image features have no such weights.
 
 .stablehlo: a program for CPU, GPU (CUDA) and TPU that holds the CLIP's image tower (350 MB of
 ViT-B/16 in float32): uint8 pixels [batch, size, size, 3] to float32 logits [batch, classes]; a
-.json beside it names classes and pixels. JAX promises to read it for six months: keep the prompt.
+.json beside it names classes and pixels. A method that remembers test images has none. JAX promises
+to read it for six months: keep the folder.
 """
 
 import argparse
@@ -27,9 +30,11 @@ from coop_jax.printing import escaped
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser)
+    options.add_saved(parser)
     parser.add_argument(
-        "file", type=command_line.path, help="new file: .safetensors, .stablehlo or .pth.tar-EPOCHS"
+        "file",
+        type=command_line.path,
+        help="new file: .safetensors, .npz, .stablehlo or .pth.tar-EPOCHS",
     )
 
 
@@ -39,10 +44,10 @@ def run(chosen: argparse.Namespace) -> int:
 
     path: Path = chosen.file
     is_official = re.search(r"\.pth\.tar-\d+$", path.name)
-    if not is_official and path.suffix not in (".safetensors", ".stablehlo"):
+    if not is_official and path.suffix not in (".safetensors", ".npz", ".stablehlo"):
         raise InputError(
-            f"expected a file that ends in .safetensors, .stablehlo or .pth.tar-EPOCHS, got {path};"
-            " name it so"
+            "expected a file that ends in .safetensors, .npz, .stablehlo or .pth.tar-EPOCHS, got"
+            f" {path}; name it so"
         )
     written = [path, path.with_suffix(".json")] if path.suffix == ".stablehlo" else [path]
     terminal.check_new(written, makes_folders=is_official is not None)
@@ -56,15 +61,14 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _official(chosen: argparse.Namespace) -> None:
-    from coop_jax import prompts
-    from coop_jax.prompts import official
+    from coop_jax.saved import Saved, official
 
     if chosen.classes is not None:
         raise InputError(
             "expected no --classes with a file of the official code, which takes them from its"
             f" dataset, got {chosen.classes}; leave it out"
         )
-    learned = prompts.load(chosen.prompt)
+    learned = Saved.load(chosen.saved)
     official.write(learned, chosen.file)
     folder, first = chosen.file.absolute().parent, "use it with"
     if folder.name != "prompt_learner":
@@ -78,12 +82,12 @@ def _official(chosen: argparse.Namespace) -> None:
 
 def _export(chosen: argparse.Namespace) -> None:
     from coop_jax.commands import loading
-    from coop_jax.prompts import export
+    from coop_jax.saved import export
 
     ready = loading.ready(chosen)
-    said = {"class_names": ready.classes.names, "backbone": ready.prompt.backbone}
-    if chosen.file.suffix == ".safetensors":
-        weights = export.class_weights(ready.method, ready.clip)
-        export.save_class_weights(chosen.file, weights, clip=ready.clip, **said)
-    else:
+    said = {"class_names": ready.classes.names, "backbone": ready.saved.backbone}
+    if chosen.file.suffix == ".stablehlo":
         export.save_program(chosen.file, export.program(ready.method, ready.clip), **said)
+    else:
+        weights = export.class_weights(ready.method, ready.clip)
+        export.save_class_weights(chosen.file, weights, **said)

@@ -1,4 +1,4 @@
-"""Learn a prompt from labelled images, and save it as a new folder.
+"""Learn from labelled images, and save what was learned as a new folder.
 
   coop_jax fit photographs my_prompt --clip ViT-B/16
   coop_jax fit labels.csv my_prompt --shots 4 --epochs 50 --set n_ctx=4
@@ -42,7 +42,7 @@ PARAMETERS = {
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("dataset", help="folder, .csv, .json, .npz, or name of the catalogue")
-    parser.add_argument("prompt", type=command_line.path, help="new folder for what is learned")
+    parser.add_argument("saved", type=command_line.path, help="new folder for what is learned")
     options.add_clip(
         parser,
         "backbone of the papers, hub id, folder, file, or tiny; default ViT-B/16",
@@ -70,9 +70,9 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.commands import loading
     from coop_jax.data import catalog
     from coop_jax.learner import Learner
-    from coop_jax.prompts import files, seen
+    from coop_jax.saved import files, seen
 
-    folder = chosen.prompt
+    folder = chosen.saved
     files.check_new(folder)
     learner = Learner(
         chosen.clip,

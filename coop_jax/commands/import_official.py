@@ -1,4 +1,4 @@
-r"""Make a prompt of what the official CoOp or CoCoOp code saved.
+r"""Make a saved method of what the official CoOp or CoCoOp code saved.
 
   coop_jax import output/.../prompt_learner/model.pth.tar-50 my_prompt --clip RN50 \
       --classes dataset:dtd --data-dir DATA
@@ -17,7 +17,7 @@ from coop_jax.printing import escaped, plural
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("file", type=command_line.path, help="prompt_learner/model.pth.tar-EPOCHS")
-    parser.add_argument("prompt", type=command_line.path, help="new folder for the prompt")
+    parser.add_argument("saved", type=command_line.path, help="new folder for it")
     options.add_clip(parser, "the CLIP it was learned with, e.g. RN50 or ViT-B/16", required=True)
     parser.add_argument(
         "--classes",
@@ -41,12 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Read the file and save it as a prompt."""
-    from coop_jax import prompts
+    """Read the file and save what it holds."""
     from coop_jax.clip import source
     from coop_jax.commands import loading
-    from coop_jax.prompts import official
-    from coop_jax.prompts.use import load_clip
+    from coop_jax.saved import official
+    from coop_jax.saved.use import load_clip
 
     classes, _ = loading.read_classes(chosen.classes, chosen.data_dir)
     clip, _ = load_clip(chosen.clip, chosen.dtype, chosen.tokenizer)
@@ -60,7 +59,7 @@ def run(chosen: argparse.Namespace) -> int:
         context_init=chosen.context_init,
         dataset=dataset if kind == "dataset" else None,
     )
-    prompts.save(learned, chosen.prompt)
+    learned.save(chosen.saved)
     count = plural(len(classes.names), "class", "classes")
-    print(escaped(f"saved {chosen.prompt}: {learned.method}, {count}"))
+    print(escaped(f"saved {chosen.saved}: {learned.method}, {count}"))
     return 0

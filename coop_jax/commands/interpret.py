@@ -1,4 +1,4 @@
-"""Words nearest to what a prompt has learned, with their distances.
+"""Words nearest to what was learned, with their distances.
 
   coop_jax interpret my_prompt
   coop_jax interpret my_class_specific_prompt --class cat --top 5
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser, classes=False)
+    options.add_saved(parser, classes=False)
     parser.add_argument(
         "--top",
         type=command_line.positive,
@@ -47,14 +47,15 @@ def run(chosen: argparse.Namespace) -> int:
     """Show the nearest words."""
     import jax.numpy as jnp
 
-    from coop_jax import interpret, prompts
+    from coop_jax import interpret
     from coop_jax.clip.features import needed
-    from coop_jax.prompts.use import load_its_clip
+    from coop_jax.saved import Saved
+    from coop_jax.saved.use import load_its_clip
 
-    learned = prompts.load(chosen.prompt)
+    learned = Saved.load(chosen.saved)
     if "context" not in learned.learned:
         raise InputError(
-            f"expected a prompt with context vectors, got one of {learned.method}, which has"
+            f"expected a saved method with context vectors, got one of {learned.method}, which has"
             f" {', '.join(learned.learned)}; choose another"
         )
     contexts: list[Context] = [(None, learned.learned["context"])]

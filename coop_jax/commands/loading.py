@@ -1,4 +1,4 @@
-"""Load for the commands: a prompt with its CLIP and classes, class names, images."""
+"""Load for the commands: a saved method with its CLIP and classes, class names, images."""
 
 import argparse
 import dataclasses
@@ -12,22 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from coop_jax import prompts
 from coop_jax.classes import Classes
 from coop_jax.data import folders
 from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
 from coop_jax.printing import escaped, plural
-from coop_jax.prompts import Prompt
-from coop_jax.prompts.use import apply
+from coop_jax.saved import Saved
+from coop_jax.saved.use import apply
 
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A prompt that is ready to classify images: its method, with the CLIP and the classes."""
+    """A saved method that is ready to classify images, with the CLIP and the classes."""
 
-    prompt: Prompt
+    saved: Saved
     clip: Any
     method: Any
     classes: Classes
@@ -39,12 +38,13 @@ class Ready:
 
 
 def ready(chosen: argparse.Namespace) -> Ready:
-    """Return the prompt of the options, ready to use.
+    """Return the saved method of the options, ready to use.
 
     Raises:
-        InputError: no such prompt or CLIP, another CLIP than its own, or classes that do not fit.
+        InputError: nothing saved there, no such CLIP or another than its own, or classes that do
+            not fit.
     """
-    learned = prompts.load(chosen.prompt)
+    learned = Saved.load(chosen.saved)
     classes, texts = learned.classes, None
     if chosen.classes is not None:
         space = learned.backbone if learned.space else ""

@@ -5,9 +5,9 @@ import argparse
 CLASSES = "a,b,c: these; FILE: one per line; dataset:NAME: those of a dataset"
 
 
-def add_prompt(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
-    """A saved prompt, and what else it takes to use it."""
-    parser.add_argument("prompt", help="folder of a prompt, or its hub id user/name")
+def add_saved(parser: argparse.ArgumentParser, *, classes: bool = True) -> None:
+    """A saved method, and what else it takes to use it."""
+    parser.add_argument("saved", help="folder of a saved method, or its hub id user/name")
     add_clip(parser, "the CLIP it was learned with, where that has another name or place here")
     if classes:
         parser.add_argument(

@@ -35,7 +35,7 @@ Row = tuple[str, int, str, float]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    options.add_prompt(parser)
+    options.add_saved(parser)
     parser.add_argument(
         "images",
         nargs="+",
@@ -53,12 +53,12 @@ def run(chosen: argparse.Namespace) -> int:
     """Classify the images and show or save what is found."""
     from coop_jax import terminal
     from coop_jax.commands import loading
-    from coop_jax.prompts.use import warn_of_embedded_clip
+    from coop_jax.saved.use import warn_of_embedded_clip
 
     terminal.check_new([path for path in (chosen.csv, chosen.json) if path])
     paths = loading.find_images(chosen.images)
     ready = loading.ready(chosen)
-    warn_of_embedded_clip(ready.prompt.backbone, ready.prompt.training.get("dataset"))
+    warn_of_embedded_clip(ready.saved.backbone, ready.saved.training.get("dataset"))
     rows: list[Row] = []
     failures: dict[str, str] = {}
     for names, images in _images(paths, ready):
@@ -77,7 +77,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 def _images(paths: list[str], ready: "Ready") -> "list[tuple[list[str], list[str] | Examples]]":
     """Names and images; a pair for each file of features."""
-    if not ready.prompt.space:
+    if not ready.saved.space:
         return [(paths, paths)]
     from coop_jax.data import features
 

@@ -1,4 +1,4 @@
-"""Download a prompt from the Hugging Face hub into a new folder.
+"""Download a saved method from the Hugging Face hub into a new folder.
 
   coop_jax pull user/name my_prompt
 
@@ -14,15 +14,14 @@ from coop_jax.printing import escaped
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("repository", help="user/name")
-    parser.add_argument("prompt", type=command_line.path, help="new folder for the prompt")
+    parser.add_argument("saved", type=command_line.path, help="new folder for it")
     parser.add_argument("--revision", help="a branch, tag or commit; default the latest")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Download, and copy from the hub's cache."""
-    from coop_jax import prompts
-    from coop_jax.prompts import hub
+    from coop_jax.saved import Saved, hub
 
-    prompts.save(prompts.load(hub.pull(chosen.repository, chosen.revision)), chosen.prompt)
-    print(escaped(f"saved {chosen.prompt}"))
+    Saved.load(hub.pull(chosen.repository, chosen.revision)).save(chosen.saved)
+    print(escaped(f"saved {chosen.saved}"))
     return 0

@@ -69,7 +69,7 @@ class Forgiving:
 
     def __init__(self, examples: Examples):
         self._examples = examples
-        self.indices = examples.indices
+        self.indices, self.split = examples.indices, examples.split
         self.features = examples.features
         self.failures: dict[int, str] = {}
 

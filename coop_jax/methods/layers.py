@@ -222,6 +222,6 @@ def prompted_tokens(
             None for none.
     """
     x = vision.embed(images)
-    behind = jnp.broadcast_to(prompts.astype(x.dtype), (len(x), *prompts.shape[-2:]))
+    behind = jnp.broadcast_to(prompts.astype(x.dtype), (x.shape[0], *prompts.shape[-2:]))
     x = vision.initial_norm(jnp.concatenate([x, behind], axis=1))
     return vision.layers(x, None if deep is None else PromptedBlock(vision.blocks, *deep))

@@ -1,4 +1,4 @@
-"""A prompt with its CLIP, on all devices: what it takes to use it."""
+"""A saved method with its CLIP, on all devices: what it takes to use it."""
 
 import functools
 import logging
@@ -14,13 +14,13 @@ from coop_jax.clip import source
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.frozen import load_clip
-from coop_jax.prompts.prompt import Prompt
+from coop_jax.saved import Saved
 
 logger = logging.getLogger(__name__)
 
 
 def apply(
-    learned: Prompt,
+    learned: Saved,
     clip: str | None = None,
     *,
     dtype: str,
@@ -28,18 +28,18 @@ def apply(
     classes: Classes | None = None,
     texts: np.ndarray | None = None,
 ) -> tuple[Any, Any, clip_package.Tokenizer | None]:
-    """The method of a prompt, ready for these classes, and its CLIP on all devices.
+    """Return a saved method, ready for these classes, and its CLIP on all devices.
 
     Args:
-        learned: the prompt.
+        learned: what was saved.
         clip: its CLIP, where that has another name or place here.
         dtype: of the CLIP.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
         classes: by default those it was learned on.
-        texts: their given text features; by default those that the prompt has.
+        texts: their given text features; by default those that were saved.
 
     Raises:
-        InputError: no such CLIP or another than the prompt's, or classes that do not fit.
+        InputError: no such CLIP or another than its own, or classes that do not fit.
     """
     model, its_tokenizer = load_its_clip(learned, clip, dtype=dtype, tokenizer=tokenizer)
     method = learned.for_classes(
@@ -54,11 +54,11 @@ def apply(
 
 
 def load_its_clip(
-    learned: Prompt, clip: str | None = None, *, dtype: str, tokenizer: str = ""
+    learned: Saved, clip: str | None = None, *, dtype: str, tokenizer: str = ""
 ) -> tuple[Any, clip_package.Tokenizer | None]:
-    """The CLIP that a prompt names, or another name for it, and its tokenizer; not yet compared.
+    """Return the CLIP that a saved method names (or `clip`) and its tokenizer; not yet compared.
 
-    Of a prompt that was learned from given features, it is their space, and there is no tokenizer.
+    Of what was learned from given features it is their space, and there is no tokenizer.
 
     Raises:
         InputError: there is none of that name here, a CLIP is named for given features, or JAX
@@ -80,7 +80,7 @@ def load_its_clip(
         if clip:
             raise
         raise InputError(
-            f"expected the CLIP that this prompt was learned with, {learned.backbone}, got none"
+            f"expected the CLIP that this was learned with, {learned.backbone}, got none"
             f" that loads by that name ({error}); say where it is by --clip or clip="
         ) from error
 

@@ -16,7 +16,7 @@ from coop_jax.classes import Classes, spelled
 from coop_jax.clip import CLIP, fingerprint
 from coop_jax.clip.torch_archive import TorchArchive, dumps
 from coop_jax.errors import InputError
-from coop_jax.prompts.prompt import Prompt
+from coop_jax.saved import Saved
 from coop_jax.terminal import write_new
 
 
@@ -51,7 +51,7 @@ def read(
     class_token_position: str = "end",
     context_init: str = "",
     dataset: str | None = None,
-) -> Prompt:
+) -> Saved:
     """Read a prompt that the official code has learned; no code in the file is run.
 
     Args:
@@ -75,7 +75,7 @@ def read(
     context = learned["context"]
     _check_shapes(path, learned, clip, backbone)
     _check_context(path, context, len(classes), context_init)
-    return Prompt(
+    return Saved(
         method=method,
         settings=_settings(path, method, context, class_token_position, context_init),
         learned=learned,
@@ -87,7 +87,7 @@ def read(
     )
 
 
-def write(prompt: Prompt, path: str | Path) -> None:
+def write(learned: Saved, path: str | Path) -> None:
     """Write a prompt so that the official code loads it.
 
     The official code looks for `FOLDER/prompt_learner/model.pth.tar-EPOCHS` and has to be called
@@ -95,21 +95,21 @@ def write(prompt: Prompt, path: str | Path) -> None:
     gives.
 
     Args:
-        prompt: of the method coop or cocoop.
+        learned: by coop or cocoop.
         path: a new file.
 
     Raises:
         InputError: another method, torch is not installed, or a file is there or cannot be written.
     """
     path = Path(path).expanduser()
-    parameters = _parameters(prompt)
+    parameters = _parameters(learned)
     state = {
-        name: prompt.learned[parameter.path].T
+        name: learned.learned[parameter.path].T
         if parameter.transposed
-        else prompt.learned[parameter.path]
+        else learned.learned[parameter.path]
         for name, parameter in parameters.items()
     }
-    epochs = prompt.training.get("epochs")
+    epochs = learned.training.get("epochs")
     content = dumps(path, state, {"epoch": epochs if type(epochs) is int else 0})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,29 +120,29 @@ def write(prompt: Prompt, path: str | Path) -> None:
     write_new({path: content})
 
 
-def options(prompt: Prompt) -> list[str]:
+def options(learned: Saved) -> list[str]:
     """The settings, as `KEY`, `VALUE`, ..., with which the official code uses the prompt.
 
     Raises:
         InputError: neither coop nor cocoop.
     """
-    _parameters(prompt)
-    context, settings = prompt.learned["context"], prompt.settings
-    trainer = f"TRAINER.{prompt.method.upper()}"
+    _parameters(learned)
+    context, settings = learned.learned["context"], learned.settings
+    trainer = f"TRAINER.{learned.method.upper()}"
     found = {"N_CTX": context.shape[-2], "CTX_INIT": settings["context_init"]}
-    if prompt.method == "coop":
+    if learned.method == "coop":
         found["CSC"] = context.ndim == 3
         found["CLASS_TOKEN_POSITION"] = settings["class_token_position"]
     return [text for key, value in found.items() for text in (f"{trainer}.{key}", str(value))]
 
 
-def _parameters(prompt: Prompt) -> Mapping[str, _Parameter]:
-    if prompt.method not in PARAMETERS:
+def _parameters(learned: Saved) -> Mapping[str, _Parameter]:
+    if learned.method not in PARAMETERS:
         raise InputError(
             f"expected a prompt of {' or '.join(PARAMETERS)}, which the official code has, got one"
-            f" of {prompt.method}; keep it as a prompt folder"
+            f" of {learned.method}; keep its own folder"
         )
-    return PARAMETERS[prompt.method]
+    return PARAMETERS[learned.method]
 
 
 def _load(path: Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""The images that a prompt was learned from, so that tests can leave them out."""
+"""The images that a method has learned from, so that tests can leave them out."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from coop_jax.printing import plural
 logger = logging.getLogger(__name__)
 
 KEY = "image_digests"
-"""The key of the digests in a prompt's training record."""
+"""The key of the digests in a training record."""
 
 DIGITS = 16
 """Hexadecimal digits of a digest.
@@ -41,10 +41,10 @@ def digests(*splits: Examples) -> list[str]:
 
 
 def among(training: Mapping[str, Any], examples: Examples) -> Bool[np.ndarray, " examples"]:
-    """Find the images that a prompt was learned from; those that cannot be read are none.
+    """Find the images that a method has learned from; those that cannot be read are none.
 
     Args:
-        training: the prompt's record; without digests, nothing is known to be used.
+        training: the record of how it was trained; without digests, nothing is known to be used.
         examples: the images.
 
     Raises:
@@ -53,8 +53,8 @@ def among(training: Mapping[str, Any], examples: Examples) -> Bool[np.ndarray, "
     known = training.get(KEY, [])
     if not isinstance(known, list) or not all(isinstance(digest, str) for digest in known):
         raise InputError(
-            f"expected a list of digests as {KEY} of a prompt's training record, got"
-            f" {known!r:.80}; fetch the prompt again"
+            f"expected a list of digests as {KEY} of a training record, got {known!r:.80};"
+            " fetch what was saved again"
         )
     if not known:
         return np.zeros(len(examples), bool)
@@ -66,12 +66,12 @@ def among(training: Mapping[str, Any], examples: Examples) -> Bool[np.ndarray, "
 def to_count(
     training: Mapping[str, Any], examples: Examples, *, leave_out: bool = True
 ) -> Int[np.ndarray, " counted"]:
-    """The places of the images that tell how good a prompt is; how many it has seen is logged.
+    """The places of the images that tell how good a method is; how many it has seen is logged.
 
     Args:
         training: as in `among`.
         examples: the images.
-        leave_out: take those that the prompt was not learned from; otherwise all.
+        leave_out: take those that it has not learned from; otherwise all.
 
     Raises:
         InputError: none are left; or as `among`.
@@ -79,7 +79,7 @@ def to_count(
     used = among(training, examples)
     if leave_out and len(used) and used.all():
         raise InputError(
-            f"expected {examples.split} images that this prompt was not learned from, got"
+            f"expected {examples.split} images that this was not learned from, got"
             f" {len(used)}, all of which were used to learn it; add others or choose another split"
         )
     tell(used, examples.split, "left out" if leave_out else "counted all the same")
@@ -90,7 +90,7 @@ def tell(used: Bool[np.ndarray, " examples"], split: str, what: str) -> None:
     """Log how many of a split's images were used, if any, and what is done about them."""
     if used.any():
         logger.warning(
-            "%d of %s %s used to learn this prompt; %s %s",
+            "%d of %s %s used to learn this; %s %s",
             *(used.sum(), plural(len(used), f"{split} image")),
             *(("was", "it is") if used.sum() == 1 else ("were", "they are")),
             what,

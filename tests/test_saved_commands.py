@@ -1,4 +1,4 @@
-"""What commands do with a prompt besides classifying: words, other software, the hub."""
+"""What commands do with a saved method besides classifying: words, other software, the hub."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from test_commands import refused, run
 from test_hub import server
 
 from coop_jax import clip as clip_package
-from coop_jax import methods, prompts
+from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import source
-from coop_jax.prompts import Prompt
+from coop_jax.saved import Saved
 
 __all__ = ["refused", "run", "server"]
 
@@ -36,8 +36,8 @@ def mine(tiny, tmp_path_factory):
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
     method = methods.create("coop", tiny, tokenizer, NAMES, settings)
     said = {"name": "coop", "settings": settings, "clip": tiny, "backbone": "tiny"}
-    learned = prompts.of(method, **said, classes=Classes(NAMES), training={"epochs": 40})
-    prompts.save(learned, folder)
+    learned = Saved.of(method, **said, classes=Classes(NAMES), training={"epochs": 40})
+    learned.save(folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def class_specific(tiny, tmp_path):
     """A prompt in which every class has its own context: the embeddings of a word and a number."""
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
     words = [tokenizer.ids("circle star"), tokenizer.ids("seven square")]
-    learned = Prompt(
+    learned = Saved(
         method="coop",
         settings={
             "n_ctx": 2,
@@ -61,7 +61,7 @@ def class_specific(tiny, tmp_path):
         training={},
         per_class=("context",),
     )
-    prompts.save(learned, tmp_path / "specific")
+    learned.save(tmp_path / "specific")
     return tmp_path / "specific"
 
 
@@ -71,7 +71,7 @@ def test_interpret_names_the_words_of_a_context(mine, tiny, run, monkeypatch):
     rows = [line.split("\t") for line in out]
     assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3", "4", "4"]
     tokenizer = clip_package.Tokenizer(source.EMBEDDED_FOLDER)
-    context, table = prompts.load(mine).learned["context"], tiny.text.token_embedding[...]
+    context, table = Saved.load(mine).learned["context"], tiny.text.token_embedding[...]
     for number, word, distance in rows:
         vector = table[tokenizer.words().index(word)]
         expected = np.linalg.norm(vector - context[int(number) - 1])
@@ -106,9 +106,9 @@ def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, m
 
 
 def test_interpret_shows_classes_of_one_name_all(class_specific, run, tmp_path):
-    learned = prompts.load(class_specific)
+    learned = Saved.load(class_specific)
     missiles = Classes(("missile", "missile"), ("a", "b"))
-    prompts.save(dataclasses.replace(learned, classes=missiles), tmp_path / "missiles")
+    dataclasses.replace(learned, classes=missiles).save(tmp_path / "missiles")
     for option in ((), ("--class=missile",)):
         _, out, _ = run("interpret", tmp_path / "missiles", "--top=1", *option)
         words = [line.split("\t")[2] for line in out]
@@ -116,10 +116,10 @@ def test_interpret_shows_classes_of_one_name_all(class_specific, run, tmp_path):
 
 
 def test_what_has_no_context_is_not_interpreted(class_specific, refused, tmp_path, tiny):
-    learned = prompts.load(class_specific)
+    learned = Saved.load(class_specific)
     probe = {"weight": np.zeros((2, 96), np.float32), "bias": np.zeros(2, np.float32)}
     fields = {**vars(learned), "method": "linear_probe", "settings": {}, "learned": probe}
-    prompts.save(Prompt(**{**fields, "per_class": ("weight", "bias")}), tmp_path / "probe")
+    Saved(**{**fields, "per_class": ("weight", "bias")}).save(tmp_path / "probe")
     assert "bias, weight" in refused("interpret", tmp_path / "probe")
 
 
@@ -157,7 +157,7 @@ def test_the_official_codes_files_go_out_and_in(mine, run, refused, tmp_path):
     assert (code, out) == (0, [f"saved {again}: coop, 3 classes"])
     image = data / "test" / "red" / "0.jpg"
     assert run("predict", again, image) == run("predict", mine, image)
-    assert prompts.load(again).training["epochs"] == 40
+    assert Saved.load(again).training["epochs"] == 40
     assert "absent" in refused("import", tmp_path / "absent", tmp_path / "other", *given)
     assert "holds something else" in refused("import", file, mine, *given)
 
@@ -191,7 +191,7 @@ def test_push_and_pull(server, mine, run, refused, tmp_path):
     assert (code, out) == (0, [f"{server.endpoint}/somebody/colours"])
     pulled = tmp_path / "pulled"
     assert run("pull", "somebody/colours", pulled)[:2] == (0, [f"saved {pulled}"])
-    for name in ("prompt.json", "prompt.safetensors"):
+    for name in ("method.json", "learned.safetensors"):
         assert (pulled / name).read_bytes() == (mine / name).read_bytes()
     assert run("interpret", "somebody/colours")[1] == run("interpret", mine)[1]
     (pulled / "more.txt").write_text("other")

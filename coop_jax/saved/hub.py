@@ -1,8 +1,6 @@
-"""Prompts to and from the Hugging Face hub, with a model card made from their record."""
+"""Saved methods to and from the Hugging Face hub, with a model card made from their record."""
 
 import re
-import shutil
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coop_jax.classes import spelled
 from coop_jax.clip import source
 from coop_jax.errors import InputError
-from coop_jax.prompts import files, seen
+from coop_jax.saved import files, seen
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,14 +27,14 @@ def is_id(name: str) -> bool:
 def push(
     folder: str | Path, repository: str, *, private: bool = False, api: "HfApi | None" = None
 ) -> str:
-    """Upload a prompt's folder to a repository of the hub, which is made if there is none.
+    """Upload the folder of a saved method to a repository of the hub, a new one if there is none.
 
     The model card is the folder's `README.md` or, where there is none, made from the record.
 
     Args:
-        folder: what `prompts.save` wrote.
-        repository: "user/name"; a new one, or one with a prompt, of which a new version is made;
-            the earlier ones stay in its history.
+        folder: what `Saved.save` wrote.
+        repository: "user/name"; a new one, or one with a saved method: then a new version is made,
+            and the earlier ones stay in its history.
         private: make a new repository private; otherwise it is as the user or organisation has set.
         api: the hub's client, where its endpoint or token are not the usual ones.
 
@@ -44,8 +42,8 @@ def push(
         The address of the repository.
 
     Raises:
-        InputError: the folder holds no prompt; the repository holds something else; the hub cannot
-            be reached or does not let us in; a private one is wanted where a public one is.
+        InputError: the folder holds no saved method; the repository holds something else; the hub
+            cannot be reached or does not let us in; a private one is wanted where a public one is.
     """
     folder = Path(folder).expanduser()
     record, _ = files.read(folder)
@@ -60,8 +58,8 @@ def push(
     if others or is_public:
         found = "which is public" if is_public else f"with {', '.join(sorted(others)[:3])}"
         raise InputError(
-            f"expected a new{' or private' * private} repository, or one with a prompt alone, got"
-            f" {repository}, {found}; name another"
+            f"expected a new{' or private' * private} repository, or one with a saved method alone,"
+            f" got {repository}, {found}; name another"
         )
     _upload(folder, record, repository, api)
     return str(address)
@@ -69,24 +67,22 @@ def push(
 
 def _upload(folder: Path, record: Mapping[str, Any], repository: str, api: "HfApi") -> None:
     """Commit the files, with a card, to a repository."""
-    with tempfile.TemporaryDirectory() as temporary:
-        (Path(temporary) / CARD).write_text(model_card(record, repository), encoding="utf-8")
-        for name in FILES:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, Path(temporary) / name)
-        try:
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=temporary,
-                allow_patterns=list(FILES),
-                commit_message=f"{record['method']} prompt for {record['backbone']}",
-            )
-        except Exception as error:  # as above
-            raise _refused(f"expected to upload to {repository} on the hub", error) from error
+    from huggingface_hub import CommitOperationAdd
+
+    contents: dict[str, Any] = {CARD: model_card(record, repository).encode()}
+    contents |= {name: folder / name for name in FILES if (folder / name).is_file()}
+    try:
+        api.create_commit(
+            repository,
+            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            commit_message=f"{record['method']} for {record['backbone']}",
+        )
+    except Exception as error:  # as above
+        raise _refused(f"expected to upload to {repository} on the hub", error) from error
 
 
 def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = None) -> Path:
-    """A folder with the files of a prompt on the hub, in the hub's cache on this machine.
+    """Return a folder with the files of a saved method on the hub, in the hub's cache.
 
     Args:
         repository: "user/name".
@@ -94,8 +90,8 @@ def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = 
         api: the hub's client, where its endpoint or token are not the usual ones.
 
     Raises:
-        InputError: there is no such repository, it holds no prompt, or the hub cannot be reached
-            and the cache has none.
+        InputError: there is no such repository, it holds no saved method, or the hub cannot be
+            reached and the cache has none.
     """
     _check_id(repository)
     try:
@@ -103,17 +99,19 @@ def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = 
             repository, revision=revision, allow_patterns=list(FILES)
         )
     except Exception as error:  # as in push
-        raise _refused(f"expected a prompt's folder or hub id, {repository}", error) from error
+        raise _refused(
+            f"expected the folder of a saved method or a hub id, {repository}", error
+        ) from error
     files.read(Path(folder))
     return Path(folder)
 
 
 def model_card(record: Mapping[str, Any], repository: str) -> str:
-    """The text of a model card, in Markdown with the hub's front matter.
+    """Return the text of a model card, in Markdown with the hub's front matter.
 
     Args:
         record: the keys of `files.FIELDS`.
-        repository: where the prompt will be, for the lines of Python that load it.
+        repository: where it will be, for the lines of Python that load it.
     """
     from huggingface_hub import ModelCardData
 
@@ -129,7 +127,7 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
     reach = (
         "It serves these classes alone."
         if record["per_class"]
-        else "Its context is shared by all classes, so that it can be used on others."
+        else "What it has learned is shared by all classes, so that it can be used on others."
     )
     training = {key: value for key, value in record["training"].items() if key != seen.KEY}
     rows = {
@@ -158,8 +156,8 @@ CARD_TEXT = """---
 
 # {title}
 
-A prompt that `{method}` has learned for the frozen CLIP `{backbone}`, made with `coop_jax`. It was
-learned on {count} classes: {classes}. {reach}
+What the method `{method}` has learned for the frozen CLIP `{backbone}`, made with `coop_jax`. It
+was learned on {count} classes: {classes}. {reach}
 
 ```python
 from coop_jax import Classifier

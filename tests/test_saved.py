@@ -1,25 +1,23 @@
-"""Prompt files: what is saved loads, on the classes and the CLIP it fits, and on no others."""
+"""Saved methods: what is saved loads, on the classes and the CLIP it fits, and on no others."""
 
 import dataclasses
-import hashlib
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES, make_clip, moved
+from conftest import CLASS_NAMES, moved
 from flax import nnx
-from makers import openai_tensors, refusal
-from safetensors.numpy import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import refusal
+from safetensors.numpy import load_file, save
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, methods, prompts
+from coop_jax import methods
 from coop_jax.classes import Classes
-from coop_jax.clip import weights
-from coop_jax.clip.fingerprint import always_float32
-from coop_jax.methods import Images
-from coop_jax.prompts import files
+from coop_jax.saved import Saved, files
 
 OTHERS = ("dog", "cat", "sewing machine")
 KINDS = {
@@ -50,7 +48,7 @@ def made(kind, clip, tokenizer, **named):
     """The method, and the prompt that it has learned."""
     method = learned(kind, clip, tokenizer, **named)
     name, settings = KINDS[kind]
-    return method, prompts.of(
+    return method, Saved.of(
         method,
         name=name,
         settings=settings,
@@ -74,9 +72,9 @@ def assert_same(method, expected):
 
 
 @pytest.fixture
-def saved(tmp_path, tiny_clip, tiny_tokenizer):
+def folder(tmp_path, tiny_clip, tiny_tokenizer):
     """The folder of a class-specific prompt."""
-    prompts.save(made("class-specific", tiny_clip, tiny_tokenizer)[1], tmp_path / "mine")
+    made("class-specific", tiny_clip, tiny_tokenizer)[1].save(tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -86,33 +84,23 @@ def saved(tmp_path, tiny_clip, tiny_tokenizer):
 )
 def test_what_is_saved_loads_as_the_same_method(kind, dtype, tmp_path, tiny_clip, tiny_tokenizer):
     method, before = made(kind, tiny_clip, tiny_tokenizer, dtype=dtype)
-    prompts.save(before, tmp_path / "deep" / "mine")
-    after = prompts.load(tmp_path / "deep" / "mine")
-    for field in dataclasses.fields(prompts.Prompt):
+    before.save(tmp_path / "deep" / "mine")
+    after = Saved.load(tmp_path / "deep" / "mine")
+    for field in dataclasses.fields(Saved):
         if field.name != "learned":
             assert getattr(after, field.name) == getattr(before, field.name)
-    assert after.is_class_specific == (kind in ("class-specific", "linear probe"))
+    assert bool(after.per_class) == (kind in ("class-specific", "linear probe"))
     assert {str(array.dtype) for array in after.learned.values()} == {dtype}
     assert_same(after.for_classes(tiny_clip, tiny_tokenizer), method)
 
 
-def test_a_loaded_prompt_gives_the_same_logits(saved, tiny_clip, tiny_tokenizer, one_device):
-    method, _ = made("class-specific", tiny_clip, tiny_tokenizer)
-    again = prompts.load(saved).for_classes(tiny_clip, tiny_tokenizer)
-    images = Images(features=np.random.default_rng(1).normal(size=(6, 24)).astype(np.float32))
-    np.testing.assert_array_equal(
-        evaluate.logits(again, tiny_clip, images, one_device),
-        evaluate.logits(method, tiny_clip, images, one_device),
-    )
-
-
-def test_a_prompt_states_all_settings_and_nothing_of_the_machine(saved, tmp_path):
-    record = json.loads((saved / "prompt.json").read_text())
+def test_a_prompt_states_all_settings_and_nothing_of_the_machine(folder, tmp_path):
+    record = json.loads((folder / "method.json").read_text())
     assert record["settings"] == {**methods.default_config("coop"), **KINDS["class-specific"][1]}
     assert record["format_version"] == 1
-    assert str(tmp_path) not in (saved / "prompt.json").read_text()
-    assert {path.name for path in saved.iterdir()} == {"prompt.json", "prompt.safetensors"}
-    assert load_file(saved / "prompt.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
+    assert str(tmp_path) not in (folder / "method.json").read_text()
+    assert {path.name for path in folder.iterdir()} == {"method.json", "learned.safetensors"}
+    assert load_file(folder / "learned.safetensors")["context"].shape == (len(CLASS_NAMES), 4, 32)
 
 
 @pytest.mark.parametrize("kind", ["shared", "middle", "phrase", "cocoop"])
@@ -165,43 +153,21 @@ def test_another_backbone_is_refused_by_both_names(tiny_clip, tiny_tokenizer):
     assert "got a ViT of patches of" in refusal(found.for_classes, embedded, tokenizer)
 
 
-def test_the_fingerprint_depends_on_the_weights_alone(tmp_path):
-    class Tensors:
-        def __init__(self, tensors):
-            self.names, self.read = tensors.keys, tensors.__getitem__
-            self.shape = lambda name: tensors[name].shape
-
-    save_file(openai_tensors(), tmp_path / "clip.safetensors")
-    path, folder = str(tmp_path / "clip.safetensors"), clip_package.source.EMBEDDED_FOLDER
-    clips = [
-        clip_package.load(path, tokenizer=folder, dtype=dtype)[0]
-        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    ]
-    same = Tensors(weights.hugging_face_tensors(clips[0]))
-    clips.append(
-        weights.build(same, clips[0].config, weights.HUGGING_FACE, jnp.float32, "another file")
-    )
-    assert len({clip_package.fingerprint(clip) for clip in clips}) == 1
-    scale = clips[0].vision.final_norm.norm.scale
-    scale[...] = scale[...].at[0].add(1e-3)
-    assert clip_package.fingerprint(clips[0]) != clip_package.fingerprint(clips[1])
-
-
-def test_nothing_is_overwritten(saved, tmp_path, tiny_clip, tiny_tokenizer):
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+def test_nothing_is_overwritten(folder, tmp_path, tiny_clip, tiny_tokenizer):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = made("shared", tiny_clip, tiny_tokenizer)[1]
-    assert "holds something else" in refusal(prompts.save, other, saved)
-    prompts.save(prompts.load(saved), saved)
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert "holds something else" in refusal(other.save, folder)
+    Saved.load(folder).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "file").write_text("mine")
-    refusal(prompts.save, other, tmp_path / "file")
-    refusal(prompts.save, other, tmp_path / "file" / "below")
+    refusal(other.save, tmp_path / "file")
+    refusal(other.save, tmp_path / "file" / "below")
     for name in ("a" * 300, "a\0b"):
-        refusal(prompts.save, other, tmp_path / name)
-        refusal(prompts.load, tmp_path / name)
+        refusal(other.save, tmp_path / name)
+        refusal(Saved.load, tmp_path / name)
     (tmp_path / "empty").mkdir()
-    prompts.save(other, tmp_path / "empty")
-    assert prompts.load(tmp_path / "empty").settings == other.settings
+    other.save(tmp_path / "empty")
+    assert Saved.load(tmp_path / "empty").settings == other.settings
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "file", "empty"}
 
 
@@ -209,71 +175,85 @@ def test_a_record_that_is_not_json(tmp_path, tiny_clip, tiny_tokenizer):
     found = made("shared", tiny_clip, tiny_tokenizer)[1]
     for value in (float("nan"), np.float32(1)):
         other = dataclasses.replace(found, training={"accuracy": value})
-        refusal(prompts.save, other, tmp_path / "mine")
+        refusal(other.save, tmp_path / "mine")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_that_learns_nothing(tiny_clip, tiny_tokenizer):
-    method = methods.create("zero_shot", tiny_clip, tiny_tokenizer, CLASS_NAMES)
-    named = {"name": "zero_shot", "settings": {}, "clip": tiny_clip, "backbone": "tiny vit"}
-    refusal(prompts.of, method, classes=Classes(CLASS_NAMES), **named)
+def test_numbers_that_are_not_saved(tmp_path, tiny_clip, tiny_tokenizer):
+    found = made("shared", tiny_clip, tiny_tokenizer)[1]
+    for dtype in (np.float64, jnp.bfloat16):
+        strange = {"context": found.learned["context"].astype(dtype)}
+        other = dataclasses.replace(found, learned=strange)
+        assert "got context of others" in refusal(other.save, tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
 
 
 def edit(folder, **changes):
-    path = folder / "prompt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def damage_tensors(folder):
-    content = bytearray((folder / "prompt.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "prompt.safetensors").write_bytes(bytes(content))
+    """Write the record anew with other values, and with their digests."""
+    record, tensors = files.read(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    files.write(folder, record | changes, tensors)
 
 
 DAMAGES = {
     "no folder": (lambda folder: folder.rename(folder.parent / "gone"), "which is not there"),
     "empty": (lambda folder: [path.unlink() for path in folder.iterdir()], "which has nothing"),
-    "no tensors": (lambda folder: (folder / "prompt.safetensors").unlink(), "no such file"),
-    "no record": (lambda folder: (folder / "prompt.json").unlink(), "prompt.safetensors;"),
-    "half a record": (lambda folder: (folder / "prompt.json").write_text('{"form'), "damaged"),
-    "not UTF-8": (lambda folder: (folder / "prompt.json").write_bytes(b"\xff\xfe{"), "damaged"),
-    "a list": (lambda folder: (folder / "prompt.json").write_text("[]"), "which is no prompt"),
-    "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is no"),
+    "no tensors": (lambda folder: (folder / "learned.safetensors").unlink(), "no such file"),
+    "no record": (lambda folder: (folder / "method.json").unlink(), "learned.safetensors;"),
+    "half a record": (lambda folder: (folder / "method.json").write_text('{"form'), "damaged"),
+    "not UTF-8": (lambda folder: (folder / "method.json").write_bytes(b"\xff\xfe{"), "damaged"),
+    "a list": (lambda folder: (folder / "method.json").write_text("[]"), "which is none"),
+    "other JSON": (lambda folder: edit(folder, format="a config"), "'a config', which is none"),
     "newer": (lambda folder: edit(folder, format_version=2), "got 2; update coop_jax"),
     "no version": (lambda folder: edit(folder, format_version=None), "format version 1"),
     "no settings": (lambda folder: edit(folder, settings=None), "got settings missing"),
     "numbers as names": (lambda folder: edit(folder, class_names=[1, 2]), "got class_names"),
-    "ids too few": (lambda folder: edit(folder, class_ids=["a"]), "1 ids for 5 names"),
-    "no classes": (lambda folder: edit(folder, class_ids=[], class_names=[]), "0 ids for 0"),
-    "unknown tensor": (lambda folder: edit(folder, per_class=["ctx"]), "without ctx"),
-    "one bit": (damage_tensors, "a damaged or another one"),
+    "ids too few": (lambda folder: edit(folder, class_ids=["a"]), "for each of 5 class names"),
+    "another digest": (lambda folder: edit(folder, sha256="f" * 64), "sha256 ffffffff"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_prompts(damage, saved):
+def test_damaged_folders(damage, folder):
     change, message = DAMAGES[damage]
-    change(saved)
-    assert message in refusal(prompts.load, saved)
+    change(folder)
+    assert message in refusal(Saved.load, folder)
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory, tiny_clip, tiny_tokenizer):
+    """A folder, and the two files that a saved method has in it."""
+    folder = tmp_path_factory.mktemp("flipped") / "mine"
+    made("cocoop", tiny_clip, tiny_tokenizer)[1].save(folder)
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["method.json", "learned.safetensors"])
+@given(place=st.floats(0, 1, exclude_max=True), flipped=st.integers(1, 255))
+def test_any_damaged_byte_is_refused(name, place, flipped, contents):
+    folder, content = contents[0], bytearray(contents[1][name])
+    content[int(place * len(content))] ^= flipped
+    (folder / name).write_bytes(content)
+    try:
+        assert str(folder / name) in refusal(Saved.load, folder)
+    finally:
+        (folder / name).write_bytes(contents[1][name])
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         (b"not safetensors", "got a damaged one"),
-        ({}, "got none"),
-        ({"context": np.zeros((5, 4, 32), np.int8)}, "got context of others"),
+        (save({"context": np.zeros(4, np.int64)}), "got context of others"),
     ],
 )
-def test_tensors_that_are_none(tensors, message, tmp_path, saved):
-    record, _ = files.read(saved)
-    if isinstance(tensors, bytes):
-        (saved / "prompt.safetensors").write_bytes(tensors)
-        edit(saved, sha256=hashlib.sha256(tensors).hexdigest())
-    else:
-        saved = tmp_path / "other"
-        files.write(saved, record | {"per_class": []}, tensors)
-    assert message in refusal(prompts.load, saved)
+def test_tensors_that_are_none(tensors, message, folder):
+    """Files with the right digest of something else."""
+    record, _ = files.read(folder)
+    (folder / "learned.safetensors").write_bytes(tensors)
+    (folder / "method.json").write_bytes(files.signed(record, tensors))
+    assert message in refusal(Saved.load, folder)
 
 
 @pytest.mark.parametrize(
@@ -285,19 +265,11 @@ def test_tensors_that_are_none(tensors, message, tmp_path, saved):
         {"per_class": ()},
     ],
 )
-def test_records_that_do_not_fit_the_tensors(changes, saved, tiny_clip, tiny_tokenizer):
-    found = dataclasses.replace(prompts.load(saved), **changes)
+def test_records_that_do_not_fit_the_tensors(changes, folder, tiny_clip, tiny_tokenizer):
+    found = dataclasses.replace(Saved.load(folder), **changes)
     refusal(found.for_classes, tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES[:3]))
 
 
 def test_a_file_is_no_prompt(tmp_path):
     (tmp_path / "model.pth.tar-50").write_bytes(b"PK")
-    assert "a file;" in refusal(prompts.load, tmp_path / "model.pth.tar-50")
-
-
-@pytest.mark.parametrize("vision", ["vit", "resnet"])
-def test_the_fingerprint_is_of_what_stays_in_float32(vision, tiny_tokenizer):
-    half = make_clip(tiny_tokenizer, vision, np.float16)
-    leaves = dict(nnx.to_flat_state(nnx.state(half)))
-    single = [path for path, leaf in leaves.items() if leaf.dtype == np.float32]
-    assert always_float32(leaves) == sorted(single, key=str)
+    assert "a file;" in refusal(Saved.load, tmp_path / "model.pth.tar-50")
