@@ -10,6 +10,8 @@ from makers import TEXTURES, feature_arrays, image_folder, refusal
 from recorded.case import relative
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
+from test_docs import blocks
+from test_imports import assert_clean, run_python
 
 from coop_jax import Classifier, config, methods, prompts, protocols, results
 from coop_jax.__main__ import main
@@ -179,7 +181,7 @@ def test_new_classes_and_other_datasets_have_features_of_their_own(write, tmp_pa
     _, _, rows = protocols.run(chosen, tmp_path / "shifted")
     assert [row.dataset for row in rows] == ["textures", "shifted"] * 2
     other = write(feature_arrays(encoder=np.array("another")), "another.npz")
-    for target in (str(other), "digits"):
+    for target in (str(other), str(image_folder(tmp_path / "images", TEXTURES[:2], 1))):
         message = refusal(protocols.run, chosen | {"targets": (target,)}, tmp_path / "refused")
         assert "12-dimensional features (cosine_multiplier 100) in" in message
 
@@ -269,6 +271,22 @@ def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     assert "features: expected floating" in refusal(fitted.predict, ["cat.jpg"])
     images = image_folder(tmp_path / "images", TEXTURES[:2], 1)
     assert "expected features, got images" in refusal(fitted.score, images)
+
+
+@pytest.mark.heavy
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    """Zero-shot CLIP is as good on the features as on the images that they were made of."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    write, fit, _ = blocks("adding-a-dataset.md", "python")
+    path = tmp_path / "digits.npz"
+    assert_clean(run_python(write.replace("digits.npz", str(path))))
+    finished = run_python(fit.replace("digits.npz", str(path)))
+    assert_clean(finished)
+    on_features = Classifier(method="zero_shot").fit(path).score(path)
+    on_images = Classifier("tiny", method="zero_shot", data_dir=tmp_path).fit("digits")
+    assert on_features == pytest.approx(on_images.score("digits"), abs=2e-3)
+    predicted, score = finished.stdout.splitlines()
+    assert predicted.count("'") == 6 and float(score) > on_features
 
 
 def golden(name, folder):
