@@ -64,7 +64,7 @@ class Learner:
             after `fit` or `load`.
         method_: the method, an NNX module, with what it has learned.
         clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it. Of
-            given features a `coop_jax.clip.FeatureSpace`.
+            given features a `coop_jax.clip.features.FeatureSpace`.
         tokenizer_: its tokenizer, if any.
         training_: how it was trained, as the saved prompt has it.
         losses_: the loss of every training step; after `fit` alone.
