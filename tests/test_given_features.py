@@ -204,8 +204,12 @@ def test_each_view_counts_once(write):
     np.testing.assert_allclose(fitted.method_.keys[...], keys, rtol=1e-5)
     fitted = Classifier(method="gda", shots=1).fit(path)
     assert np.isfinite(fitted.method_.weight[...]).all()
-    one = write(feature_arrays(), "one.npz")
+    arrays = feature_arrays()
+    one = write(arrays, "one.npz")
     assert "augmented views" in refusal(Classifier(method="gda", shots=1).fit, one)
+    same = arrays["train_features"][arrays["train_labels"]]
+    one = write(arrays | {"train_features": same}, "same.npz")
+    assert "differ within a class" in refusal(Classifier(method="gda").fit, one)
 
 
 TIP_ALONE = {"method": "tip_adapter", "settings": {"search": False}}
