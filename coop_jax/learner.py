@@ -222,7 +222,7 @@ class Learner:
             examples, ids = dataset.test, np.asarray(dataset.classes.ids)
             right = memory.label_numbers(ids[examples.labels], self._classes.ids)
         else:
-            given = self._predictor.examples(images)
+            given = self._predictor.examples(images, split="test")
             examples = memory.labelled(given, _required(labels), names)
             right = examples.labels
         weights = memory.checked_weights(sample_weight, len(right))
