@@ -15,7 +15,7 @@ from test_imports import assert_clean, run_python
 
 from coop_jax import Classifier, config, methods, prompts, protocols, results
 from coop_jax.__main__ import main
-from coop_jax.data import catalog
+from coop_jax.data import catalog, features
 
 TIP = ("--config=few_shot:tip_adapter", "--config.seeds=(1,)", "--config.loggers=()")
 SMALL = ("--config.method.beta_steps=3", "--config.method.alpha_steps=2")
@@ -251,6 +251,16 @@ def test_a_classifier_takes_arrays(tmp_path):
     assert scores.mean() > 0.5
 
 
+def test_a_dataset_in_memory_has_validation_images_too(write):
+    arrays = feature_arrays(cosine_multiplier=30)
+    in_memory = Classifier(method="gda").fit(features.dataset(arrays))
+    of_file = Classifier(method="gda").fit(write(arrays))
+    np.testing.assert_array_equal(
+        in_memory.logits(arrays["test_features"]), of_file.logits(arrays["test_features"])
+    )
+    assert float(np.exp(in_memory.clip_.logit_scale[...])) == pytest.approx(30)
+
+
 def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     arrays = feature_arrays()
     rows, labels, texts = (
@@ -272,7 +282,8 @@ def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     assert "validation" in refusal(Classifier(method="gda").fit, rows, labels, **words)
     fitted = new.fit(rows, labels, **words)
     assert "features: expected rows of 12" in refusal(fitted.predict, rows[:, :5])
-    assert "features: expected floating" in refusal(fitted.predict, ["cat.jpg"])
+    for images in (["cat.jpg"], [[1.0], [1.0, 2.0]], None):
+        assert "features: expected floating" in refusal(fitted.predict, images)
     images = image_folder(tmp_path / "images", TEXTURES[:2], 1)
     assert "expected features, got images" in refusal(fitted.score, images)
 
