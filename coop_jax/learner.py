@@ -64,7 +64,7 @@ class Learner:
             after `fit` or `load`.
         method_: the method, an NNX module, with what it has learned.
         clip_: the frozen CLIP; the last one loaded is shared by all classifiers that name it. Of
-            given features a `coop_jax.clip.FeatureSpace`.
+            given features a `coop_jax.clip.features.FeatureSpace`.
         tokenizer_: its tokenizer, if any.
         training_: how it was trained, as the saved record has it.
         losses_: the loss of every training step; after `fit` alone.
@@ -220,7 +220,7 @@ class Learner:
             examples, ids = dataset.test, np.asarray(dataset.classes.ids)
             right = memory.label_numbers(ids[examples.labels], self._classes.ids)
         else:
-            given = self._predictor.examples(images)
+            given = self._predictor.examples(images, split="test")
             examples = memory.labelled(given, _required(labels), names)
             right = examples.labels
         weights = memory.checked_weights(sample_weight, len(right))

@@ -87,15 +87,19 @@ class Predictor:
             )
         return found
 
-    def examples(self, images: ImagesOrFeatures) -> Examples:
+    def examples(self, images: ImagesOrFeatures, split: str = "") -> Examples:
         """Return a list of images, or an array of features `[images, embedding]`, as a split.
 
+        Args:
+            images: what the method was learned from, one or the other.
+            split: what messages call it; "" where there is none.
+
         Raises:
-            InputError: they are not what the method was learned from.
+            InputError: they are neither, or the other.
         """
         if isinstance(self._clip, FeatureSpace):
-            return features.examples(images, embedding=self._clip.config.embedding)
-        return memory.examples(images, split="")
+            return features.examples(images, embedding=self._clip.config.embedding, split=split)
+        return memory.examples(images, split=split)
 
     def logits_of(self, examples: Examples) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of a split.

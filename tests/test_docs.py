@@ -371,7 +371,7 @@ def test_the_example_of_a_method_learns(example, tmp_path, monkeypatch):
 
 
 def test_the_example_of_a_dataset(tmp_path, monkeypatch):
-    (code,) = blocks("adding-a-dataset.md", "python")
+    *_, code = blocks("adding-a-dataset.md", "python")
     ((name, row),) = eval(f"{{{code}}}", vars(official)).items()
     rows = {
         split: [[f"{bird}/{split}_{number}.jpg", label, bird] for number in range(2)]

@@ -10,10 +10,12 @@ from makers import TEXTURES, feature_arrays, image_folder, refusal
 from recorded.case import relative
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
+from test_docs import blocks
+from test_imports import assert_clean, run_python
 
 from coop_jax import Classifier, config, methods, protocols, results
 from coop_jax.__main__ import main
-from coop_jax.data import catalog
+from coop_jax.data import catalog, features
 from coop_jax.saved import Saved
 
 TIP = ("--config=few_shot:tip_adapter", "--config.seeds=(1,)", "--config.loggers=()")
@@ -180,7 +182,7 @@ def test_new_classes_and_other_datasets_have_features_of_their_own(write, tmp_pa
     _, _, rows = protocols.run(chosen, tmp_path / "shifted")
     assert [row.dataset for row in rows] == ["textures", "shifted"] * 2
     other = write(feature_arrays(encoder=np.array("another")), "another.npz")
-    for target in (str(other), "digits"):
+    for target in (str(other), str(image_folder(tmp_path / "images", TEXTURES[:2], 1))):
         message = refusal(protocols.run, chosen | {"targets": (target,)}, tmp_path / "refused")
         assert "12-dimensional features (cosine_multiplier 100) in" in message
 
@@ -203,8 +205,12 @@ def test_each_view_counts_once(write):
     np.testing.assert_allclose(fitted.method_.keys[...], keys, rtol=1e-5)
     fitted = Classifier(method="gda", shots=1).fit(path)
     assert np.isfinite(fitted.method_.weight[...]).all()
-    one = write(feature_arrays(), "one.npz")
+    arrays = feature_arrays()
+    one = write(arrays, "one.npz")
     assert "augmented views" in refusal(Classifier(method="gda", shots=1).fit, one)
+    same = arrays["train_features"][arrays["train_labels"]]
+    one = write(arrays | {"train_features": same}, "same.npz")
+    assert "differ within a class" in refusal(Classifier(method="gda").fit, one)
 
 
 TIP_ALONE = {"method": "tip_adapter", "settings": {"search": False}}
@@ -246,6 +252,16 @@ def test_a_classifier_takes_arrays(tmp_path):
     assert scores.mean() > 0.5
 
 
+def test_a_dataset_in_memory_has_validation_images_too(write):
+    arrays = feature_arrays(cosine_multiplier=30)
+    in_memory = Classifier(method="gda").fit(features.dataset(arrays))
+    of_file = Classifier(method="gda").fit(write(arrays))
+    np.testing.assert_array_equal(
+        in_memory.logits(arrays["test_features"]), of_file.logits(arrays["test_features"])
+    )
+    assert float(np.exp(in_memory.clip_.logit_scale[...])) == pytest.approx(30)
+
+
 def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     arrays = feature_arrays()
     rows, labels, texts = (
@@ -267,9 +283,26 @@ def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     assert "validation" in refusal(Classifier(method="gda").fit, rows, labels, **words)
     fitted = new.fit(rows, labels, **words)
     assert "features: expected rows of 12" in refusal(fitted.predict, rows[:, :5])
-    assert "features: expected floating" in refusal(fitted.predict, ["cat.jpg"])
+    for images in (["cat.jpg"], [[1.0], [1.0, 2.0]], None):
+        assert "features: expected floating" in refusal(fitted.predict, images)
     images = image_folder(tmp_path / "images", TEXTURES[:2], 1)
     assert "expected features, got images" in refusal(fitted.score, images)
+
+
+@pytest.mark.heavy
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    """Zero-shot CLIP is as good on the features as on the images that they were made of."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    write, fit, _ = blocks("adding-a-dataset.md", "python")
+    path = tmp_path / "digits.npz"
+    assert_clean(run_python(write.replace("digits.npz", str(path))))
+    finished = run_python(fit.replace("digits.npz", str(path)))
+    assert_clean(finished)
+    on_features = Classifier(method="zero_shot").fit(path).score(path)
+    on_images = Classifier("tiny", method="zero_shot", data_dir=tmp_path).fit("digits")
+    assert on_features == pytest.approx(on_images.score("digits"), abs=2e-3)
+    predicted, score = finished.stdout.splitlines()
+    assert predicted.count("'") == 6 and float(score) > on_features
 
 
 def golden(name, folder):

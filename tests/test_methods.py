@@ -1,5 +1,6 @@
 """One contract for every method file found, and each method's own errors."""
 
+import json
 import warnings
 
 import jax
@@ -162,6 +163,15 @@ def test_a_phrase_with_words_of_several_tokens(tiny_clip, tiny_tokenizer, caplog
     np.testing.assert_allclose(
         eager_logits(method, tiny_clip), eager_logits(zero_shot, tiny_clip), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_a_label_names_no_default_that_a_record_has(name):
+    settings = methods.default_config(name)
+    recorded = json.loads(json.dumps(settings))
+    assert methods.label(name, recorded) == methods.label(name, settings)
+    others = {key: ["other"] for key, value in settings.items() if isinstance(value, tuple)}
+    assert all(f"{key} = ['other']" in methods.label(name, recorded | others) for key in others)
 
 
 def test_an_ensemble_averages_normalised_features(tiny_clip, tiny_tokenizer):

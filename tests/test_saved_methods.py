@@ -47,7 +47,7 @@ def pixels(seed, count):
 
 def examples(seed):
     """Two images of each class."""
-    return memory.labelled(pixels(seed, 6), list(NAMES) * 2, NAMES, split="train")
+    return memory.labelled(memory.examples(pixels(seed, 6), split="train"), list(NAMES) * 2, NAMES)
 
 
 def create(name, clip, tokenizer, classes, seed=0):

@@ -76,7 +76,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _images(paths: list[str], ready: "Ready") -> "list[tuple[list[str], list[str] | Examples]]":
-    """Names and images; a pair for each file of features."""
+    """Return names and images, a pair for each file of features."""
     if not ready.saved.space:
         return [(paths, paths)]
     from coop_jax.data import features

@@ -200,7 +200,10 @@ def vectors(
     Raises:
         InputError: another shape or type, or a row that has no direction in float32.
     """
-    array = np.asarray(array)
+    try:
+        array = np.asarray(array)
+    except ValueError:
+        array = np.asarray(None)
     if array.dtype.kind != "f" or array.ndim not in (2, 3) or 0 in array.shape:
         raise InputError.of_setting(
             key,

@@ -149,7 +149,7 @@ class Method(base.Method):
         Of equally good ones the first counts.
 
         Raises:
-            InputError: a class has fewer than two augmented views.
+            InputError: as `estimated`.
         """
         views = unit(jnp.asarray(data.train.images(self.passes).features))
         features = np.asarray(views).reshape(-1, views.shape[-1])
@@ -198,7 +198,8 @@ def estimated(
             not count.
 
     Raises:
-        InputError: a class has fewer than two features.
+        InputError: a class has fewer than two features, or all features of every class are the
+            same.
     """
     counts = np.bincount(labels, minlength=classes)
     if counts.min() < 2:
@@ -218,6 +219,11 @@ def estimated(
         cutoff = size * np.finfo(np.float32).eps
         return means, np.linalg.pinv(total, rcond=cutoff, hermitian=True)
     shrinkage = np.trace(total) / (len(labels) - 1)
+    if not shrinkage > np.finfo(np.float32).eps ** 2:
+        raise InputError(
+            "GDA: expected training features that differ within a class, got the same for all of"
+            " its images; add others"
+        )
     return means, size * np.linalg.inv(total + shrinkage * np.eye(size))
 
 

@@ -128,8 +128,17 @@ def label(name: str, settings: Mapping[str, Any]) -> str:
     if hasattr(made_of, "label"):
         return made_of.label(settings)
     defaults = made_of.default_config()
-    others = [f"{key} = {value}" for key, value in settings.items() if defaults.get(key) != value]
+    others = [
+        f"{key} = {value}"
+        for key, value in settings.items()
+        if _as_read(value) != _as_read(defaults.get(key))
+    ]
     return ", ".join([made_of.NAME, *others])
+
+
+def _as_read(value: Any) -> Any:
+    """Return a setting as it is read from a record."""
+    return [*value] if isinstance(value, tuple) else value
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
