@@ -13,6 +13,7 @@ from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax import prompts
 from coop_jax.classes import Classes
+from coop_jax.clip import source
 from coop_jax.data import catalog, features, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import ImagesOrFeatures, Labels
@@ -150,8 +151,8 @@ class Learner:
             learn([run], [losses])
         record = prompts.training_record(run)
         self.losses_ = losses.values
-        self._settings, self._backbone = config["method"], frozen.backbone
-        self._texts = dataset.texts
+        self._settings, self._texts = config["method"], dataset.texts
+        self._backbone = dataset.space or source.backbone(config["clip"]["name"])
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
     def predict(self, images: ImagesOrFeatures) -> np.ndarray:
