@@ -13,6 +13,7 @@ import numpy as np
 from coop_jax import config as config_module
 from coop_jax import evaluate, parallel, results
 from coop_jax import workdir as workdir_module
+from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
@@ -97,8 +98,8 @@ class Experiment:
 
     @property
     def backbone(self) -> str:
-        """The CLIP's name in records; its weights have a hash besides."""
-        return self.frozen.backbone
+        """The CLIP's name in records, whose weights have a hash; or that of given features."""
+        return self.dataset.space or source.backbone(self.config["clip"]["name"])
 
     @property
     def method_name(self) -> str:

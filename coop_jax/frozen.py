@@ -27,7 +27,6 @@ class Frozen:
         mesh: the devices.
         clip: the CLIP; a `FeatureSpace` where the dataset gives features.
         tokenizer: its tokenizer; None where the dataset gives features.
-        backbone: the CLIP's name in records, or that of the given features.
     """
 
     def __init__(self, config: Mapping[str, Any], dataset: Dataset):
@@ -41,10 +40,8 @@ class Frozen:
         if dataset.texts is not None:
             self.clip: Any = FeatureSpace(dataset.texts.shape[-1], dataset.logit_scale)
             self.tokenizer: Tokenizer | None = None
-            self.backbone = dataset.space
         else:
             self.clip, self.tokenizer = load_clip(**config["clip"])
-            self.backbone = source.backbone(config["clip"]["name"])
 
     def create(
         self,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
 from coop_jax.classes import Classes
+from coop_jax.clip import source
 from coop_jax.data import catalog, features, few_shot, memory, sampling
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import ImagesOrFeatures, Labels
@@ -148,8 +149,9 @@ class Learner:
             learn([run], [losses])
         record = training_record(run)
         self.losses_ = losses.values
-        self._settings, self._backbone = config["method"], frozen.backbone
+        self._settings = config["method"]
         self._template, self._texts = dataset.templates[0], dataset.texts
+        self._backbone = dataset.space or source.backbone(config["clip"]["name"])
         return self._have(run.method, frozen.clip, frozen.tokenizer, dataset.classes, record)
 
     def predict(self, images: ImagesOrFeatures) -> np.ndarray:
