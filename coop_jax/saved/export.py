@@ -75,9 +75,12 @@ def class_weights(method: Any, clip: Any) -> ClassWeights:
             if np.allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(weight).max()):
                 single = weight.astype(np.float32), bias.astype(np.float32)
                 return ClassWeights(*single, normalizes)
+    others = "use its folder by coop_jax"
+    if not _remembers(method):
+        others = "export the whole classifier (a file that ends in .stablehlo)"
     raise InputError(
         f"expected a method that is linear in the features of an image, got {_name(method)}, which"
-        " is not; export the whole classifier instead (a file that ends in .stablehlo)"
+        f" is not; {others} instead"
     )
 
 
