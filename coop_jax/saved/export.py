@@ -37,13 +37,13 @@ TRIED = 64
 
 
 class ClassWeights(NamedTuple):
-    """A linear classifier of image features: the logits are `features @ weight.T + bias`.
+    """A linear classifier: the logits are `features @ coefficients.T + intercept`.
 
-    With `normalizes` the features count at length one; else as the image tower makes them.
+    With `normalizes` the image features count at length one; else as the image tower makes them.
     """
 
-    weight: Float32[np.ndarray, "classes embedding"]
-    bias: Float32[np.ndarray, " classes"]
+    coefficients: Float32[np.ndarray, "classes embedding"]
+    intercept: Float32[np.ndarray, " classes"]
     normalizes: bool
 
 
@@ -106,7 +106,7 @@ def save_class_weights(
         InputError: the file is there, or cannot be written.
     """
     path, names = Path(path), list(class_names)
-    tensors = {"weight": np.ascontiguousarray(weights.weight), "bias": weights.bias}
+    tensors = {"weight": np.ascontiguousarray(weights.coefficients), "bias": weights.intercept}
     if path.suffix == ".npz":
         file, said = io.BytesIO(), {"normalizes": weights.normalizes, "backbone": backbone}
         np.savez(file, **tensors, classes=np.asarray(names), **said)
