@@ -90,7 +90,7 @@ def test_own_photographs(run):
     said = texts(outputs)
     counts = re.search(r"10 classes; (\d+) images for training, (\d+) for testing", said)
     assert counts and 150 < int(counts[1]) < 250 and 70 < int(counts[2]) < 170
-    assert "method.json, learned.safetensors" in said and "mostly taken for" in said
+    assert "learned.safetensors, method.json" in said and "mostly taken for" in said
 
 
 @pytest.mark.heavy

@@ -10,8 +10,7 @@ import numpy as np
 
 from coop_jax import methods
 from coop_jax.classes import Classes
-from coop_jax.clip import FeatureSpace, Tokenizer, fingerprint
-from coop_jax.clip.config import ViTConfig
+from coop_jax.clip import Tokenizer, fingerprint
 from coop_jax.data.listing import some
 from coop_jax.errors import InputError
 from coop_jax.provenance import versions
@@ -207,13 +206,6 @@ class Saved:
             texts=texts,
             shards=shards,
         )
-        per_class = per_class_of(method)
-        if set(per_class) != set(self.per_class):
-            raise InputError(
-                f"expected {', '.join(per_class) or 'nothing'} with a row per class, as the"
-                f" settings make the method, got {', '.join(self.per_class) or 'nothing'}; the"
-                " file is damaged: fetch or learn it again"
-            )
         return methods.fill(method, self.learned, self.classes, wanted)
 
     def texts_of(self, wanted: Classes) -> np.ndarray | None:
@@ -235,12 +227,10 @@ class Saved:
         Raises:
             InputError: it is another; the line names both.
         """
-        found = fingerprint(clip)
-        if found != self.fingerprint:
-            given = f"{backbone} ({_described(clip)}," if backbone else f"{_described(clip)} ("
+        if (got := fingerprint(clip)) != self.fingerprint:
             raise InputError(
                 f"expected the CLIP that this was learned with, {self.backbone} (fingerprint"
-                f" {self.fingerprint[:8]}), got {given} fingerprint {found[:8]}); load"
+                f" {self.fingerprint:.8}), got {backbone or 'another'} (fingerprint {got:.8}); load"
                 f" {self.backbone}, or learn with this one"
             )
 
@@ -274,14 +264,3 @@ def training_record(run: "TrainingRun") -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seen.KEY: seen.digests(*run.learned_from),
     }
-
-
-def _described(clip: Any) -> str:
-    if isinstance(clip, FeatureSpace):
-        return f"a space of {clip.config.embedding}-dimensional features"
-    vision = clip.config.vision
-    kind = "a ResNet"
-    if isinstance(vision, ViTConfig):
-        kind = f"a ViT of patches of {vision.patch_size}"
-    width = clip.config.text.transformer.width
-    return f"{kind} on {vision.image_size} pixels with a text tower of width {width}"

@@ -37,13 +37,13 @@ TRIED = 64
 
 
 class ClassWeights(NamedTuple):
-    """A linear classifier of image features: the logits are `features @ weight.T + bias`.
+    """A linear classifier: the logits are `features @ coefficients.T + intercept`.
 
-    With `normalizes` the features count at length one; else as the image tower makes them.
+    With `normalizes` the image features count at length one; else as the image tower makes them.
     """
 
-    weight: Float32[np.ndarray, "classes embedding"]
-    bias: Float32[np.ndarray, " classes"]
+    coefficients: Float32[np.ndarray, "classes embedding"]
+    intercept: Float32[np.ndarray, " classes"]
     normalizes: bool
 
 
@@ -75,9 +75,12 @@ def class_weights(method: Any, clip: Any) -> ClassWeights:
             if np.allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(weight).max()):
                 single = weight.astype(np.float32), bias.astype(np.float32)
                 return ClassWeights(*single, normalizes)
+    others = "use its folder by coop_jax"
+    if not _remembers(method):
+        others = "export the whole classifier (a file that ends in .stablehlo)"
     raise InputError(
         f"expected a method that is linear in the features of an image, got {_name(method)}, which"
-        " is not; export the whole classifier instead (a file that ends in .stablehlo)"
+        f" is not; {others} instead"
     )
 
 
@@ -103,7 +106,7 @@ def save_class_weights(
         InputError: the file is there, or cannot be written.
     """
     path, names = Path(path), list(class_names)
-    tensors = {"weight": np.ascontiguousarray(weights.weight), "bias": weights.bias}
+    tensors = {"weight": np.ascontiguousarray(weights.coefficients), "bias": weights.intercept}
     if path.suffix == ".npz":
         file, said = io.BytesIO(), {"normalizes": weights.normalizes, "backbone": backbone}
         np.savez(file, **tensors, classes=np.asarray(names), **said)

@@ -126,9 +126,9 @@ def _sha256(content: bytes) -> str:
 
 
 def _holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
-    """Tell whether the folder has these files with these contents."""
-    paths = {folder / name: content for name, content in contents.items()}
-    return all(path.is_file() and path.read_bytes() == paths[path] for path in paths)
+    """Return whether the folder has these files with these contents."""
+    paths = [folder / name for name in contents]
+    return all(path.is_file() and path.read_bytes() == contents[path.name] for path in paths)
 
 
 def _write_through(path: Path, content: bytes) -> None:
