@@ -19,7 +19,7 @@ CLASS_NAMES_FILE = "classnames.txt"
 NO_TRAINING = {"train": Files(), "val": Files()}
 
 
-def split_file(root: Path, *, images: str, split: str) -> Listing:
+def split_file(root: Path, images: str, split: str) -> Listing:
     """A dataset with a `split_zhou_*.json`, whose paths are relative to the folder `images`.
 
     Raises:
@@ -34,8 +34,8 @@ def split_file(root: Path, *, images: str, split: str) -> Listing:
     return check_files(read_split_file(path, root / images), str(path))
 
 
-def fgvc_aircraft(root: Path) -> Listing:
-    """FGVC-Aircraft: variants.txt and images_variant_{train,val,test}.txt, images/<id>.jpg.
+def fgvc_aircraft(root: Path, images: str) -> Listing:
+    """FGVC-Aircraft: variants.txt and images_variant_{train,val,test}.txt, <id>.jpg in `images`.
 
     Raises:
         InputError: a list is absent, names an unknown variant, or names absent images.
@@ -51,14 +51,13 @@ def fgvc_aircraft(root: Path) -> Listing:
             raise InputError(
                 f"{path}: expected variants of variants.txt, got {unknown[0]!r}; restore both files"
             )
-        splits[split] = Files(
-            [f"images/{row[0]}.jpg" for row in rows], [labels[row[1]] for row in rows]
-        )
+        paths = [f"{images}/{image}.jpg" for image, _ in rows]
+        splits[split] = Files(paths, [labels[variant] for _, variant in rows])
     return check_files(Listing(root, tuple(names), splits), str(root))
 
 
-def imagenet(root: Path) -> Listing:
-    """ImageNet: images/train/<wnid>/*, images/val/<wnid>/* or images/val/* flat, classnames.txt.
+def imagenet(root: Path, images: str) -> Listing:
+    """ImageNet: train/<wnid>/*, val/<wnid>/* or val/* flat in `images`; classnames.txt.
 
     The validation images are both val and test (protocol 2.1). Images are in the order of their
     names within a class; the official code takes them as the file system lists them.
@@ -69,8 +68,8 @@ def imagenet(root: Path) -> Listing:
     """
     names = imagenet_class_names(root)
     labels = {wnid: label for label, wnid in enumerate(names)}
-    folders = {"train": _by_wnid(root / "images" / "train", labels)}
-    validation = root / "images" / "val"
+    folders = {"train": _by_wnid(root / images / "train", labels)}
+    validation = root / images / "val"
     if has_folders(validation):
         folders["test"] = _by_wnid(validation, labels)
     splits = labelled_folders(root, folders)
@@ -79,7 +78,7 @@ def imagenet(root: Path) -> Listing:
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
-def numbered_folders(root: Path, *, images: str) -> Listing:
+def numbered_folders(root: Path, images: str) -> Listing:
     """ImageNetV2: a folder per line of classnames.txt, named by the line's number from 0.
 
     Raises:
@@ -94,7 +93,7 @@ def numbered_folders(root: Path, *, images: str) -> Listing:
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
-def wnid_folders(root: Path, *, images: str) -> Listing:
+def wnid_folders(root: Path, images: str) -> Listing:
     """ImageNet-Sketch, -A and -R: a folder per wnid; only the classes that are there count.
 
     ImageNet-A and -R have 200 of the 1,000 classes: labels number the folders there are.

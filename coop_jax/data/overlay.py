@@ -11,10 +11,9 @@ from jaxtyping import Int, Int32
 
 from coop_jax.classes import Classes, spelled
 from coop_jax.data import class_names, layouts, records
-from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.examples import Dataset, Examples, Source
 from coop_jax.data.listing import SPLITS, Files, read_split_file, some
-from coop_jax.data.official import Official
+from coop_jax.data.official import Catalogued, Official
 from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
 from coop_jax.printing import plural

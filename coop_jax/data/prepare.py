@@ -18,9 +18,8 @@ import tensorflow_datasets as tfds
 
 from coop_jax import command_line
 from coop_jax.data import catalog, copies, overlay
-from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.listing import Listing
-from coop_jax.data.official import OFFICIAL
+from coop_jax.data.official import OFFICIAL, Catalogued
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
 from coop_jax.terminal import count_images

@@ -15,24 +15,7 @@ from coop_jax.results import Result
 
 log = logging.getLogger(__name__)
 
-_SPELLED = {
-    "imagenet": "ImageNet",
-    "caltech101": "Caltech101",
-    "oxford_pets": "OxfordPets",
-    "stanford_cars": "StanfordCars",
-    "oxford_flowers": "Flowers102",
-    "food101": "Food101",
-    "fgvc_aircraft": "FGVCAircraft",
-    "sun397": "SUN397",
-    "dtd": "DTD",
-    "eurosat": "EuroSAT",
-    "ucf101": "UCF101",
-    "imagenetv2": "ImageNetV2",
-    "imagenet_sketch": "ImageNet-Sketch",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_r": "ImageNet-R",
-}
-DATASETS = {name: _SPELLED[name] for name in OFFICIAL}
+DATASETS = {name: row.spelled for name, row in OFFICIAL.items()}
 """The papers' datasets, in their order, as they spell them."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from coop_jax.data.official import OFFICIAL
 from coop_jax.printing import plural
 from coop_jax.report import summary
 from coop_jax.report.sheet import Row, Sheet
@@ -10,19 +11,7 @@ from coop_jax.results import Result
 
 USUAL_SOURCE = "imagenet"
 
-_SHORT = {
-    "imagenet": "ImageNet",
-    "caltech101": "Caltech",
-    "oxford_pets": "Pets",
-    "stanford_cars": "Cars",
-    "oxford_flowers": "Flowers",
-    "food101": "Food",
-    "fgvc_aircraft": "Aircraft",
-    "imagenet_sketch": "-Sketch",
-    "imagenet_a": "-A",
-    "imagenet_r": "-R",
-    "imagenetv2": "-V2",
-}
+_SHORT = {name: row.short for name, row in OFFICIAL.items() if row.short}
 
 
 def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
@@ -62,7 +51,7 @@ def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
             point = Point(average, split, shots)
             values.append(summary.value(one, protocol, point, mean, averaged=targets))
         rows.append(Row(label=label, is_zero_shot=one.is_zero_shot, values=tuple(values)))
-    names = [_SHORT.get(name, summary.DATASETS.get(name, name)) for name in columns]
+    names = [_SHORT.get(name, summary.shown_name(name)) for name in columns]
     shots = summary.learned_shots(results)
     title = f"{protocol} from {source}, {results[0].backbone}, {split} split"
     return Sheet(
