@@ -123,11 +123,10 @@ def draw(confusion: Confusion, title: str) -> "Figure":
     for spine in axes.spines.values():
         spine.set_color("#b0b0b0")
     shown = fonts.wrapped(lettering(title), int(120 * side / size))
-    axes.set_title(shown, fontsize=size + 1, pad=size, parse_math=False)
+    axes.set_title(shown, fontsize=size + 1, pad=size)
     axes.set_xlabel("Predicted (blue: right, orange: wrong)", fontsize=size, labelpad=size)
     axes.set_ylabel("Label", fontsize=size, labelpad=size)
     lettering.apply(figure)
-    lettering.explain()
     return figure
 
 
@@ -166,10 +165,8 @@ def _number(axes: "Axes", counts: np.ndarray, shares: np.ndarray, size: float) -
 
 def _name(axes: "Axes", names: Sequence[str], size: float) -> None:
     places = range(len(names))
-    axes.set_xticks(
-        places, names, rotation=90, multialignment="right", fontsize=size, parse_math=False
-    )
-    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.set_xticks(places, names, rotation=90, multialignment="right", fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e4e4e4", linewidth=0.5)

@@ -83,16 +83,15 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
     ]
     saved: list[Path] = []
     path.parent.mkdir(parents=True, exist_ok=True)
+    lettering.apply(*(figure for _, figure in drawn))
     for name, figure in drawn:
         target = path
         if len(drawn) > 1:
             target = path.with_stem("-".join([path.stem, *map(_slug, name)]))
         while target in saved:
             target = target.with_stem(target.stem + "_")
-        lettering.apply(figure)
         figure.savefig(target)
         saved.append(target)
-    lettering.explain()
     return saved
 
 
