@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from coop_jax import fonts
 from coop_jax.printing import plural
+from coop_jax.report.curve import figure, style
 from coop_jax.report.sheet import Row, Sheet
 from coop_jax.report.summary import shown_name
 
@@ -61,17 +61,15 @@ def _draw(panels: Mapping[str, Mapping[str, float]], title: str = "") -> Figure 
     most = max(map(len, panels.values()))
     if not most:
         return None
-    figure = Figure(figsize=(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most), dpi=200)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    FigureCanvasAgg(figure)
+    picture = figure(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most)
     for index, (name, gains) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+        axes = picture.add_subplot(1, len(panels), index + 1)
         _draw_bars(axes, gains)
-        axes.set_title(_in_lines(name, 42), fontsize=11, pad=6, parse_math=False)
+        axes.set_title(_in_lines(name, 42), fontsize=11, pad=6)
         axes.set_xlabel("Absolute improvement (percentage points)", fontsize=9)
     if title:
-        figure.suptitle(_in_lines(title, 90), fontsize=12, parse_math=False)
-    return figure
+        picture.suptitle(_in_lines(title, 90), fontsize=12)
+    return picture
 
 
 def _in_lines(title: str, width: int) -> str:
@@ -112,27 +110,14 @@ def _mean(sheet: Sheet, name: str, column: str) -> float | None:
 
 
 def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
+    style(axes)
     colours = [_GAIN if gain >= 0 else _LOSS for gain in gains.values()]
-    places = range(len(gains))
-    axes.barh(places, list(gains.values()), height=0.62, color=colours, zorder=3)
-    for place, gain in zip(places, gains.values(), strict=True):
-        axes.annotate(
-            f"{round(gain, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}"),
-            (gain, place),
-            xytext=(4 if gain >= 0 else -4, 0),
-            textcoords="offset points",
-            horizontalalignment="left" if gain >= 0 else "right",
-            verticalalignment="center",
-            fontsize=8.5,
-        )
-    axes.set_yticks(places, [fonts.shortened(name, 36) for name in gains])
+    bars = axes.barh(range(len(gains)), list(gains.values()), height=0.62, color=colours)
+    shown = [f"{round(gain, 1) + 0.0:+.1f}" for gain in gains.values()]
+    minus = [text.replace("-", "\N{MINUS SIGN}") for text in shown]
+    axes.bar_label(bars, minus, padding=4, fontsize=8.5)
+    axes.set_yticks(range(len(gains)), [fonts.shortened(name, 36) for name in gains])
     axes.set_ylim(len(gains) - 0.4, -0.6)
     axes.margins(x=0.18)
-    axes.axvline(0, color="#606060", linewidth=0.9, zorder=4)
-    axes.tick_params(labelsize=9, length=0)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_color("#b0b0b0")
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
+    axes.axvline(0, color="#606060", linewidth=0.9)
+    axes.grid(visible=False, axis="y")
