@@ -211,7 +211,7 @@ def test_ctrl_c_ends_a_process(how):
                     raise
             time.sleep(60)
 
-        interruption.PATIENCE = 0.3 if "{how}" == "suppressed" else 60
+        interruption.PATIENCE = 0.3 if "{how}" in ("suppressed", "unraisable") else 60
         raise SystemExit(command_line.end(run, resumes=True))
         """
     )
