@@ -5,18 +5,20 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from coop_jax.data.listing import (
     IMAGE_SUFFIXES,
     SPLITS,
+    Files,
     entries_of,
     is_file,
     is_folder,
     is_image,
     some,
+    warn_of_others,
 )
 from coop_jax.errors import InputError
 
@@ -103,6 +105,38 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
         else:
             (images if is_file(entry) else broken).append(entry.name)
     return Folder(path, tuple(images), tuple(others), tuple(broken), tuple(folders))
+
+
+def files_of(root: Path, classes: Mapping[str, Iterable[tuple[Folder, int]]]) -> dict[str, Files]:
+    """The image files in and below each split's folders, in order, with the folders' labels.
+
+    What else is in the folders, but for leftovers, is warned of in one line.
+
+    Raises:
+        InputError: a folder has no image file, or what is called as one is none.
+    """
+    rows = {
+        split: [(path, label) for one, label in labelled for path in one.paths(root, "images")]
+        for split, labelled in classes.items()
+    }
+    every = [folder for labelled in classes.values() for folder, _ in labelled]
+    for folder in every:
+        if not folder.count:
+            raise InputError(
+                f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder.path}, got none;"
+                " add images or move the folder away"
+            )
+    broken = [path for folder in every for path in folder.paths(root, "broken")]
+    if broken:
+        raise InputError(
+            f"expected image files in {root}, got links to nothing or no files: {some(broken)};"
+            " restore them or move them away"
+        )
+    warn_of_others(root, [path for folder in every for path in folder.paths(root, "others")])
+    return {
+        split: Files([path for path, _ in found], [label for _, label in found])
+        for split, found in rows.items()
+    }
 
 
 def split_of(name: str) -> str | None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,55 +89,6 @@ def is_leftover(name: str) -> bool:
     return lower.startswith(".") or lower in LEFTOVERS or lower.endswith(":zone.identifier")
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; leftovers are passed over.
-
-    Raises:
-        InputError: there is no such folder, or it has none.
-    """
-    found = [folder / entry.name for entry in entries_of(folder) if is_folder(entry)]
-    if not found:
-        raise InputError(
-            f"expected a folder per class in {folder}, got none; put each class's images into a"
-            " folder of its name"
-        )
-    return found
-
-
-def has_folders(folder: Path) -> bool:
-    """Return whether there are folders in a folder; leftovers are passed over.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    return any(is_folder(entry) for entry in entries_of(folder))
-
-
-def labelled_folders(
-    root: Path, splits: Mapping[str, Iterable[tuple[Path, int]]]
-) -> dict[str, Files]:
-    """The image files of each split's class folders, sorted by name within a class.
-
-    What else is in the folders, but for leftovers, is warned of in one line.
-
-    Raises:
-        InputError: a folder has no image file.
-    """
-    found, others = {}, []
-    for split, folders in splits.items():
-        paths: list[str] = []
-        labels: list[int] = []
-        for folder, label in folders:
-            below = folder.relative_to(root).as_posix()
-            images, strange = image_files(folder)
-            paths += [f"{below}/{name}" for name in images]
-            labels += [label] * len(images)
-            others += [f"{below}/{name}" for name in strange]
-        found[split] = Files(paths, labels)
-    warn_of_others(root, others)
-    return found
-
-
 def warn_of_others(root: Path, others: Sequence[str]) -> None:
     """Say in one line what is passed over, if anything is."""
     if others:
@@ -164,29 +115,6 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
             " images where it is"
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
-
-
-def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of a folder's image files, and of what else is in it, each sorted.
-
-    Raises:
-        InputError: there is none, or one is a link to nothing or a folder.
-    """
-    entries = entries_of(folder)
-    found = [entry for entry in entries if is_image(entry.name)]
-    if not found:
-        raise InputError(
-            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
-            " or move the folder away"
-        )
-    broken = [entry.name for entry in found if not is_file(entry)]
-    if broken:
-        raise InputError(
-            f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
-            " restore them or move them away"
-        )
-    others = [entry.name for entry in entries if not is_image(entry.name)]
-    return [entry.name for entry in found], others
 
 
 def read_split_file(path: Path, root: Path) -> Listing:
