@@ -24,16 +24,7 @@ from coop_jax import printing
 from coop_jax.errors import InputError
 
 WIDE = 120
-"""Columns of a terminal that has room for a bar and a rate."""
-
-
-class RateColumn(ProgressColumn):
-    """How many are done in a second."""
-
-    def render(self, task: Task) -> Text:
-        """Three digits, or nothing as long as it is not known."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.{2 if speed < 10 else 0}f}/s" if speed else "")
+"""Columns of a terminal that has room for a bar."""
 
 
 class TimesColumn(ProgressColumn):
@@ -58,7 +49,7 @@ def _clock(seconds: float) -> str:
 def progress_bar(unit: str) -> Iterator[Progress | None]:
     """A line on standard error that counts `unit`, with times; None if no terminal.
 
-    It has a bar and a rate where there is room.
+    It has a bar where there is room.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -70,7 +61,6 @@ def progress_bar(unit: str) -> Iterator[Progress | None]:
         *[BarColumn(20, table_column=Column(no_wrap=True))] * is_wide,
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        *[RateColumn(table_column=Column(no_wrap=True))] * is_wide,
         TimesColumn(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console) as bar:
@@ -183,18 +173,25 @@ class _Lines(logging.Formatter):
 
 
 @contextlib.contextmanager
-def messages() -> Iterator[None]:
-    """What this package logs goes to standard error, a line each."""
+def messages(file: Path | None = None) -> Iterator[None]:
+    """What this package logs goes to standard error, a line each; or to a file, besides."""
     package = logging.getLogger("coop_jax")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
     level, propagate = package.level, package.propagate
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Lines())
+        package.propagate = False
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     package.addHandler(handler)
     package.setLevel(logging.INFO)
-    package.propagate = False
     try:
         yield
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
         package.propagate = propagate
+        if file is not None:
+            handler.close()
