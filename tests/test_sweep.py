@@ -12,7 +12,8 @@ import pytest
 from makers import coop_data
 
 from coop_jax import protocols, results
-from coop_jax.sweep.__main__ import FAILURES, main
+from coop_jax.__main__ import main as family
+from coop_jax.sweep.__main__ import FAILURES
 from coop_jax.sweep.execute import _warn_about_nodes
 from coop_jax.sweep.groups import Group
 
@@ -38,6 +39,10 @@ def words(data, workdir, *configs):
 
 def collected(workdir):
     return results.read(workdir / results.FILE_NAME)
+
+
+def main(words):
+    return family(["sweep", *words])
 
 
 def position(row):
@@ -204,8 +209,8 @@ def test_what_ray_is_silent_about(caplog):
 
 def test_help_is_quick():
     code = (
-        "import sys; from coop_jax.sweep.__main__ import main\n"
-        "try: main(['--help'])\n"
+        "import sys; from coop_jax.__main__ import main\n"
+        "try: main(['sweep', '--help'])\n"
         "finally: assert not {'jax', 'ray', 'absl'} & set(sys.modules)"
     )
     process = subprocess.run(

@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -122,10 +121,5 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("prepare", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("prepare", __name__))

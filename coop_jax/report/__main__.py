@@ -93,10 +93,5 @@ def _read(path: Path) -> list[Result]:
     return results
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("report", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("report", __name__))

@@ -188,10 +188,5 @@ def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outc
     return on_ray(groups, chosen.ray, needs, numbers["retries"])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("sweep", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("sweep", __name__))
