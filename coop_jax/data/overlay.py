@@ -1,7 +1,7 @@
 """The papers' datasets from TFDS's catalogue, with CoOp's split and class names laid over."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Int, Int32
 from coop_jax.classes import Classes, spelled
 from coop_jax.data import class_names, layouts, records
 from coop_jax.data.examples import Dataset, Examples, Source
-from coop_jax.data.listing import SPLITS, Files, read_split_file, some
+from coop_jax.data.listing import SPLITS, label_array, read_split_file, some
 from coop_jax.data.official import Catalogued, Official
 from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
@@ -148,34 +148,12 @@ def _as_split_file(
     listing = read_split_file(split_file, copy.place)
     # TFDS lower-cases the names of Caltech's folders.
     places = {path.lower(): place for place, path in enumerate(copy.paths.tolist())}
-    found = {
-        split: np.array([places.get(path.lower(), -1) for path in files.paths], np.int64)
-        for split, files in listing.splits.items()
-    }
-    _check_missing(row, copy, split_file, listing.splits, found)
-    rows = {}
-    for split, positions in found.items():
-        files, there = listing.splits[split], positions >= 0
-        labels, paths = np.asarray(files.labels, np.int32)[there], np.array(files.paths, str)[there]
-        rows[split] = positions[there], labels, paths
-    _check_labels(copy, split_file, rows.values())
-    return Classes(listing.class_names), {
-        split: copy.examples(split, *row) for split, row in rows.items()
-    }
-
-
-def _check_missing(
-    row: Catalogued,
-    copy: _Copy,
-    split_file: Path,
-    splits: dict[str, Files],
-    found: dict[str, np.ndarray],
-) -> None:
-    missing = [
-        splits[split].paths[place]
-        for split, positions in found.items()
-        for place in np.flatnonzero(positions < 0).tolist()
-    ]
+    splits, missing = {}, []
+    for split, files in listing.splits.items():
+        positions = np.array([places.get(path.lower(), -1) for path in files.paths], np.int64)
+        labels, paths, there = label_array(files), np.array(files.paths, str), positions >= 0
+        splits[split] = copy.examples(split, positions[there], labels[there], paths[there])
+        missing += paths[~there].tolist()
     if len(missing) > row.allow_missing:
         raise InputError(
             f"{split_file}: expected its images among the {len(copy.paths)} of {copy.place}, got"
@@ -185,24 +163,9 @@ def _check_missing(
     if missing:
         logger.warning(
             "TFDS left out %s of %s, and so do we: %s",
-            plural(len(missing), "image"),
-            split_file.name,
-            some(missing),
+            *(plural(len(missing), "image"), split_file.name, some(missing)),
         )
-
-
-def _check_labels(copy: _Copy, split_file: Path, rows: Iterable[tuple]) -> None:
-    """Each of TFDS's labels must be one label of the split file, whatever their numbers."""
-    seen: dict[int, int] = {}
-    for positions, labels, paths in rows:
-        theirs = copy.labels[positions].tolist()
-        for tfds_label, label, path in zip(theirs, labels.tolist(), paths, strict=True):
-            if seen.setdefault(tfds_label, label) != label:
-                raise InputError(
-                    f"{split_file}: expected one label for all images of TFDS's class"
-                    f" {copy.label_names[tfds_label]!r}, got {seen[tfds_label]} and, for {path},"
-                    f" {label}; restore the official file or prepare {copy.place} again"
-                )
+    return Classes(listing.class_names), splits
 
 
 def _as_tfds(
