@@ -13,6 +13,7 @@ from coop_jax import command_line, report
 from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.printing import escaped
+from coop_jax.report.sheet import csv_text
 from coop_jax.results import Result
 
 
@@ -55,7 +56,7 @@ def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path |
             report.console().print(sheet)
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.write_text(report.csv_text(sheets), encoding="utf-8", errors="backslashreplace")
+        csv.write_text(csv_text(sheets), encoding="utf-8", errors="backslashreplace")
         print(escaped(f"saved {csv}"), file=sys.stderr)
     if png is not None:
         saved = report.pictures(results, png)
