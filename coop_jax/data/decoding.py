@@ -29,14 +29,6 @@ pixels per byte, PNG and JPEG 350.
 LARGEST_FILE = 2 * 2**30
 """Bytes of the largest file that is read: more than `LARGEST` pixels take in any format."""
 
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
-
 # Pillow hands PostScript to Ghostscript, which runs it as a program.
 _NOT_DECODED = ("EPS",)
 
@@ -72,8 +64,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
     except ValueError as error:  # a null character
         raise OSError(errno.EINVAL, str(error), name) from error
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise OSError(errno.EINVAL, f"{kind} in place of a regular file", name)
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device in place of a file", name)
     if status.st_size > LARGEST_FILE:
         size = f"a file of {status.st_size:,} bytes, more than {LARGEST_FILE:,}"
         raise OSError(errno.EFBIG, size, name)

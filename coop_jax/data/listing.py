@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
@@ -14,17 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coop_jax.classes import spelled
-from coop_jax.data import decoding
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-    *HEIF_SUFFIXES,
+    *(".heic", ".heif", ".hif"),
 )
 """Endings of files that count as images; those of HEIF need pillow-heif."""
 
@@ -228,32 +225,6 @@ def check_files(listing: Listing, place: str) -> Listing:
             f" {len(absent)} of them ({some(absent)}); restore the files or correct the split"
         )
     return listing
-
-
-def check_heif(listing: Listing, place: str) -> None:
-    """See that images in HEIF, as telephones make them, can be read; endings may be wrong.
-
-    Raises:
-        InputError: there are some, and pillow-heif, which reads them, is not installed.
-    """
-    paths = [path for files in listing.splits.values() for path in files.paths]
-    found = sorted({path for path in paths if path.lower().endswith(HEIF_SUFFIXES)})
-    if not found or importlib.util.find_spec("pillow_heif"):
-        return
-    found = [path for path in found if decoding.is_heif(_beginning(listing.root / path))]
-    if found:
-        raise InputError(
-            f"{place}: expected images that Pillow reads, got {len(found)} in HEIF"
-            f" ({some(found)}); convert them to JPEG (or pip install 'coop_jax[heic]')"
-        )
-
-
-def _beginning(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError:
-        return b""
 
 
 def label_array(files: Files) -> np.ndarray:

@@ -12,7 +12,6 @@ from coop_jax.data.listing import (
     Files,
     Listing,
     check_files,
-    check_heif,
     read_split_file,
     some,
 )
@@ -35,9 +34,8 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
             number (separated by a tab if it has spaces). Without it, labels are the names.
 
     Raises:
-        InputError: the layout is not one of these, an image is absent or needs what is not
-            installed, train or test is empty, or the class-name file does not name exactly the
-            classes.
+        InputError: the layout is not one of these, an image is absent, train or test is empty, or
+            the class-name file does not name exactly the classes.
     """
     if path.suffix.lower() == ".json":
         listing = check_files(read_split_file(path, path.parent), str(path))
@@ -48,7 +46,6 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
         raise InputError(f"expected a folder, a .csv or a .json, got the file {path}; choose one")
     else:
         listing, labels = _folder(path)
-    check_heif(listing, str(path))
     if class_names is not None:
         names = _read_class_names(class_names, labels)
         listing = Listing(listing.root, names, listing.splits)
