@@ -45,26 +45,20 @@ def _clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-@contextlib.contextmanager
-def progress_bar(unit: str) -> Iterator[Progress | None]:
-    """A line on standard error that counts `unit`, with times; None if no terminal.
+def progress_bar(unit: str) -> Progress:
+    """A line on standard error that counts `unit`, with times; nothing where that is no terminal.
 
     It has a bar where there is room.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    is_wide = console.width >= WIDE
     columns = (
         TextColumn("{task.description}", markup=False),
-        *[BarColumn(20, table_column=Column(no_wrap=True))] * is_wide,
+        *[BarColumn(20, table_column=Column(no_wrap=True))] * (console.width >= WIDE),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
         TimesColumn(table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console) as bar:
-        yield bar
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -74,9 +68,6 @@ def count_images(total: int, doing: str) -> Iterator[Callable[[int], None]]:
     Any thread may call it.
     """
     with progress_bar("images") as bar:
-        if bar is None:
-            yield lambda images: None
-            return
         task = bar.add_task(doing, total=total)
         yield lambda images: bar.update(task, advance=images)
 
