@@ -113,20 +113,6 @@ def test_order_is_keyed_by_seed_and_epoch():
     assert (long != other).any()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, 32, 1, 1), "training example, got 0"),
-        ((5, 0, 1, 1), "per batch, got 0"),
-        ((5, 2, 0, 1), "epoch, got 0"),
-        ((5, 2, 1, -1), "seed of at least 0, got -1"),
-    ],
-)
-def test_bad_batch_orders_are_refused(arguments, message):
-    with pytest.raises(InputError, match=message):
-        sampling.batch_order(*arguments)
-
-
 @given(label_lists, st.integers(0, 5))
 def test_split_by_class_cuts_every_class(labels, seed):
     parts = sampling.split_by_class(labels, (0.5, 0.2), seed)

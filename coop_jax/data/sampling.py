@@ -107,19 +107,7 @@ def batch_order(
 
     Returns:
         Example indices of every step, int64, and the epoch of every step, counted from 0, int64.
-
-    Raises:
-        InputError: if `count`, `batch_size` or `epochs` is less than 1, or `seed` is negative.
     """
-    for name, value, least in (
-        ("training example", count, 1),
-        ("example per batch", batch_size, 1),
-        ("epoch", epochs, 1),
-    ):
-        if value < least:
-            raise InputError(f"expected at least {least} {name}, got {value}; raise it")
-    if seed < 0:
-        raise InputError(f"expected a seed of at least 0, got {seed}; choose another")
     batch, steps = min(count, batch_size), steps_per_epoch(count, batch_size, drop_last)
     keys = [np.random.SeedSequence((seed, epoch)) for epoch in range(epochs)]
     shuffled = (np.random.Generator(np.random.Philox(key)).permutation(count) for key in keys)
