@@ -96,7 +96,7 @@ def check_picture_path(path: str | os.PathLike[str]) -> Path:
 def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
     results = list(results)
     if not results:
-        raise InputError("expected results, got none; run an evaluation first")
+        raise InputError("expected lines in results.jsonl, got none; run an evaluation first")
     return summary.by_protocol(results)
 
 
