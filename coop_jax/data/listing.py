@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,19 +195,8 @@ def _check_labels(names: dict[int, str], splits: dict[str, Files], place: str) -
 
 
 def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no files below root, found by listing each folder once."""
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_folder[path.rpartition("/")[0]].append(path)
-    absent = []
-    for folder, paths_there in by_folder.items():
-        try:
-            with os.scandir(root / folder) as entries:
-                found = {entry.name for entry in entries if is_file(entry)}
-        except (OSError, ValueError):  # an error for a name that no file can have
-            found = set()
-        absent += [path for path in paths_there if path.rpartition("/")[2] not in found]
-    return absent
+    """Those of the paths that are no files below root."""
+    return [path for path in paths if not os.path.isfile(root / path)]
 
 
 def check_files(listing: Listing, place: str) -> Listing:
