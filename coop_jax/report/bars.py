@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from coop_jax import fonts
 from coop_jax.printing import plural
 from coop_jax.report.curve import figure, style
-from coop_jax.report.sheet import Row, Sheet
+from coop_jax.report.sheet import Sheet
 from coop_jax.report.summary import shown_name
 
 _GAIN, _LOSS = "#0072b2", "#d55e00"
@@ -23,7 +23,8 @@ def draw(sheets: Sequence[Sheet]) -> Figure | None:
     linear probe, CoOp, CoCoOp, then others as they come. Datasets that lack either are left out;
     None where nothing can be compared.
     """
-    names = sorted(_names(sheets), key=_rank)
+    measured = [name for sheet in sheets for name, _ in _means(sheet)]
+    names = sorted(dict.fromkeys(measured), key=_rank)
     if len(names) < 2:
         return None
     theirs, ours = names[-2:]
@@ -40,19 +41,13 @@ def draw_over_zero_shot(sheets: Sequence[Sheet]) -> Figure | None:
     It is the first of the most advanced methods that is compared. Datasets that lack it or a
     prompt are left out; None where nothing can be compared.
     """
-    ours = max(_names(sheets), key=_rank)
+    measured = [place for sheet in sheets for place in _means(sheet)]
+    ours = max((name for name, _ in measured), key=_rank)
     if ours == _ZERO_SHOT:
         return None
-    shots = {
-        value.shots
-        for sheet in sheets
-        for row in sheet.rows
-        if _name(row) == ours
-        for value in row.values
-        if value is not None
-    }
-    gains = _gains(sheets, (ours, str(max(shots))), (_ZERO_SHOT, "0"))
-    title = f"{ours}, {plural(max(shots), 'shot')}\nover {_ZERO_SHOT}, {sheets[0].backbone}"
+    shots = max(int(column) for name, column in measured if name == ours)
+    gains = _gains(sheets, (ours, str(shots)), (_ZERO_SHOT, "0"))
+    title = f"{ours}, {plural(shots, 'shot')}\nover {_ZERO_SHOT}, {sheets[0].backbone}"
     return _draw({title: gains})
 
 
@@ -76,13 +71,18 @@ def _in_lines(title: str, width: int) -> str:
     return "\n".join(fonts.wrapped(line, width) for line in title.split("\n"))
 
 
-def _name(row: Row) -> str:
-    """What a row is called across datasets, whose prompts differ."""
-    return _ZERO_SHOT if row.is_zero_shot else row.label
+def _means(sheet: Sheet) -> dict[tuple[str, str], float]:
+    """The mean by a row's name and the column, of the first row of that name that has one.
 
-
-def _names(sheets: Sequence[Sheet]) -> list[str]:
-    return list(dict.fromkeys(_name(row) for sheet in sheets for row in sheet.rows))
+    Prompts, which differ between datasets, have one name.
+    """
+    means: dict[tuple[str, str], float] = {}
+    for row in sheet.rows:
+        name = _ZERO_SHOT if row.is_zero_shot else row.label
+        for column, value in zip(sheet.columns, row.values, strict=True):
+            if value is not None:
+                means.setdefault((name, column), value.cell.mean)
+    return means
 
 
 def _rank(name: str) -> int:
@@ -96,17 +96,10 @@ def _gains(
     """Improvement by dataset, the largest first; both are a row's name and a column."""
     gains = {}
     for sheet in sheets:
-        our_mean, their_mean = (_mean(sheet, *place) for place in (ours, theirs))
-        if our_mean is not None and their_mean is not None:
-            gains[shown_name(sheet.subject)] = our_mean - their_mean
+        means = _means(sheet)
+        if ours in means and theirs in means:
+            gains[shown_name(sheet.subject)] = means[ours] - means[theirs]
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
-
-
-def _mean(sheet: Sheet, name: str, column: str) -> float | None:
-    """The mean in the first row of that name that has one."""
-    index = sheet.columns.index(column)
-    values = (row.values[index] for row in sheet.rows if _name(row) == name)
-    return next((value.cell.mean for value in values if value is not None), None)
 
 
 def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
