@@ -11,15 +11,18 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from coop_jax import fonts
 from coop_jax.errors import InputError
 from coop_jax.printing import console
-from coop_jax.report import bars, base_to_new, curve, few_shot, summary, transfer
+from coop_jax.report import base_to_new, few_shot, summary, transfer
 from coop_jax.report.sheet import Sheet
 from coop_jax.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from coop_jax.fonts import Lettering
 
 __all__ = ["check_picture_path", "console", "pictures", "tables"]
 
@@ -59,6 +62,8 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
       InputError: there are no results, or `path` does not end in `.png`.
     """
     path = check_picture_path(path)
+    from coop_jax import fonts
+
     lettering = fonts.Lettering()
     drawn = [
         picture
@@ -101,9 +106,11 @@ def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def _draw(
-    protocol: str, results: list[Result], lettering: fonts.Lettering
-) -> list[tuple[tuple[str, ...], Figure]]:
+    protocol: str, results: list[Result], lettering: "Lettering"
+) -> list[tuple[tuple[str, ...], "Figure"]]:
     """Pictures, each with the words that tell it from others."""
+    from coop_jax.report import bars, curve
+
     if _SHEETS.get(protocol) is transfer.sheets:
         return []
     is_base_to_new = protocol == "base_to_new"
@@ -120,7 +127,7 @@ def _draw(
     return [(words, figure) for words, figure in found if figure is not None]
 
 
-def _lettered(sheet: Sheet, lettering: fonts.Lettering) -> Sheet:
+def _lettered(sheet: Sheet, lettering: "Lettering") -> Sheet:
     rows = [dataclasses.replace(row, label=lettering(row.label)) for row in sheet.rows]
     said = {"subject": lettering(sheet.subject), "backbone": lettering(sheet.backbone)}
     return dataclasses.replace(sheet, rows=tuple(rows), **said)
