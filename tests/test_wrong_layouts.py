@@ -187,4 +187,4 @@ def test_wrong_folders_of_the_imagenet_variants_are_named(small):
     for path in (folders / "n01440764").iterdir():
         path.unlink()
     message = refusal(catalog.load, "imagenet_r", root)
-    assert f"in {folders / 'n01440764'}, got none; add images or move the folder" in message
+    assert f"folder of {folders}, got n01440764 (nothing); add images" in message

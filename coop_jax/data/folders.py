@@ -120,12 +120,7 @@ def files_of(root: Path, classes: Mapping[str, Iterable[tuple[Folder, int]]]) ->
         for split, labelled in classes.items()
     }
     every = [folder for labelled in classes.values() for folder, _ in labelled]
-    for folder in every:
-        if not folder.count:
-            raise InputError(
-                f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder.path}, got none;"
-                " add images or move the folder away"
-            )
+    _refuse_empty(every)
     broken = [path for folder in every for path in folder.paths(root, "broken")]
     if broken:
         raise InputError(
@@ -206,13 +201,7 @@ def _classes(folder: Folder) -> list[Folder]:
             f"expected a folder per class in {folder.path}, got {seen}; put each class's images"
             " into a folder of its name"
         )
-    empty = [one for one in classes if not one.count]
-    if empty:
-        raise InputError(
-            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in every class's folder of"
-            f" {folder.path}, got {_seen(empty)}; add images, convert other files to JPEG or PNG,"
-            " or move away a folder that is no class"
-        )
+    _refuse_empty(classes)
     if not any(one.images for one in classes) and not _are_wrapped(classes):
         _refuse_groups(folder, classes)
     _warn_of_images_beside(folder, classes)
@@ -230,6 +219,16 @@ def _are_wrapped(classes: Sequence[Folder]) -> bool:
     own = [[one.name.lower()] for one in classes]
     same = len(classes) > 1 and len(inner[0]) == 1 and all(names == inner[0] for names in inner)
     return same or inner == own
+
+
+def _refuse_empty(classes: Sequence[Folder]) -> None:
+    empty = [one for one in classes if not one.count]
+    if empty:
+        raise InputError(
+            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in every class's folder of"
+            f" {empty[0].path.parent}, got {_seen(empty)}; add images, convert other files to JPEG"
+            " or PNG, or move away a folder that is no class"
+        )
 
 
 def _refuse_part_of_a_split(root: Folder, named: Sequence[Folder]) -> NoReturn:
