@@ -1,6 +1,7 @@
 """From what is typed to the exit code: every command is read, run and ended here."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -113,23 +114,16 @@ def whole(text: str, lowest: int = 0) -> int:
     Raises:
         ArgumentTypeError: the text is none.
     """
-    try:
-        found = int(text)
-    except ValueError:
-        found = lowest - 1
-    if found < lowest:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number of at least {lowest}, got {text!r:.80}"
-        )
-    return found
+    with contextlib.suppress(ValueError):
+        if (found := int(text)) >= lowest:
+            return found
+    raise argparse.ArgumentTypeError(
+        f"expected a whole number of at least {lowest}, got {text!r:.80}"
+    )
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        ArgumentTypeError: the text is none.
-    """
+    """A whole number of at least 1, as `whole` reads it."""
     return whole(text, lowest=1)
 
 

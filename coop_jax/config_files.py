@@ -1,9 +1,8 @@
 """Config files: found by name or path, loaded, and changed by `--config.KEY=VALUE`."""
 
 import difflib
+import runpy
 from collections.abc import Iterable, Sequence
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +87,9 @@ def _read(chosen: str) -> "ConfigDict":
 
     file, colon, words = chosen.partition(":")
     path = find(file)
-    loader = SourceFileLoader(path.stem, str(path))
-    spec = spec_from_loader(path.stem, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
     try:
-        loader.exec_module(module)
-        return ConfigDict(module.get_config(*[words] * bool(colon)))
+        get_config = runpy.run_path(str(path))["get_config"]
+        return ConfigDict(get_config(*[words] * bool(colon)))
     except InputError:
         raise
     except Exception as error:  # whatever a user's file raises

@@ -100,7 +100,6 @@ def draw(confusion: Confusion, title: str) -> "Figure":
     number with a "#" where no font has its letters: the log says which. The cells fill the figure,
     and the words stand around it, so save it with bbox_inches="tight".
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from coop_jax import fonts
@@ -110,7 +109,6 @@ def draw(confusion: Confusion, title: str) -> "Figure":
     side = max(cell * count, 3.2) if count <= _NAMED else 12.0
     size = 20 if side > 14 else 10
     figure = Figure((side, side), dpi=130 if side > 14 else 200)
-    FigureCanvasAgg(figure)
     axes, lettering = figure.add_axes((0, 0, 1, 1)), fonts.Lettering()
     shares = confusion.counts / np.maximum(confusion.counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(_colours(shares), interpolation="nearest")
@@ -120,14 +118,12 @@ def draw(confusion: Confusion, title: str) -> "Figure":
         names = _fitted([lettering(name) for name in confusion.class_names])
         _name(axes, names, min(9.0, 50 * cell))
     axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_color("#b0b0b0")
+    axes.spines[:].set_color("#b0b0b0")
     shown = fonts.wrapped(lettering(title), int(120 * side / size))
-    axes.set_title(shown, fontsize=size + 1, pad=size, parse_math=False)
+    axes.set_title(shown, fontsize=size + 1, pad=size)
     axes.set_xlabel("Predicted (blue: right, orange: wrong)", fontsize=size, labelpad=size)
     axes.set_ylabel("Label", fontsize=size, labelpad=size)
     lettering.apply(figure)
-    lettering.explain()
     return figure
 
 
@@ -166,10 +162,8 @@ def _number(axes: "Axes", counts: np.ndarray, shares: np.ndarray, size: float) -
 
 def _name(axes: "Axes", names: Sequence[str], size: float) -> None:
     places = range(len(names))
-    axes.set_xticks(
-        places, names, rotation=90, multialignment="right", fontsize=size, parse_math=False
-    )
-    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.set_xticks(places, names, rotation=90, multialignment="right", fontsize=size)
+    axes.set_yticks(places, names, fontsize=size)
     axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e4e4e4", linewidth=0.5)

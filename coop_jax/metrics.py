@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from coop_jax import parallel
 from coop_jax.errors import InputError
@@ -38,15 +38,17 @@ def require(loggers: Iterable[str]) -> None:
             ) from error
 
 
-class _Logger(Protocol):
+class _Logger:
     def log(self, steps: Sequence[tuple[int, Values]]) -> None:
         """Add the metrics of numbered steps."""
+        raise NotImplementedError
 
     def restart(self, first: int) -> None:
         """Steps from `first` on, which have been logged, will be taken again."""
 
     def conclude(self, steps: int, values: Values) -> None:
         """Add what was found after so many steps."""
+        self.log([(steps, values)])
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -115,7 +117,7 @@ class Writer:
             logger.close()
 
 
-class _EventFiles:
+class _EventFiles(_Logger):
     """TensorBoard's event files in a folder: one of this process, beside those of earlier ones.
 
     They are written with the parts of tensorboard that do not look for TensorFlow.
@@ -126,26 +128,14 @@ class _EventFiles:
         self._path = folder / name
 
     def log(self, steps: Sequence[tuple[int, Values]]) -> None:
-        self._append(
-            {
-                "step": step,
-                "summary": {
-                    "value": [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-                },
-            }
-            for step, values in steps
-        )
+        for step, values in steps:
+            shown = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+            self._append(step=step, summary={"value": shown})
 
     def restart(self, first: int) -> None:
-        self._append([{"step": first, "session_log": {"status": "START"}}])
+        self._append(step=first, session_log={"status": "START"})
 
-    def conclude(self, steps: int, values: Values) -> None:
-        self.log([(steps, values)])
-
-    def close(self) -> None:
-        """Nothing: the file is open only while it is written."""
-
-    def _append(self, events: Iterable[Mapping[str, Any]]) -> None:
+    def _append(self, **event: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import (
             Event,  # pyright: ignore[reportAttributeAccessIssue] - made at import
         )
@@ -157,11 +147,10 @@ class _EventFiles:
             if not file.tell():
                 version = Event(wall_time=time.time(), file_version="brain.Event:2")
                 writer.write(version.SerializeToString())
-            for event in events:
-                writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            writer.write(Event(wall_time=time.time(), **event).SerializeToString())
 
 
-class _WeightsAndBiases:
+class _WeightsAndBiases(_Logger):
     """A run of Weights & Biases, the same one in every process that takes part.
 
     Its id and how many steps it has been given are kept in `metrics/<run>.wandb.json`, so that it
@@ -179,9 +168,6 @@ class _WeightsAndBiases:
                 run.log(dict(values), step=step)
         known["steps"] = max(known["steps"], *(step + 1 for step, _ in steps))
         self._path.write_text(json.dumps(known))
-
-    def restart(self, first: int) -> None:
-        """Nothing: the metrics that came first stay."""
 
     def conclude(self, steps: int, values: Values) -> None:
         del steps

@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Counts training steps of a whole protocol."""
 
-    def __init__(self, total: int, bar: Progress | None):
+    def __init__(self, total: int, bar: Progress):
         self._total = total
         self._done = 0
         self._began = time.monotonic()
         self._bar = bar
-        self._task = None if bar is None else bar.add_task("starting", total=total)
+        self._task = bar.add_task("starting", total=total)
 
     def start(self) -> None:
         """Training starts: the time left is estimated from here on."""
@@ -30,18 +30,16 @@ class Tracker:
     def skip(self, steps: int) -> None:
         """Count steps that an earlier process had done."""
         self._total -= steps
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=self._total)
+        self._bar.update(self._task, total=self._total)
 
     def advance(self, steps: int, doing: str) -> None:
         """Count steps just done, and say what they were for."""
         self._done += steps
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=steps, description=doing)
+        self._bar.update(self._task, advance=steps, description=doing)
 
     def say(self, what: str) -> None:
         """One line about a finished piece of work, with the time left where there is no bar."""
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.console.print(printing.cell(what, self._bar.console), soft_wrap=True)
             return
         if not self._done:

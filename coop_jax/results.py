@@ -9,9 +9,11 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import typing
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from coop_jax.errors import InputError
 
@@ -22,8 +24,12 @@ FILE_NAME = "results.jsonl"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Errors of a file system that knows no locks."""
 
-_PERCENT = ("accuracy", "macro_f1")
-_LOWEST = {"shots": 0, "epochs": 0, "n_classes": 1, "n_examples": 1}
+_RANGES = {
+    **dict.fromkeys(("accuracy", "macro_f1"), (0, 100)),
+    **dict.fromkeys(("shots", "epochs", "seconds"), (0, sys.float_info.max)),
+    **dict.fromkeys(("n_classes", "n_examples"), (1, sys.float_info.max)),
+}
+"""The least and the greatest value of a field."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,22 +94,12 @@ class Result:
 
     def __post_init__(self):
         _check_types(self)
-        for name in _PERCENT:
+        for name, (least, greatest) in _RANGES.items():
             value = getattr(self, name)
-            if not 0 <= value <= 100:
+            if value is not None and not least <= value <= greatest:
                 raise InputError(
-                    f"expected {name} in percent, from 0 to 100, got {value}; record percentages"
+                    f"expected {name} from {least} to {greatest:g}, got {value}; correct the number"
                 )
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(
-                    f"expected {name} of at least {lowest}, got {value}; correct the number"
-                )
-        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
-            raise InputError(
-                f"expected seconds as a finite duration, got {self.seconds}; record seconds"
-            )
         if self.prompt is not None and self.shots != 0:
             raise InputError(
                 f"expected shots 0 for a result with a hand-crafted prompt, got {self.shots}; "
@@ -131,20 +127,17 @@ def append(path: str | os.PathLike[str], result: Result) -> None:
     if path.is_dir():
         raise InputError(f"expected a results file, got the folder {path}; name a file inside it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with path.open("a+b", buffering=0) as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        _append_line(descriptor, path, _to_json(result))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if is_new:
-        _sync_folder(path.parent)
+        _append_line(file, path, _to_json(result))
+        os.fsync(file)
+    folder = os.open(path.parent, os.O_RDONLY)  # which names the file
+    os.fsync(folder)
+    os.close(folder)
 
 
 def read(path: str | os.PathLike[str]) -> list[Result]:
@@ -241,28 +234,17 @@ def _warn_torn(path: Path, tail: bytes) -> None:
     log.warning("%s: dropped an unfinished last line of %d bytes: %.80r", path, len(tail), tail)
 
 
-def _append_line(descriptor: int, path: Path, line: bytes) -> None:
-    content = b""
-    while block := os.read(descriptor, 1 << 20):
-        content += block
+def _append_line(file: BinaryIO, path: Path, line: bytes) -> None:
+    file.seek(0)
+    content = file.read()
     tail = content.rpartition(b"\n")[2]
     end = len(content)
     if _is_torn(tail):
         _warn_torn(path, tail)
         end -= len(tail)
-        os.ftruncate(descriptor, end)
+        file.truncate(end)
     elif tail:
         line = b"\n" + line
-    os.lseek(descriptor, end, os.SEEK_SET)
-    written = os.write(descriptor, line)
-    if written != len(line):
-        os.ftruncate(descriptor, end)
+    if (written := file.write(line)) != len(line):
+        file.truncate(end)
         raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

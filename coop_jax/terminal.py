@@ -24,16 +24,7 @@ from coop_jax import printing
 from coop_jax.errors import InputError
 
 WIDE = 120
-"""Columns of a terminal that has room for a bar and a rate."""
-
-
-class RateColumn(ProgressColumn):
-    """The number done in a second."""
-
-    def render(self, task: Task) -> Text:
-        """Three digits, or nothing as long as it is not known."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.{2 if speed < 10 else 0}f}/s" if speed else "")
+"""Columns of a terminal that has room for a bar."""
 
 
 class TimesColumn(ProgressColumn):
@@ -54,27 +45,20 @@ def _clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-@contextlib.contextmanager
-def progress_bar(unit: str) -> Iterator[Progress | None]:
-    """A line on standard error that counts `unit`, with times; None if no terminal.
+def progress_bar(unit: str) -> Progress:
+    """A line on standard error that counts `unit`, with times; nothing where that is no terminal.
 
-    It has a bar and a rate where there is room.
+    It has a bar where there is room.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    is_wide = console.width >= WIDE
     columns = (
         TextColumn("{task.description}", markup=False),
-        *[BarColumn(20, table_column=Column(no_wrap=True))] * is_wide,
+        *[BarColumn(20, table_column=Column(no_wrap=True))] * (console.width >= WIDE),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        *[RateColumn(table_column=Column(no_wrap=True))] * is_wide,
         TimesColumn(table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console) as bar:
-        yield bar
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -84,9 +68,6 @@ def count_images(total: int, doing: str) -> Iterator[Callable[[int], None]]:
     Any thread may call it.
     """
     with progress_bar("images") as bar:
-        if bar is None:
-            yield lambda images: None
-            return
         task = bar.add_task(doing, total=total)
         yield lambda images: bar.update(task, advance=images)
 
@@ -183,18 +164,25 @@ class _Lines(logging.Formatter):
 
 
 @contextlib.contextmanager
-def messages() -> Iterator[None]:
-    """Send what this package logs to standard error, a line each."""
+def messages(file: Path | None = None) -> Iterator[None]:
+    """Send what this package logs to standard error, a line each; or to a file, besides."""
     package = logging.getLogger("coop_jax")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
     level, propagate = package.level, package.propagate
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Lines())
+        package.propagate = False
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     package.addHandler(handler)
     package.setLevel(logging.INFO)
-    package.propagate = False
     try:
         yield
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
         package.propagate = propagate
+        if file is not None:
+            handler.close()

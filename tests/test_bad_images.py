@@ -122,9 +122,9 @@ def test_what_might_never_end_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "long.jpg").write_bytes(bytes(101))
     monkeypatch.setattr(decoding, "LARGEST_FILE", 100)
     wanted = {
-        "pipe.jpg": "a named pipe in place of a regular file",
+        "pipe.jpg": "a pipe or a device in place of a file",
         "loop.jpg": "symbolic links",
-        "zeros.jpg": "a device in place of a regular file",
+        "zeros.jpg": "a pipe or a device in place of a file",
         "long.jpg": "a file of 101 bytes, more than 100",
     }
     examples = examples_of(tmp_path, *wanted)

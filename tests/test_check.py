@@ -8,7 +8,8 @@ import pytest
 from makers import coop_data, image_folder, write_images
 from reference import FOLDER
 
-from coop_jax.data import catalog, check, class_names, doctor, prepare
+from coop_jax.__main__ import main
+from coop_jax.data import catalog, class_names, doctor
 from coop_jax.data.official import OFFICIAL
 
 
@@ -37,7 +38,7 @@ def rewrite(data_dir, monkeypatch, rows):
 
 def run(capsys, *arguments):
     """The exit code and what was printed."""
-    code = check.main(list(map(str, arguments)))
+    code = main(["check", *map(str, arguments)])
     return code, capsys.readouterr().out
 
 
@@ -50,7 +51,7 @@ def test_all_is_well(textures, tmp_path, capsys):
     assert "all 141 images can be read" in printed
     assert "problem" not in printed and "\x1b" not in printed
     assert run(capsys, "dtd", "--quick", f"--data-dir={tmp_path}")[0] == 0
-    prepare.main(["dtd", f"--data-dir={tmp_path}"])
+    main(["prepare", "dtd", f"--data-dir={tmp_path}"])
     code, printed = run(capsys, "dtd", f"--data-dir={tmp_path}")
     assert code == 0 and "dtd in prepared copy" in printed
 
@@ -128,7 +129,7 @@ def test_own_images_are_checked(tmp_path, capsys):
 
 
 def test_an_unknown_name_is_bad_input(tmp_path, capsys):
-    assert check.main(["nothing", f"--data-dir={tmp_path}"]) == 2
+    assert main(["check", "nothing", f"--data-dir={tmp_path}"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err.startswith("error: expected a dataset's name")
 

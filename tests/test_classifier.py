@@ -270,7 +270,7 @@ def test_a_fit_that_fails_leaves_what_was_learned(fitted, tests, given):
 def test_a_class_with_few_images_is_said(given, caplog):
     with caplog.at_level(logging.WARNING, "coop_jax"):
         Classifier("tiny", method="zero_shot", shots=5).fit(*given)
-    assert "class 'blue' has 4 training images, fewer than 5 shots" in caplog.text
+    assert "fewer training images than 5 shots: all of them are used ('blue' 4" in caplog.text
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "logits", "predict_many", "save"])

@@ -52,7 +52,7 @@ def test_help_is_there_without_heavy_imports():
             if module.startswith("coop_jax.commands") or name == "run":
                 assert main([name, "--help"]) == 0
                 refuse_heavy(*"{own}".split())
-        for name in ("sweep", "check", "prepare"):
+        for name in ("sweep", "report", "check", "prepare"):
             assert main([name, "--help"]) == 0
             refuse_heavy("jax", "flax", "sklearn", "matplotlib", "transformers")
         """
@@ -211,7 +211,7 @@ def test_ctrl_c_ends_a_process(how):
                     raise
             time.sleep(60)
 
-        interruption.PATIENCE = 0.3 if "{how}" == "suppressed" else 60
+        interruption.PATIENCE = 0.3 if "{how}" in ("suppressed", "unraisable") else 60
         raise SystemExit(command_line.end(run, resumes=True))
         """
     )

@@ -204,19 +204,6 @@ def test_a_class_of_other_files_says_which(tmp_path, ending, shown):
     assert "convert other files to JPEG or PNG" in said and "remove" not in said
 
 
-def test_a_class_of_heic_needs_what_reads_them(tmp_path, monkeypatch):
-    root = write(write(tmp_path / "own", "cat"), "dog", "fox", ending=".HEIC")
-    for number in range(4):
-        brand = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
-        (root / "dog" / f"{number}.HEIC").write_bytes(brand + bytes([number]))
-    monkeypatch.setattr(listing.importlib.util, "find_spec", lambda name: None)
-    said = refusal(own.read, root)
-    assert f"{root}: expected images that Pillow reads, got 4 in HEIF (dog/0.HEIC, " in said
-    assert "dog/3.HEIC); convert them to JPEG (or pip install 'coop_jax[heic]')" in said
-    monkeypatch.setattr(listing.importlib.util, "find_spec", lambda name: object())
-    assert sum(found(root)[1]) == 12
-
-
 @pytest.mark.parametrize("name", [".JPG", ".jpeg", ".Png", ".WEBP", ".tif", ".heic", ".HEIF"])
 def test_endings_count_in_any_case(name):
     assert listing.is_image(f"a{name}") and not listing.is_image(name[1:])

@@ -112,11 +112,11 @@ def test_the_commands_for_data_import_neither_torch_nor_tensorflow(tmp_path: Pat
         sys.path.insert(0, "tests")
         from makers import coop_data
 
-        from coop_jax.data import check, prepare
+        from coop_jax.__main__ import main
 
         data_dir = coop_data(Path({str(tmp_path)!r}), ["dtd"])
-        assert prepare.main(["dtd", f"--data-dir={{data_dir}}"]) == 0
-        assert check.main(["dtd", "eurosat", f"--data-dir={{data_dir}}"]) == 1
+        assert main(["prepare", "dtd", f"--data-dir={{data_dir}}"]) == 0
+        assert main(["check", "dtd", "eurosat", f"--data-dir={{data_dir}}"]) == 1
         """
     assert_clean(run_python(make, tmp_path))
     assert run_python("import tensorflow", tmp_path).returncode == 3

@@ -252,7 +252,7 @@ def test_fewer_images_than_shots_are_all_used(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert process.returncode == 0, process.stderr
-    assert "class 'circle' has 3 training images, fewer than 8 shots: all" in process.stderr
+    assert "fewer training images than 8 shots: all of them are used ('circle' 3" in process.stderr
 
 
 def test_a_class_name_that_does_not_fit(tmp_path):

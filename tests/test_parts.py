@@ -130,14 +130,6 @@ def test_one_image_more_or_less_takes_none_from_train_to_test_or_back(images, an
     assert all({fewer[d], more[d]} != {"train", "test"} for d in fewer.keys() & more.keys())
 
 
-@given(classes, st.sets(digests, max_size=10))
-def test_images_of_several_classes_stay_where_the_class_has_others_to_move(own_images, shared):
-    found = parts.filled(own_images | shared, shared - own_images)
-    assert set(found.values()) == set(PARTS)
-    for digest in shared - own_images:
-        assert found[digest] == parts.part_of(digest)
-
-
 def test_the_ends_of_the_parts():
     ends = {"0": "train", "7f": "train", "80": "val", "b3": "val", "b4": "test", "ff": "test"}
     for begin, part in ends.items():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from makers import coop_data, image_folder
 
+from coop_jax.__main__ import main
 from coop_jax.data import catalog, copies, prepare
 from coop_jax.data.listing import SPLITS
 from coop_jax.data.official import OFFICIAL
@@ -46,7 +47,7 @@ def test_examples_are_the_same_from_a_copy(name, tmp_path, small_shards):
     coop_data(tmp_path, [name])
     before = catalog.load(name, tmp_path)
     assert before.place.startswith("folder ")
-    assert prepare.main([name, f"--data-dir={tmp_path}", "--workers=3"]) == 0
+    assert main(["prepare", name, f"--data-dir={tmp_path}", "--workers=3"]) == 0
     after = catalog.load(name, tmp_path)
     (copy,) = prepared(tmp_path)
     assert after.place == f"prepared copy {copy}"
@@ -56,7 +57,7 @@ def test_examples_are_the_same_from_a_copy(name, tmp_path, small_shards):
 
 def test_tfds_reads_a_copy(tmp_path):
     coop_data(tmp_path, ["imagenet"])
-    assert prepare.main(["imagenet", f"--data-dir={tmp_path}"]) == 0
+    assert main(["prepare", "imagenet", f"--data-dir={tmp_path}"]) == 0
     (copy,) = prepared(tmp_path)
     builder = tfds.builder_from_directory(copy)
     dataset = catalog.load("imagenet", tmp_path)
@@ -91,7 +92,7 @@ def test_own_images_may_be_copied(form, tmp_path, capsys):
     data_dir = tmp_path / "data"
     before = catalog.load(str(path), data_dir, names)
     flags = [f"--data-dir={data_dir}", f"--class-names={names}"]
-    assert prepare.main([str(path), *flags]) == 0
+    assert main(["prepare", str(path), *flags]) == 0
     (copy,) = prepared(data_dir)
     assert capsys.readouterr().out == f"{path}: prepared copy {copy}\n"
     after = catalog.load(str(path), data_dir, names)
@@ -102,7 +103,7 @@ def test_own_images_may_be_copied(form, tmp_path, capsys):
 
 def test_a_changed_folder_is_not_taken_for_its_copy(tmp_path):
     root = image_folder(tmp_path / "pets", ["cat", "dog"], 3)
-    prepare.main([str(root), f"--data-dir={tmp_path}"])
+    main(["prepare", str(root), f"--data-dir={tmp_path}"])
     assert catalog.load(str(root), tmp_path).place.startswith("prepared copy")
     image = root / "train" / "cat" / "0.jpg"
     before = image.stat()
@@ -110,7 +111,7 @@ def test_a_changed_folder_is_not_taken_for_its_copy(tmp_path):
     changed = catalog.load(str(root), tmp_path)
     assert changed.place == f"folder {root}"
     assert changed.train.source[0]["image"] == image.read_bytes()
-    prepare.main([str(root), f"--data-dir={tmp_path}"])
+    main(["prepare", str(root), f"--data-dir={tmp_path}"])
     assert len(prepared(tmp_path)) == 2
     assert_same(changed, catalog.load(str(root), tmp_path))
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
@@ -170,7 +171,7 @@ def test_a_file_that_went_away_is_named(tmp_path, capsys, monkeypatch):
 def test_a_data_directory_that_cannot_be_written_is_said(tmp_path, capsys):
     root = image_folder(tmp_path / "pets", ["cat", "dog"], 3)
     (tmp_path / "file").write_text("")
-    assert prepare.main([str(root), f"--data-dir={tmp_path / 'file'}"]) == 2
+    assert main(["prepare", str(root), f"--data-dir={tmp_path / 'file'}"]) == 2
     assert "expected to write copies of images to" in capsys.readouterr().err
 
 
@@ -185,7 +186,7 @@ def test_a_data_directory_that_cannot_be_written_is_said(tmp_path, capsys):
     ),
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
-    assert prepare.main([*arguments, f"--data-dir={tmp_path}"]) == 2
+    assert main(["prepare", *arguments, f"--data-dir={tmp_path}"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
@@ -194,7 +195,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
 
 def test_without_tensorflow_the_extra_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert prepare.main(["dtd", f"--data-dir={tmp_path}"]) == 2
+    assert main(["prepare", "dtd", f"--data-dir={tmp_path}"]) == 2
     assert "run `pip install 'coop_jax[prepare]'`" in capsys.readouterr().err
 
 
@@ -220,12 +221,12 @@ def test_tfds_is_asked_for_the_dataset_of_the_table(name, tmp_path, capsys, monk
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(prepare.tfds, "builder", spy)
-    assert prepare.main([name, f"--data-dir={tmp_path}"]) == 2
+    assert main(["prepare", name, f"--data-dir={tmp_path}"]) == 2
     assert asked == [(f"{row.name}:{row.version}", "array_record")]
     error = capsys.readouterr().err
     assert error.endswith("got AssertionError: Manual directory does not exist\n")
 
 
 def test_the_digits_are_made(tmp_path, capsys):
-    assert prepare.main(["digits", f"--data-dir={tmp_path}"]) == 0
+    assert main(["prepare", "digits", f"--data-dir={tmp_path}"]) == 0
     assert capsys.readouterr().out == f"digits: TFDS copy {tmp_path / 'digits' / '1.0.0'}\n"

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from makers import image_folder, refusal, write_image, write_images
 from PIL import Image
 
+from coop_jax.__main__ import main
 from coop_jax.clip import Tokenizer
 from coop_jax.clip.source import EMBEDDED_FOLDER
-from coop_jax.data import catalog, check, decoding, prepare
+from coop_jax.data import catalog, decoding, prepare
 from coop_jax.reading import LONGEST_TOKEN, least_tokens
 
 
@@ -26,7 +27,7 @@ def root(tmp_path):
 
 def examine(capsys, *arguments):
     """The exit code, the warnings and the problems."""
-    code = check.main(list(map(str, arguments)))
+    code = main(["check", *map(str, arguments)])
     lines = [line.strip().partition(": ") for line in capsys.readouterr().out.splitlines()]
     return code, *([text for kind, _, text in lines if kind == k] for k in ("warning", "problem"))
 
@@ -164,7 +165,7 @@ def test_orientations_are_counted(root, capsys):
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (30, 20), "blue").save(root / "test" / "cat" / "0.jpg", exif=exif)
-    assert check.main([str(root)]) == 0
+    assert main(["check", str(root)]) == 0
     assert "images with an EXIF orientation: 1, which are turned as it" in capsys.readouterr().out
 
 

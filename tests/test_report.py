@@ -22,7 +22,7 @@ from rich.console import Console
 
 from coop_jax import report
 from coop_jax.errors import InputError
-from coop_jax.report import Cell, Row, Sheet
+from coop_jax.report.sheet import Cell, Row, Sheet
 from coop_jax.results import Result
 
 ACCURACIES = {

@@ -20,12 +20,17 @@ from report_results import (
 )
 
 from coop_jax import report
+from coop_jax.__main__ import main as family
 from coop_jax.errors import InputError
 from coop_jax.report import bars
 from coop_jax.report import few_shot as few_shot_sheets
-from coop_jax.report.__main__ import main
 
 ONE = ("caltech101",)
+
+
+def main(words: list[str]) -> int:
+    """Run the command."""
+    return family(["report", *words])
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -99,6 +104,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import matplotlib
 from report_results import base_to_new, few_shot
 from coop_jax import report
+from coop_jax.__main__ import main as family
 raw = dict.items  # rcParams["backend"] itself would choose a backend
 before = dict(raw(matplotlib.rcParams))
 written = [*few_shot(("dtd", "eurosat")), *base_to_new(("dtd",))]

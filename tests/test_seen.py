@@ -10,7 +10,8 @@ from makers import refusal, write_images
 from PIL import Image
 
 from coop_jax import Classifier
-from coop_jax.data import catalog, memory, prepare
+from coop_jax.__main__ import main
+from coop_jax.data import catalog, memory
 from coop_jax.saved import Saved, hub, seen
 
 PROBE = {"clip": "tiny", "method": "linear_probe", "shots": 2}
@@ -68,7 +69,7 @@ def test_files_copies_and_prepared_copies_are_known(folder, probe, tmp_path):
     paths = [folder / name for name in dataset.train.file_names]
     expected = [next(iter(digests([path]))) in known for path in paths]
     assert sum(expected) == 4
-    prepare.main([str(folder), f"--data-dir={tmp_path}"])
+    main(["prepare", str(folder), f"--data-dir={tmp_path}"])
     prepared = catalog.load(str(folder), tmp_path)
     assert "prepared copy" in prepared.place
     renamed = [shutil.copy(path, tmp_path / f"{n}.jpg") for n, path in enumerate(paths)]

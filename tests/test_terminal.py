@@ -4,7 +4,6 @@ import re
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 
 from coop_jax import terminal
 from coop_jax.progress import track
@@ -36,18 +35,6 @@ def test_bars_are_for_terminals(capsys, monkeypatch):
                 tracker.advance(4, "training")
         plain = re.sub(r"\x1b\[[0-9?;]*[a-zA-Z]", "", file.getvalue())
         assert expected in " ".join(plain.split())
-
-
-def test_the_rate_is_how_many_are_done_in_a_second():
-    now, column = [0.0], terminal.RateColumn()
-    quiet = Console(file=io.StringIO())
-    bar = Progress(console=quiet, auto_refresh=False, get_time=lambda: now[0])
-    task = bar.add_task("images", total=20_000)
-    assert column.render(bar.tasks[0]).plain == ""
-    for second in range(5):
-        now[0] = second
-        bar.update(task, advance=2500)
-    assert column.render(bar.tasks[0]).plain == "2,500/s"
 
 
 @pytest.mark.parametrize("width", [80, 120])

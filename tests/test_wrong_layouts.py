@@ -111,18 +111,18 @@ def test_wrong_aircraft_lists_are_refused(small):
     path = root / "fgvc_aircraft" / "images_variant_val.txt"
     kept = path.read_text()
     path.write_text(kept + "0034309 F-18\n")
-    message = refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    message = refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
     assert f"{path}: expected variants of variants.txt, got 'F-18'; restore" in message
     path.write_text("0034309\n")
-    assert "got '0034309'" in refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    assert "got '0034309'" in refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
     path.write_text("\n")
-    assert "got an empty one" in refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    assert "got an empty one" in refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
     path.write_text(kept + "1234567 F/A-18\n")
-    assert "images/1234567.jpg" in refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    assert "images/1234567.jpg" in refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
     path.write_bytes(b"\xff\xfe")
-    assert str(path) in refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    assert str(path) in refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
     path.unlink()
-    assert "No such file" in refusal(layouts.fgvc_aircraft, root / "fgvc_aircraft")
+    assert "No such file" in refusal(OFFICIAL["fgvc_aircraft"].layout, root / "fgvc_aircraft")
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a"])
@@ -151,13 +151,13 @@ def test_missing_and_unknown_imagenet_folders_are_named(small, place):
     root = small("imagenet")
     (root / place / "n01440764").rename(root / place / "n99999999")
     (root / place / "n02119789x").mkdir()
-    message = refusal(layouts.imagenet, root / "imagenet")
+    message = refusal(OFFICIAL["imagenet"].layout, root / "imagenet")
     assert "expected the 4 class folders" in message
     assert "got 1 of them not (n01440764) and 2 others (n02119789x, n99999999);" in message
     shutil.rmtree(root / place)
-    assert str(root / place) in refusal(layouts.imagenet, root / "imagenet")
+    assert str(root / place) in refusal(OFFICIAL["imagenet"].layout, root / "imagenet")
     (root / place).mkdir()
-    assert str(root / place) in refusal(layouts.imagenet, root / "imagenet")
+    assert str(root / place) in refusal(OFFICIAL["imagenet"].layout, root / "imagenet")
 
 
 def test_strange_files_in_a_flat_validation_folder_are_named(small):
@@ -166,11 +166,11 @@ def test_strange_files_in_a_flat_validation_folder_are_named(small):
     flatten(folder)
     for name in ("n01440764_1.JPEG", "ILSVRC2012_val_00050001.JPEG", "ILSVRC2012_val_².JPEG"):
         (folder / name).write_bytes(b"")
-        assert f"got {name}; move" in refusal(layouts.imagenet, root)
+        assert f"got {name}; move" in refusal(OFFICIAL["imagenet"].layout, root)
         (folder / name).unlink()
     (folder / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
     assert "expected the class n01751748 of ILSVRC2012_val_00000001.JPEG" in refusal(
-        layouts.imagenet, root
+        OFFICIAL["imagenet"].layout, root
     )
 
 
@@ -187,4 +187,4 @@ def test_wrong_folders_of_the_imagenet_variants_are_named(small):
     for path in (folders / "n01440764").iterdir():
         path.unlink()
     message = refusal(catalog.load, "imagenet_r", root)
-    assert f"in {folders / 'n01440764'}, got none; add images or move the folder" in message
+    assert f"folder of {folders}, got n01440764 (nothing); add images" in message

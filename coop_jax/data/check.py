@@ -11,7 +11,6 @@ problems; 1: problems were found, with what to do; 2: wrong input.
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -96,10 +95,5 @@ def run(chosen: argparse.Namespace) -> int:
     return PROBLEMS if faulty else 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("check", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("check", __name__))

@@ -1,10 +1,6 @@
 """CoOp's class names, shipped for datasets that do not bring them and to check those that do."""
 
-import functools
-import importlib.resources
-import json
-from typing import Any
-
+from coop_jax import assets
 from coop_jax.classes import spelled
 
 
@@ -13,16 +9,11 @@ def shipped(dataset: str) -> tuple[str, ...]:
 
     ImageNet's variants have ImageNet's; ImageNet-A and -R use 200 of them.
     """
-    names = _names().get(dataset) or _names()["imagenet"]
+    table = assets.read_json("class_names.json")
+    names = table.get(dataset) or table["imagenet"]
     return spelled(names.values() if isinstance(names, dict) else names)
 
 
 def imagenet() -> dict[str, str]:
     """CoOp's names of ImageNet's classes by wnid, in label order."""
-    return dict(_names()["imagenet"])
-
-
-@functools.cache
-def _names() -> dict[str, Any]:
-    file = importlib.resources.files("coop_jax.assets") / "class_names.json"
-    return json.loads(file.read_text(encoding="utf-8"))
+    return dict(assets.read_json("class_names.json")["imagenet"])

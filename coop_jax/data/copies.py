@@ -1,11 +1,10 @@
 """Copies of image files in ArrayRecord shards, which are faster to read than a million files."""
 
-import contextlib
+import functools
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,13 +140,12 @@ def write(
         return finished
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
-        with _all_or_none(workers) as (pool, stop):
-            jobs = [
-                pool.submit(_write_shard, listing, shard, unfinished, advance, stop)
-                for shard in shards
-            ]
-            for job in jobs:
-                job.result()
+        write_shard = functools.partial(_write_shard, listing, unfinished, advance)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                list(pool.map(write_shard, shards))
+            finally:
+                pool.shutdown(cancel_futures=True)
         for left in unfinished.glob(f"*.{_UNFINISHED}"):
             left.unlink()
         _write_metadata(listing, shards, states, unfinished)
@@ -168,24 +166,8 @@ def count(listing: Listing) -> int:
     return sum(len(listing.splits[split].paths) for split in set(stored_as(listing).values()))
 
 
-@contextlib.contextmanager
-def _all_or_none(workers: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads that stop at once where one of them or the user stops."""
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool, stop
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
 def _write_shard(
-    listing: Listing,
-    shard: Shard,
-    folder: Path,
-    advance: Callable[[int], None],
-    stop: threading.Event,
+    listing: Listing, folder: Path, advance: Callable[[int], None], shard: Shard
 ) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -200,8 +182,6 @@ def _write_shard(
     writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1,uncompressed")
     try:
         for place in range(shard.start, shard.stop):
-            if stop.is_set():
-                return
             path, label = files.paths[place], int(files.labels[place])
             record = {"image": _read(listing.root / path), "label": label, "file_name": path}
             writer.write(features.serialize_example(record))

@@ -5,11 +5,10 @@ import errno
 import importlib
 import io
 import os
-import re
 import stat
 import struct
+import warnings
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -30,14 +29,6 @@ pixels per byte, PNG and JPEG 350.
 LARGEST_FILE = 2 * 2**30
 """Bytes of the largest file that is read: more than `LARGEST` pixels take in any format."""
 
-_KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
-
 # Pillow hands PostScript to Ghostscript, which runs it as a program.
 _NOT_DECODED = ("EPS",)
 
@@ -52,9 +43,12 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+# Pillow warns of damaged EXIF data, whose other values are as good as ever.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -70,8 +64,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
     except ValueError as error:  # a null character
         raise OSError(errno.EINVAL, str(error), name) from error
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise OSError(errno.EINVAL, f"{kind} in place of a regular file", name)
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device in place of a file", name)
     if status.st_size > LARGEST_FILE:
         size = f"a file of {status.st_size:,} bytes, more than {LARGEST_FILE:,}"
         raise OSError(errno.EFBIG, size, name)
@@ -118,17 +111,13 @@ def decode(encoded: bytes, place: str, *, upright: bool) -> Image.Image:
 def orientation(image: Image.Image) -> int:
     """Return the orientation in an image's EXIF or XMP data, from 1 (upright) to 8.
 
-    Read here, since Pillow warns of damaged data; 1 where there is none or it cannot be read.
+    1 where there is none or it cannot be read.
     """
-    info, found = image.info, 0
-    with contextlib.suppress(ValueError):
-        legacy = "".join(info.get("Raw profile type exif", "").split("\n")[3:])
-        found = _orientation_tag(info.get("exif") or bytes.fromhex(legacy))
-    if not found:
-        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp", "").encode()
-        written = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
-        found = int(written[1]) if written else 1
-    return found if found in _TURNS else 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's readers of damaged data raise many kinds
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def highest(image: Image.Image, encoded: bytes) -> int:
@@ -144,20 +133,6 @@ def highest(image: Image.Image, encoded: bytes) -> int:
     colours = [highest for _, highest in np.atleast_2d(image.getextrema())]
     has_alpha = image.mode in ("LA", "RGBA")
     return 256 * max(colours[: len(colours) - has_alpha]) + 255
-
-
-def _orientation_tag(exif: bytes) -> int:
-    """The value of the orientation tag; 0 where there is none."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = _BYTE_ORDERS.get(exif[:4])
-    if order is None:
-        return 0
-    start = int.from_bytes(exif[4:8], order)
-    entries = int.from_bytes(exif[start : start + 2], order)
-    for at in range(start + 2, min(start + 2 + 12 * entries, len(exif) - 11), 12):
-        if int.from_bytes(exif[at : at + 2], order) == ExifTags.Base.Orientation:
-            return int.from_bytes(exif[at + 8 : at + 10], order)
-    return 0
 
 
 def _open(encoded: bytes, place: str) -> Image.Image:

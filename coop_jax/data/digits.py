@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,11 +75,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     """Write a dataset's ArrayRecord files unless they exist, and open them.
 
-    Nothing goes over the network for the digits, nothing is printed unless stderr
-    is a terminal, and a failed or interrupted build leaves no dataset behind.
-
-    Args:
-        builder: a TFDS builder.
+    Nothing goes over the network for the digits, nothing is printed, and a failed or interrupted
+    build leaves no dataset behind.
 
     Returns:
         A builder that reads the files on disk.
@@ -91,7 +87,9 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
     path = Path(builder.data_path)
     if not path.exists():
         try:
-            with _quiet(), tempfile.TemporaryDirectory() as downloads:
+            tfds.display_progress_bar(False)
+            quiet = contextlib.redirect_stdout(io.StringIO())
+            with quiet, tempfile.TemporaryDirectory() as downloads:
                 builder.download_and_prepare(
                     download_dir=downloads,
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -105,11 +103,3 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
                     "name another data directory or make room there"
                 ) from error
     return tfds.builder_from_directory(path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    interactive = sys.stderr.isatty()
-    tfds.display_progress_bar(interactive)
-    with contextlib.redirect_stdout(sys.stderr if interactive else io.StringIO()):
-        yield

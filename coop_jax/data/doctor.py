@@ -1,6 +1,7 @@
 """Find what is wrong with a dataset on disk: counts, class names, the split, every image."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -210,7 +211,7 @@ class Seen(NamedTuple):
     highest: int = -1
 
 
-def decode(findings: Findings, advance: Callable[[int], None], threads: int | None = None) -> None:
+def decode(findings: Findings, advance: Callable[[int], None]) -> None:
     """Decode every image that is there; broken ones are problems.
 
     Images that are there more than once (the same bytes) are warnings.
@@ -218,26 +219,22 @@ def decode(findings: Findings, advance: Callable[[int], None], threads: int | No
     Args:
         findings: the dataset; problems, warnings and notes are added to it.
         advance: is told how many more images are done.
-        threads: by default one per processor.
     """
     missing = set(findings.absent)
+
+    def look(examples: Examples, chunk: range) -> list[Seen]:
+        names = examples.file_names
+        found = [Seen() if names[index] in missing else _look(examples, index) for index in chunk]
+        advance(len(chunk))
+        return found
+
     seen: dict[str, list[Seen]] = {}
-    for split, examples in _distinct(findings).items():
-
-        def look(chunk: range, examples: Examples = examples) -> list[Seen]:
-            found = [
-                Seen() if examples.file_names[index] in missing else _look(examples, index)
-                for index in chunk
-            ]
-            advance(len(chunk))
-            return found
-
-        chunks = (
-            range(start, min(start + _CHUNK, len(examples)))
-            for start in range(0, len(examples), _CHUNK)
-        )
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            seen[split] = list(itertools.chain.from_iterable(pool.map(look, chunks)))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for split, examples in _distinct(findings).items():
+            every = range(len(examples))
+            chunks = [every[start : start + _CHUNK] for start in every[::_CHUNK]]
+            looked = pool.map(functools.partial(look, examples), chunks)
+            seen[split] = list(itertools.chain.from_iterable(looked))
     total = count(findings)
     broken = [one.error for found in seen.values() for one in found if one.error]
     if broken:

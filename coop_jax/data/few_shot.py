@@ -3,6 +3,8 @@
 import logging
 from dataclasses import replace
 
+import numpy as np
+
 from coop_jax.data import sampling
 from coop_jax.data.examples import Dataset
 from coop_jax.data.listing import some
@@ -47,22 +49,16 @@ def warn_about_short_classes(few: Dataset, shots: int, *, validation: bool = Fal
     wanted = [("training", few.train, shots)]
     if validation:
         wanted.append(("validation", few.val, min(shots, 4)))
+    names = few.classes.names
     for kind, examples, count in wanted:
-        short = sampling.short_classes(examples.labels, count, len(few.classes.names))
-        if len(short) > 3:
+        images = np.bincount(examples.labels, minlength=len(names)).tolist()
+        short = [f"{name!r} {n}" for name, n in zip(names, images, strict=True) if n < count]
+        if short:
             logger.warning(
                 "%d of %s have fewer %s images than %s: all of them are used (%s)",
                 len(short),
-                plural(len(few.classes.names), "class", "classes"),
+                plural(len(names), "class", "classes"),
                 kind,
                 plural(count, "shot") if kind == "training" else count,
-                some([f"{few.classes.names[label]!r} {n}" for label, n in short.items()]),
-            )
-            continue
-        for label, n in short.items():
-            logger.warning(
-                "class %r has %s, fewer than %s: all of them are used",
-                few.classes.names[label],
-                plural(n, f"{kind} image"),
-                plural(count, "shot") if kind == "training" else count,
+                some(short),
             )

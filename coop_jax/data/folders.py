@@ -5,18 +5,20 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from coop_jax.data.listing import (
     IMAGE_SUFFIXES,
     SPLITS,
+    Files,
     entries_of,
     is_file,
     is_folder,
     is_image,
     some,
+    warn_of_others,
 )
 from coop_jax.errors import InputError
 
@@ -105,6 +107,33 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
     return Folder(path, tuple(images), tuple(others), tuple(broken), tuple(folders))
 
 
+def files_of(root: Path, classes: Mapping[str, Iterable[tuple[Folder, int]]]) -> dict[str, Files]:
+    """The image files in and below each split's folders, in order, with the folders' labels.
+
+    What else is in the folders, but for leftovers, is warned of in one line.
+
+    Raises:
+        InputError: a folder has no image file, or what is called as one is none.
+    """
+    rows = {
+        split: [(path, label) for one, label in labelled for path in one.paths(root, "images")]
+        for split, labelled in classes.items()
+    }
+    every = [folder for labelled in classes.values() for folder, _ in labelled]
+    _refuse_empty(every)
+    broken = [path for folder in every for path in folder.paths(root, "broken")]
+    if broken:
+        raise InputError(
+            f"expected image files in {root}, got links to nothing or no files: {some(broken)};"
+            " restore them or move them away"
+        )
+    warn_of_others(root, [path for folder in every for path in folder.paths(root, "others")])
+    return {
+        split: Files([path for path, _ in found], [label for _, label in found])
+        for split, found in rows.items()
+    }
+
+
 def split_of(name: str) -> str | None:
     """The split that people mean by a name, if any."""
     return next((split for split in SPLITS if name.lower() in SPLIT_NAMES[split]), None)
@@ -172,13 +201,7 @@ def _classes(folder: Folder) -> list[Folder]:
             f"expected a folder per class in {folder.path}, got {seen}; put each class's images"
             " into a folder of its name"
         )
-    empty = [one for one in classes if not one.count]
-    if empty:
-        raise InputError(
-            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in every class's folder of"
-            f" {folder.path}, got {_seen(empty)}; add images, convert other files to JPEG or PNG,"
-            " or move away a folder that is no class"
-        )
+    _refuse_empty(classes)
     if not any(one.images for one in classes) and not _are_wrapped(classes):
         _refuse_groups(folder, classes)
     _warn_of_images_beside(folder, classes)
@@ -196,6 +219,16 @@ def _are_wrapped(classes: Sequence[Folder]) -> bool:
     own = [[one.name.lower()] for one in classes]
     same = len(classes) > 1 and len(inner[0]) == 1 and all(names == inner[0] for names in inner)
     return same or inner == own
+
+
+def _refuse_empty(classes: Sequence[Folder]) -> None:
+    empty = [one for one in classes if not one.count]
+    if empty:
+        raise InputError(
+            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in every class's folder of"
+            f" {empty[0].path.parent}, got {_seen(empty)}; add images, convert other files to JPEG"
+            " or PNG, or move away a folder that is no class"
+        )
 
 
 def _refuse_part_of_a_split(root: Folder, named: Sequence[Folder]) -> NoReturn:

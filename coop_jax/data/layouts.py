@@ -1,25 +1,17 @@
 """The layouts of the datasets in CoOp's `$DATA` folder (its DATASETS.md; protocol 2.1)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from coop_jax.data.listing import (
-    Files,
-    Listing,
-    check_files,
-    class_folders,
-    has_folders,
-    image_files,
-    labelled_folders,
-    read_split_file,
-    some,
-)
+from coop_jax.data import folders
+from coop_jax.data.listing import Files, Listing, check_files, read_split_file, some
 from coop_jax.errors import InputError
 
 CLASS_NAMES_FILE = "classnames.txt"
 NO_TRAINING = {"train": Files(), "val": Files()}
 
 
-def split_file(root: Path, *, images: str, split: str) -> Listing:
+def split_file(root: Path, images: str, split: str) -> Listing:
     """A dataset with a `split_zhou_*.json`, whose paths are relative to the folder `images`.
 
     Raises:
@@ -34,8 +26,8 @@ def split_file(root: Path, *, images: str, split: str) -> Listing:
     return check_files(read_split_file(path, root / images), str(path))
 
 
-def fgvc_aircraft(root: Path) -> Listing:
-    """FGVC-Aircraft: variants.txt and images_variant_{train,val,test}.txt, images/<id>.jpg.
+def fgvc_aircraft(root: Path, images: str) -> Listing:
+    """FGVC-Aircraft: variants.txt and images_variant_{train,val,test}.txt, <id>.jpg in `images`.
 
     Raises:
         InputError: a list is absent, names an unknown variant, or names absent images.
@@ -51,14 +43,13 @@ def fgvc_aircraft(root: Path) -> Listing:
             raise InputError(
                 f"{path}: expected variants of variants.txt, got {unknown[0]!r}; restore both files"
             )
-        splits[split] = Files(
-            [f"images/{row[0]}.jpg" for row in rows], [labels[row[1]] for row in rows]
-        )
+        paths = [f"{images}/{image}.jpg" for image, _ in rows]
+        splits[split] = Files(paths, [labels[variant] for _, variant in rows])
     return check_files(Listing(root, tuple(names), splits), str(root))
 
 
-def imagenet(root: Path) -> Listing:
-    """ImageNet: images/train/<wnid>/*, images/val/<wnid>/* or images/val/* flat, classnames.txt.
+def imagenet(root: Path, images: str) -> Listing:
+    """ImageNet: train/<wnid>/*, val/<wnid>/* or val/* flat in `images`; classnames.txt.
 
     The validation images are both val and test (protocol 2.1). Images are in the order of their
     names within a class; the official code takes them as the file system lists them.
@@ -68,33 +59,30 @@ def imagenet(root: Path) -> Listing:
             files that are not ImageNet's.
     """
     names = imagenet_class_names(root)
+    train, validation = (folders.scan(root / images / part) for part in ("train", "val"))
     labels = {wnid: label for label, wnid in enumerate(names)}
-    folders = {"train": _by_wnid(root / "images" / "train", labels)}
-    validation = root / "images" / "val"
-    if has_folders(validation):
-        folders["test"] = _by_wnid(validation, labels)
-    splits = labelled_folders(root, folders)
-    test = splits.get("test") or _flat_validation(root, validation, labels)
-    splits = {"train": splits["train"], "val": test, "test": test}
+    classes = {"train": _numbered(train, names)}
+    if validation.folders:
+        classes["test"] = _numbered(validation, names)
+    files = folders.files_of(root, classes)
+    test = files.get("test") or _flat_validation(root, validation, labels)
+    splits = {"train": files["train"], "val": test, "test": test}
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
-def numbered_folders(root: Path, *, images: str) -> Listing:
+def numbered_folders(root: Path, images: str) -> Listing:
     """ImageNetV2: a folder per line of classnames.txt, named by the line's number from 0.
 
     Raises:
         InputError: a folder is missing or another one is there.
     """
     names = imagenet_class_names(root)
-    folders = {folder.name: folder for folder in class_folders(root / images)}
-    expected = [str(number) for number in range(len(names))]
-    _same_folders(root / images, folders, expected)
-    numbered = [(folders[name], label) for label, name in enumerate(expected)]
-    splits = NO_TRAINING | labelled_folders(root, {"test": numbered})
+    numbered = _numbered(folders.scan(root / images), map(str, range(len(names))))
+    splits = NO_TRAINING | folders.files_of(root, {"test": numbered})
     return Listing(root, tuple(names.values()), splits, tuple(names))
 
 
-def wnid_folders(root: Path, *, images: str) -> Listing:
+def wnid_folders(root: Path, images: str) -> Listing:
     """ImageNet-Sketch, -A and -R: a folder per wnid; only the classes that are there count.
 
     ImageNet-A and -R have 200 of the 1,000 classes: labels number the folders there are.
@@ -103,17 +91,18 @@ def wnid_folders(root: Path, *, images: str) -> Listing:
         InputError: a folder is not a wnid of classnames.txt.
     """
     names = imagenet_class_names(root)
-    folders = class_folders(root / images)
-    strange = [folder.name for folder in folders if folder.name not in names]
-    if strange:
+    classes = folders.scan(root / images).folders
+    strange = [folder.name for folder in classes if folder.name not in names]
+    if strange or not classes:
         raise InputError(
-            f"expected folders of ImageNet's classes in {root / images}, got also"
-            f" {some(strange)}; move them away or restore {CLASS_NAMES_FILE}"
+            f"expected folders of ImageNet's classes in {root / images}, got"
+            f" {f'also {some(strange)}' if strange else 'none'}; move them away or restore"
+            f" {CLASS_NAMES_FILE}"
         )
-    numbered = [(folder, label) for label, folder in enumerate(folders)]
-    chosen = tuple(names[folder.name] for folder in folders)
-    splits = NO_TRAINING | labelled_folders(root, {"test": numbered})
-    return Listing(root, chosen, splits, tuple(folder.name for folder in folders))
+    numbered = [(folder, label) for label, folder in enumerate(classes)]
+    chosen = {folder.name: names[folder.name] for folder in classes}
+    splits = NO_TRAINING | folders.files_of(root, {"test": numbered})
+    return Listing(root, tuple(chosen.values()), splits, tuple(chosen))
 
 
 def imagenet_class_names(root: Path) -> dict[str, str]:
@@ -151,34 +140,30 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _same_folders(folder: Path, found: dict[str, Path], expected: list[str]) -> None:
-    missing, strange = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+def _numbered(folder: folders.Folder, names: Iterable[str]) -> list[tuple[folders.Folder, int]]:
+    """The folders in a folder with their labels, in the order of the names, which are theirs."""
+    there, expected = {one.name: one for one in folder.folders}, list(names)
+    missing, strange = sorted(set(expected) - set(there)), sorted(set(there) - set(expected))
     if missing or strange:
         raise InputError(
-            f"expected the {len(expected)} class folders of {CLASS_NAMES_FILE} in {folder}, got"
-            f" {len(missing)} of them not ({some(missing)}) and {len(strange)} others"
+            f"expected the {len(expected)} class folders of {CLASS_NAMES_FILE} in {folder.path},"
+            f" got {len(missing)} of them not ({some(missing)}) and {len(strange)} others"
             f" ({some(strange)}); unpack it again"
         )
+    return [(there[name], label) for label, name in enumerate(expected)]
 
 
-def _by_wnid(folder: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:
-    folders = {found.name: found for found in class_folders(folder)}
-    _same_folders(folder, folders, list(labels))
-    return [(folders[wnid], label) for wnid, label in labels.items()]
-
-
-def _flat_validation(root: Path, folder: Path, labels: dict[str, int]) -> Files:
+def _flat_validation(root: Path, folder: folders.Folder, labels: dict[str, int]) -> Files:
     """Label number n of the ground truth is that of ILSVRC2012_val_{n:08d}, n from 1."""
     from tensorflow_datasets.core import tfds_path
 
     truth = tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     rows = []
-    below = folder.relative_to(root).as_posix()
-    for name in image_files(folder)[0]:
+    for name, path in zip(folder.images, folder.paths(root, "images"), strict=True):
         number = name.rpartition(".")[0].removeprefix("ILSVRC2012_val_")
         if not (number.isdecimal() and 1 <= int(number) <= len(truth)):
             raise InputError(
-                f"expected files ILSVRC2012_val_00000001.JPEG to {len(truth)} in {folder}, got"
+                f"expected files ILSVRC2012_val_00000001.JPEG to {len(truth)} in {folder.path}, got"
                 f" {name}; move the others away"
             )
         wnid = truth[int(number) - 1]
@@ -187,6 +172,8 @@ def _flat_validation(root: Path, folder: Path, labels: dict[str, int]) -> Files:
                 f"{root / CLASS_NAMES_FILE}: expected the class {wnid} of {name}, got none;"
                 " restore the file"
             )
-        rows.append((labels[wnid], f"{below}/{name}"))
+        rows.append((labels[wnid], path))
+    if not rows:
+        raise InputError(f"expected images in {folder.path}, got none; unpack it again")
     rows.sort()
     return Files([path for _, path in rows], [label for label, _ in rows])

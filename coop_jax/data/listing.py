@@ -2,29 +2,25 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from coop_jax.classes import spelled
-from coop_jax.data import decoding
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-    *HEIF_SUFFIXES,
+    *(".heic", ".heif", ".hif"),
 )
 """Endings of files that count as images; those of HEIF need pillow-heif."""
 
@@ -89,55 +85,6 @@ def is_leftover(name: str) -> bool:
     return lower.startswith(".") or lower in LEFTOVERS or lower.endswith(":zone.identifier")
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; leftovers are passed over.
-
-    Raises:
-        InputError: there is no such folder, or it has none.
-    """
-    found = [folder / entry.name for entry in entries_of(folder) if is_folder(entry)]
-    if not found:
-        raise InputError(
-            f"expected a folder per class in {folder}, got none; put each class's images into a"
-            " folder of its name"
-        )
-    return found
-
-
-def has_folders(folder: Path) -> bool:
-    """Return whether there are folders in a folder; leftovers are passed over.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    return any(is_folder(entry) for entry in entries_of(folder))
-
-
-def labelled_folders(
-    root: Path, splits: Mapping[str, Iterable[tuple[Path, int]]]
-) -> dict[str, Files]:
-    """The image files of each split's class folders, sorted by name within a class.
-
-    What else is in the folders, but for leftovers, is warned of in one line.
-
-    Raises:
-        InputError: a folder has no image file.
-    """
-    found, others = {}, []
-    for split, folders in splits.items():
-        paths: list[str] = []
-        labels: list[int] = []
-        for folder, label in folders:
-            below = folder.relative_to(root).as_posix()
-            images, strange = image_files(folder)
-            paths += [f"{below}/{name}" for name in images]
-            labels += [label] * len(images)
-            others += [f"{below}/{name}" for name in strange]
-        found[split] = Files(paths, labels)
-    warn_of_others(root, others)
-    return found
-
-
 def warn_of_others(root: Path, others: Sequence[str]) -> None:
     """Say in one line what is passed over, if anything is."""
     if others:
@@ -164,29 +111,6 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
             " images where it is"
         ) from error
     return sorted(shown, key=lambda entry: entry.name)
-
-
-def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of a folder's image files, and of what else is in it, each sorted.
-
-    Raises:
-        InputError: there is none, or one is a link to nothing or a folder.
-    """
-    entries = entries_of(folder)
-    found = [entry for entry in entries if is_image(entry.name)]
-    if not found:
-        raise InputError(
-            f"expected image files ({', '.join(IMAGE_SUFFIXES)}) in {folder}, got none; add images"
-            " or move the folder away"
-        )
-    broken = [entry.name for entry in found if not is_file(entry)]
-    if broken:
-        raise InputError(
-            f"expected image files in {folder}, got links to nothing or folders: {some(broken)};"
-            " restore them or move them away"
-        )
-    others = [entry.name for entry in entries if not is_image(entry.name)]
-    return [entry.name for entry in found], others
 
 
 def read_split_file(path: Path, root: Path) -> Listing:
@@ -271,19 +195,8 @@ def _check_labels(names: dict[int, str], splits: dict[str, Files], place: str) -
 
 
 def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are no files below root, found by listing each folder once."""
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_folder[path.rpartition("/")[0]].append(path)
-    absent = []
-    for folder, paths_there in by_folder.items():
-        try:
-            with os.scandir(root / folder) as entries:
-                found = {entry.name for entry in entries if is_file(entry)}
-        except (OSError, ValueError):  # an error for a name that no file can have
-            found = set()
-        absent += [path for path in paths_there if path.rpartition("/")[2] not in found]
-    return absent
+    """Those of the paths that are no files below root."""
+    return [path for path in paths if not os.path.isfile(root / path)]
 
 
 def check_files(listing: Listing, place: str) -> Listing:
@@ -300,32 +213,6 @@ def check_files(listing: Listing, place: str) -> Listing:
             f" {len(absent)} of them ({some(absent)}); restore the files or correct the split"
         )
     return listing
-
-
-def check_heif(listing: Listing, place: str) -> None:
-    """See that images in HEIF, as telephones make them, can be read; endings may be wrong.
-
-    Raises:
-        InputError: there are some, and pillow-heif, which reads them, is not installed.
-    """
-    paths = [path for files in listing.splits.values() for path in files.paths]
-    found = sorted({path for path in paths if path.lower().endswith(HEIF_SUFFIXES)})
-    if not found or importlib.util.find_spec("pillow_heif"):
-        return
-    found = [path for path in found if decoding.is_heif(_beginning(listing.root / path))]
-    if found:
-        raise InputError(
-            f"{place}: expected images that Pillow reads, got {len(found)} in HEIF"
-            f" ({some(found)}); convert them to JPEG (or pip install 'coop_jax[heic]')"
-        )
-
-
-def _beginning(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError:
-        return b""
 
 
 def label_array(files: Files) -> np.ndarray:

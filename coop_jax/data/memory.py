@@ -54,7 +54,7 @@ class GivenSource:
         try:
             with self._lock:
                 image.load()  # this turns TIFF, whose tag is then gone
-                return image.copy(), _orientation(image)
+                return image.copy(), decoding.orientation(image)
         except Exception as error:  # Pillow's decoders raise many kinds
             raise OSError(f"an image that Pillow cannot decode ({error})") from error
 
@@ -297,15 +297,6 @@ def _shown(image: Any) -> str:
     if array.dtype == object or not array.ndim:
         return f"{type(image).__name__} {image!r:.40}"
     return f"an array of {array.dtype} {list(array.shape)}"
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image, which may have been set or deleted since it was opened."""
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's readers of damaged EXIF data raise many kinds
-        return decoding.orientation(image)
-    return int(found) if found in range(1, 9) else 1
 
 
 def _png(image: Image.Image, orientation: int) -> bytes:

@@ -11,10 +11,9 @@ from jaxtyping import Int, Int32
 
 from coop_jax.classes import Classes, spelled
 from coop_jax.data import class_names, layouts, records
-from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.examples import Dataset, Examples, Source
-from coop_jax.data.listing import SPLITS, Files, read_split_file, some
-from coop_jax.data.official import Official
+from coop_jax.data.listing import SPLITS, label_array, read_split_file, some
+from coop_jax.data.official import Catalogued, Official
 from coop_jax.data.sampling import FRACTIONS, split_by_class
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
@@ -40,14 +39,31 @@ def load(name: str, row: Official, data_dir: Path) -> Dataset:
     if row.tfds is None or not (data_dir / row.tfds.folder).is_dir():
         raise absent(name, row, data_dir)
     copy = _open(row.tfds, data_dir / row.tfds.folder)
-    if row.split_file is None:
-        dataset = _by_wnid(name, row, copy, data_dir)
-    elif (data_dir / row.folder / row.split_file.name).is_file():
-        split = data_dir / row.folder / row.split_file.name
-        dataset = _as_split_file(name, row, copy, split)
+    split_file = row.split_file and data_dir / row.folder / row.split_file.name
+    origin = ""
+    if split_file is None:
+        classes, splits = _by_wnid(row, row.tfds, copy, data_dir)
+    elif split_file.is_file():
+        classes, splits = _as_split_file(row.tfds, copy, split_file)
     else:
-        dataset = _as_tfds(name, row, copy, data_dir / row.folder / row.split_file.name)
-    return dataset
+        logger.warning(
+            "%s: no %s, so the split is TFDS's and results do not compare with the papers'; for"
+            " CoOp's put that file there (CoOp's DATASETS.md has the link)",
+            *(name, split_file),
+        )
+        classes, splits = _as_tfds(row.tfds, copy, class_names.shipped(name))
+        origin = ORIGIN if row.tfds.splits[-1] else f"{ORIGIN}, cut anew"
+    return Dataset(
+        name,
+        classes,
+        (row.template,),
+        splits["train"],
+        splits["val"],
+        splits["test"],
+        origin=origin,
+        place=f"TFDS copy {copy.place}",
+        pixels_from=ORIGIN,
+    )
 
 
 def absent(name: str, row: Official, data_dir: Path) -> InputError:
@@ -76,20 +92,27 @@ class _Copy:
     label_names: tuple[str, ...]
     paths: np.ndarray
 
-    def examples(self, split: str, positions: np.ndarray, labels: np.ndarray) -> Examples:
-        """The records at these positions, in this order; `labels` are those of all records."""
-        source = records.Records(self.sources, positions)
-        chosen = labels[positions].astype(np.int32)
-        return Examples(source, split, chosen, self.paths[positions], np.arange(len(positions)))
+    def examples(
+        self, split: str, positions: np.ndarray, labels: np.ndarray, paths: np.ndarray | None = None
+    ) -> Examples:
+        """The records at these positions, with their labels and, if CoOp has others, paths."""
+        source, numbers = records.Records(self.sources, positions), np.arange(len(positions))
+        paths = self.paths[positions] if paths is None else paths
+        return Examples(source, split, labels.astype(np.int32), paths, numbers)
 
     def relabelled(self, new: Sequence[int]) -> Int[np.ndarray, " records"]:
         """The labels, each replaced by its new one."""
         return np.asarray(new, np.int64)[self.labels]
 
-    def sorted_split(self, tfds_split: str, labels: np.ndarray) -> Int[np.ndarray, " chosen"]:
-        """Positions of a TFDS split's records whose label is not -1, by label and path."""
-        chosen = np.flatnonzero((self.splits == tfds_split) & (labels >= 0))
-        return chosen[np.lexsort((self.paths[chosen], labels[chosen]))]
+    def sorted_splits(
+        self, tfds_splits: Sequence[str], labels: np.ndarray
+    ) -> dict[str, Int[np.ndarray, " chosen"]]:
+        """Positions of the records of each split whose label is not -1, by label and path."""
+        positions = {}
+        for split, tfds_split in zip(SPLITS, tfds_splits, strict=True):
+            chosen = np.flatnonzero((self.splits == tfds_split) & (labels >= 0))
+            positions[split] = chosen[np.lexsort((self.paths[chosen], labels[chosen]))]
+        return positions
 
 
 def _open(row: Catalogued, place: Path) -> _Copy:
@@ -119,47 +142,18 @@ def _open(row: Catalogued, place: Path) -> _Copy:
     )
 
 
-def _as_split_file(name: str, row: Official, copy: _Copy, split_file: Path) -> Dataset:
-    assert row.tfds is not None
+def _as_split_file(
+    row: Catalogued, copy: _Copy, split_file: Path
+) -> tuple[Classes, dict[str, Examples]]:
     listing = read_split_file(split_file, copy.place)
     # TFDS lower-cases the names of Caltech's folders.
     places = {path.lower(): place for place, path in enumerate(copy.paths.tolist())}
-    found = {
-        split: np.array([places.get(path.lower(), -1) for path in files.paths], np.int64)
-        for split, files in listing.splits.items()
-    }
-    _check_missing(row.tfds, copy, split_file, listing.splits, found)
-    parts = {}
-    for split, positions in found.items():
-        files, there = listing.splits[split], positions >= 0
-        labels = np.asarray(files.labels, np.int32)[there]
-        source = records.Records(copy.sources, positions[there])
-        paths = np.array(files.paths, str)[there]
-        parts[split] = Examples(source, split, labels, paths, np.arange(len(labels)))
-    _check_labels(copy, split_file, found, listing.splits)
-    place = f"TFDS copy {copy.place}"
-    return Dataset(
-        name,
-        Classes(listing.class_names),
-        (row.template,),
-        **parts,
-        place=place,
-        pixels_from=ORIGIN,
-    )
-
-
-def _check_missing(
-    row: Catalogued,
-    copy: _Copy,
-    split_file: Path,
-    splits: dict[str, Files],
-    found: dict[str, np.ndarray],
-) -> None:
-    missing = [
-        splits[split].paths[place]
-        for split, positions in found.items()
-        for place in np.flatnonzero(positions < 0).tolist()
-    ]
+    splits, missing = {}, []
+    for split, files in listing.splits.items():
+        positions = np.array([places.get(path.lower(), -1) for path in files.paths], np.int64)
+        labels, paths, there = label_array(files), np.array(files.paths, str), positions >= 0
+        splits[split] = copy.examples(split, positions[there], labels[there], paths[there])
+        missing += paths[~there].tolist()
     if len(missing) > row.allow_missing:
         raise InputError(
             f"{split_file}: expected its images among the {len(copy.paths)} of {copy.place}, got"
@@ -169,56 +163,22 @@ def _check_missing(
     if missing:
         logger.warning(
             "TFDS left out %s of %s, and so do we: %s",
-            plural(len(missing), "image"),
-            split_file.name,
-            some(missing),
+            *(plural(len(missing), "image"), split_file.name, some(missing)),
         )
+    return Classes(listing.class_names), splits
 
 
-def _check_labels(
-    copy: _Copy, split_file: Path, found: dict[str, np.ndarray], splits: dict[str, Files]
-) -> None:
-    """Each of TFDS's labels must be one label of the split file, whatever their numbers."""
-    pairs = {
-        (int(copy.labels[place]), label): copy.paths[place]
-        for split, positions in found.items()
-        for place, label in zip(positions, splits[split].labels, strict=True)
-        if place >= 0
-    }
-    seen: dict[int, int] = {}
-    for (tfds_label, label), path in pairs.items():
-        if seen.setdefault(tfds_label, label) != label:
-            raise InputError(
-                f"{split_file}: expected one label for all images of TFDS's class"
-                f" {copy.label_names[tfds_label]!r}, got {seen[tfds_label]} and, for {path},"
-                f" {label}; restore the official file or prepare {copy.place} again"
-            )
-
-
-def _as_tfds(name: str, row: Official, copy: _Copy, split_file: Path) -> Dataset:
-    assert row.tfds is not None
-    logger.warning(
-        "%s: no %s, so the split is TFDS's and results do not compare with the papers'; for CoOp's"
-        " put that file there (CoOp's DATASETS.md has the link)",
-        name,
-        split_file,
-    )
-    names = class_names.shipped(name)
-    labels = copy.relabelled(_coop_labels(row.tfds, copy, names))
-    positions = {
-        split: copy.sorted_split(tfds_split, labels)
-        for split, tfds_split in zip(SPLITS, row.tfds.splits, strict=True)
-    }
-    origin = ORIGIN
-    if not row.tfds.splits[-1]:
+def _as_tfds(
+    row: Catalogued, copy: _Copy, names: tuple[str, ...]
+) -> tuple[Classes, dict[str, Examples]]:
+    labels = copy.relabelled(_coop_labels(row, copy, names))
+    positions = copy.sorted_splits(row.splits, labels)
+    if not row.splits[-1]:
         whole = positions["train"]
         cut = split_by_class(labels[whole], FRACTIONS)
         positions = {split: whole[part] for split, part in zip(SPLITS, cut, strict=True)}
-        origin = f"{ORIGIN}, cut anew"
-    train, val, test = (copy.examples(split, positions[split], labels) for split in SPLITS)
-    place = f"TFDS copy {copy.place}"
-    own = (row.template,)
-    return Dataset(name, Classes(names), own, train, val, test, origin, place, pixels_from=ORIGIN)
+    chosen = {split: copy.examples(split, at, labels[at]) for split, at in positions.items()}
+    return Classes(names), chosen
 
 
 def _coop_labels(row: Catalogued, copy: _Copy, names: tuple[str, ...]) -> list[int]:
@@ -235,9 +195,10 @@ def _coop_labels(row: Catalogued, copy: _Copy, names: tuple[str, ...]) -> list[i
     return [-1 if name is None else numbers[name] for name in called]
 
 
-def _by_wnid(name: str, row: Official, copy: _Copy, data_dir: Path) -> Dataset:
-    assert row.tfds is not None
-    names = _imagenet_names(data_dir, row.folder)
+def _by_wnid(
+    official: Official, row: Catalogued, copy: _Copy, data_dir: Path
+) -> tuple[Classes, dict[str, Examples]]:
+    names = _imagenet_names(data_dir, official.folder)
     unknown = sorted(set(copy.label_names) - set(names))
     if unknown:
         raise InputError(
@@ -245,25 +206,14 @@ def _by_wnid(name: str, row: Official, copy: _Copy, data_dir: Path) -> Dataset:
             f" {some(unknown)}; restore {layouts.CLASS_NAMES_FILE}"
         )
     wnids = list(names)
-    if row.tfds.present_only:
+    if row.present_only:
         present = {copy.label_names[label] for label in np.unique(copy.labels)}
         wnids = [wnid for wnid in names if wnid in present]
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     labels = copy.relabelled([numbers.get(wnid, -1) for wnid in copy.label_names])
-    train, val, test = (
-        copy.examples(split, copy.sorted_split(tfds_split, labels), labels)
-        for split, tfds_split in zip(SPLITS, row.tfds.splits, strict=True)
-    )
-    return Dataset(
-        name,
-        Classes(tuple(names[wnid] for wnid in wnids), tuple(wnids), row.repeated),
-        (row.template,),
-        train,
-        val,
-        test,
-        place=f"TFDS copy {copy.place}",
-        pixels_from=ORIGIN,
-    )
+    classes = Classes(tuple(names[wnid] for wnid in wnids), tuple(wnids), official.repeated)
+    positions = copy.sorted_splits(row.splits, labels)
+    return classes, {split: copy.examples(split, at, labels[at]) for split, at in positions.items()}
 
 
 def _imagenet_names(data_dir: Path, folder: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A user's own images: a folder, a table, or a CoOp-style split; nothing to program."""
 
 import csv
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,8 @@ from coop_jax.data.listing import (
     Files,
     Listing,
     check_files,
-    check_heif,
     read_split_file,
     some,
-    warn_of_others,
 )
 from coop_jax.errors import InputError
 
@@ -37,9 +34,8 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
             number (separated by a tab if it has spaces). Without it, labels are the names.
 
     Raises:
-        InputError: the layout is not one of these, an image is absent or needs what is not
-            installed, train or test is empty, or the class-name file does not name exactly the
-            classes.
+        InputError: the layout is not one of these, an image is absent, train or test is empty, or
+            the class-name file does not name exactly the classes.
     """
     if path.suffix.lower() == ".json":
         listing = check_files(read_split_file(path, path.parent), str(path))
@@ -50,7 +46,6 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
         raise InputError(f"expected a folder, a .csv or a .json, got the file {path}; choose one")
     else:
         listing, labels = _folder(path)
-    check_heif(listing, str(path))
     if class_names is not None:
         names = _read_class_names(class_names, labels)
         listing = Listing(listing.root, names, listing.splits)
@@ -68,30 +63,16 @@ def _folder(root: Path) -> tuple[Listing, list[str]]:
                 f"expected in {found[0].path.parent} only classes that train has, got also"
                 f" {some(unknown)}; add training images of them or move the folders away"
             )
-    every = [folder for found in classes.values() for folder in found]
-    broken = [path for folder in every for path in folder.paths(root, "broken")]
-    if broken:
-        raise InputError(
-            f"expected image files in {root}, got links to nothing or no files: {some(broken)};"
-            " restore them or move them away"
-        )
-    warn_of_others(root, [path for folder in every for path in folder.paths(root, "others")])
-    place = {label: number for number, label in enumerate(labels)}
-    files = {split: _files(root, found, place) for split, found in classes.items()}
+    number = {label: index for index, label in enumerate(labels)}
+    numbered = {
+        split: [(folder, number[folder.name]) for folder in found]
+        for split, found in classes.items()
+    }
+    files = folders.files_of(root, numbered)
     if is_cut:
         files = parts.cut(root, files["all"], labels, str(root))
     splits = {split: files.get(split, Files()) for split in SPLITS}
     return Listing(root, spelled(labels), splits), labels
-
-
-def _files(root: Path, classes: Sequence[folders.Folder], labels: dict[str, int]) -> Files:
-    """The images in and below class folders, with the label of each folder's name."""
-    found = [folder.paths(root, "images") for folder in classes]
-    numbers = [labels[folder.name] for folder in classes]
-    return Files(
-        list(itertools.chain.from_iterable(found)),
-        [number for number, paths in zip(numbers, found, strict=True) for _ in paths],
-    )
 
 
 def _table(path: Path) -> tuple[Listing, list[str]]:

@@ -50,9 +50,7 @@ def cut(root: Path, files: Files, labels: Sequence[str], place: str) -> dict[str
     for digest, label in zip(found, files.labels, strict=True):
         classes[label].add(digest)
     _check_counts(classes, Counter(files.labels), labels, place)
-    counts = Counter(itertools.chain.from_iterable(classes.values()))
-    shared = {digest for digest, count in counts.items() if count > 1}
-    parts = {label: filled(images, shared) for label, images in classes.items()}
+    parts = {label: filled(images) for label, images in classes.items()}
     _say_what_was_filled(parts, labels, place)
     chosen = [parts[label][digest] for digest, label in zip(found, files.labels, strict=True)]
     return {split: _selected(files, [one == split for one in chosen]) for split in SPLITS}
@@ -64,31 +62,23 @@ def part_of(digest: str) -> str:
     return SPLITS[sum(number >= end for end in CUTS)]
 
 
-def filled(images: Iterable[str], shared: Iterable[str] = ()) -> dict[str, str]:
+def filled(images: Iterable[str]) -> dict[str, str]:
     """The split of each of a class's images, none of the three without an image.
 
     It is `part_of`, unless a split would be empty. Then, in the order of the digests, the ends of
     train and val are shifted by as few images as it takes: those nearest to the end move to the
     split beside theirs, and the others stay. So one image more or less never takes another from
-    train to test, or back. Images that other classes have too (`shared`) move only
-    where the class has too few of its own.
+    train to test, or back.
 
     Args:
         images: hexadecimal SHA-256 of at least 3 different images.
-        shared: those that should not be moved.
     """
-    natural = {digest: part_of(digest) for digest in sorted(set(images))}
-    own = sorted(natural.keys() - set(shared))
-    for movable in (own, list(natural)):
-        fixed = {natural[digest] for digest in natural.keys() - set(movable)}
-        train, val, test = (int(split not in fixed) for split in SPLITS)
-        if len(movable) >= train + val + test:
-            break
-    counts = Counter(natural[digest] for digest in movable)
-    first = min(max(counts["train"], train), len(movable) - val - test)
-    second = min(max(counts["train"] + counts["val"], first + val), len(movable) - test)
-    ends = {"train": movable[:first], "val": movable[first:second], "test": movable[second:]}
-    return natural | {digest: split for split, moved in ends.items() for digest in moved}
+    ordered = sorted(set(images))
+    counts = Counter(map(part_of, ordered))
+    first = min(max(counts["train"], 1), len(ordered) - 2)
+    second = min(max(counts["train"] + counts["val"], first + 1), len(ordered) - 1)
+    ends = zip(SPLITS, (0, first, second), (first, second, len(ordered)), strict=True)
+    return {digest: split for split, start, end in ends for digest in ordered[start:end]}
 
 
 def digests(root: Path, paths: Sequence[str]) -> list[str]:

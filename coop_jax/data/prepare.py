@@ -11,16 +11,14 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from coop_jax import command_line
 from coop_jax.data import catalog, copies, overlay
-from coop_jax.data.catalogued import Catalogued
 from coop_jax.data.listing import Listing
-from coop_jax.data.official import OFFICIAL
+from coop_jax.data.official import OFFICIAL, Catalogued
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
 from coop_jax.terminal import count_images
@@ -123,10 +121,5 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("prepare", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("prepare", __name__))

@@ -25,7 +25,7 @@ def few_shot(
 
     One Python generator is seeded with `seed`. Classes come in the order in which they first appear
     in the list; a class with at least the wanted number is sampled without replacement, a class
-    with fewer is taken whole without a draw (see `short_classes`). Train is sampled before val
+    with fewer is taken whole without a draw. Train is sampled before val
     (protocol 2.2).
 
     Args:
@@ -58,17 +58,8 @@ def linear_probe_few_shot(
     NumPy's legacy generator is seeded with `seed`. The labels of the training list come in
     ascending order, each sampled without replacement: first `shots` training images of every label,
     then min(shots, 4) validation images of every label. Where a label has fewer, the official code
-    stops with an error; here it is taken whole without a draw, as in `few_shot`.
-
-    Args:
-        train_labels: label of every training example, in the order of the split's list.
-        val_labels: label of every validation example, in the order of the split's list; may be
-            empty.
-        shots: training images per class, at least 1.
-        seed: seed of the draw, from 0 to 2**32 - 1.
-
-    Returns:
-        Indices into the two lists, int64, in the order in which they were drawn.
+    stops with an error; here it is taken whole without a draw, as in `few_shot`, whose arguments
+    and returned values are the same.
 
     Raises:
         InputError: if `shots` is less than 1.
@@ -90,25 +81,6 @@ def linear_probe_few_shot(
 
 RULES = {"coop": few_shot, "linear_probe": linear_probe_few_shot}
 """Rules that choose a few training and validation images, by the name that configs use."""
-
-
-def short_classes(
-    labels: Int[np.ndarray, " examples"] | Sequence[int], shots: int, n_classes: int = 0
-) -> dict[int, int]:
-    """Classes that few-shot sampling takes whole because they have fewer than `shots` examples.
-
-    Args:
-        labels: label of every example.
-        shots: wanted number per class.
-        n_classes: number of classes, so that those without any example are found, too.
-
-    Returns:
-        The number of examples of each such class, keyed by label, labels ascending.
-    """
-    counts = dict.fromkeys(range(n_classes), 0)
-    values, numbers = np.unique(np.asarray(labels), return_counts=True)
-    counts |= dict(zip(values.tolist(), numbers.tolist(), strict=True))
-    return {label: count for label, count in sorted(counts.items()) if count < shots}
 
 
 def steps_per_epoch(count: int, batch_size: int, drop_last: bool = True) -> int:
@@ -135,21 +107,11 @@ def batch_order(
 
     Returns:
         Example indices of every step, int64, and the epoch of every step, counted from 0, int64.
-
-    Raises:
-        InputError: if `count`, `batch_size` or `epochs` is less than 1, or `seed` is negative.
     """
-    for name, value, least in (
-        ("training example", count, 1),
-        ("example per batch", batch_size, 1),
-        ("epoch", epochs, 1),
-    ):
-        if value < least:
-            raise InputError(f"expected at least {least} {name}, got {value}; raise it")
-    if seed < 0:
-        raise InputError(f"expected a seed of at least 0, got {seed}; choose another")
     batch, steps = min(count, batch_size), steps_per_epoch(count, batch_size, drop_last)
-    orders = [_epoch_order(count, seed, epoch)[: steps * batch] for epoch in range(epochs)]
+    keys = [np.random.SeedSequence((seed, epoch)) for epoch in range(epochs)]
+    shuffled = (np.random.Generator(np.random.Philox(key)).permutation(count) for key in keys)
+    orders = [order[: steps * batch] for order in shuffled]
     orders = [np.pad(o, (0, steps * batch - len(o)), constant_values=-1) for o in orders]
     return np.concatenate(orders).reshape(epochs * steps, batch), np.repeat(
         np.arange(epochs), steps
@@ -204,8 +166,3 @@ def _groups(labels: Iterable[int]) -> list[list[int]]:
     for index, label in enumerate(np.asarray(labels).tolist()):
         groups.setdefault(label, []).append(index)
     return list(groups.values())
-
-
-def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    key = np.random.SeedSequence((seed, epoch))
-    return np.random.Generator(np.random.Philox(key)).permutation(count)

@@ -35,7 +35,12 @@ def prompt_sets(entries: Sequence[str], own: str, dataset: str) -> dict[str, tup
             f"templates: expected texts with {{}} for the class name or any of {', '.join(NAMED)},"
             f" got {', '.join(map(repr, unknown))}; correct or remove it"
         )
-    published = {"imagenet_7": _seven(own, dataset), "imagenet_80": _eighty()}
+    published = {
+        "imagenet_7": ("7 ImageNet templates and the dataset's", (*IMAGENET_7, own)),
+        "imagenet_80": ("80 ImageNet templates", IMAGENET_80),
+    }
+    if dataset == "imagenet" or own in IMAGENET_7:
+        published["imagenet_7"] = "7 ImageNet templates", IMAGENET_7
     chosen = dict.fromkeys(entries or ("dataset",))
     single = dict.fromkeys(
         own if entry == "dataset" else entry for entry in chosen if entry not in published
@@ -44,13 +49,3 @@ def prompt_sets(entries: Sequence[str], own: str, dataset: str) -> dict[str, tup
     if len(single) > 1:
         sets[f"ensemble of {len(single)}"] = tuple(single)
     return sets | dict(published[entry] for entry in chosen if entry in published)
-
-
-def _seven(own: str, dataset: str) -> tuple[str, tuple[str, ...]]:
-    if dataset == "imagenet" or own in IMAGENET_7:
-        return "7 ImageNet templates", IMAGENET_7
-    return "7 ImageNet templates and the dataset's", (*IMAGENET_7, own)
-
-
-def _eighty() -> tuple[str, tuple[str, ...]]:
-    return "80 ImageNet templates", IMAGENET_80

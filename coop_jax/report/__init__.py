@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from coop_jax.errors import InputError
 from coop_jax.printing import console
 from coop_jax.report import base_to_new, few_shot, summary, transfer
-from coop_jax.report.sheet import CSV_COLUMNS, Cell, Row, Sheet, Value, csv_text
+from coop_jax.report.sheet import Sheet
 from coop_jax.results import Result
 
 if TYPE_CHECKING:
@@ -24,18 +24,7 @@ if TYPE_CHECKING:
 
     from coop_jax.fonts import Lettering
 
-__all__ = [
-    "CSV_COLUMNS",
-    "Cell",
-    "Row",
-    "Sheet",
-    "Value",
-    "check_picture_path",
-    "console",
-    "csv_text",
-    "pictures",
-    "tables",
-]
+__all__ = ["check_picture_path", "console", "pictures", "tables"]
 
 _SHEETS = {
     "base_to_new": base_to_new.sheets,
@@ -83,16 +72,15 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
     ]
     saved: list[Path] = []
     path.parent.mkdir(parents=True, exist_ok=True)
+    lettering.apply(*(figure for _, figure in drawn))
     for name, figure in drawn:
         target = path
         if len(drawn) > 1:
             target = path.with_stem("-".join([path.stem, *map(_slug, name)]))
         while target in saved:
             target = target.with_stem(target.stem + "_")
-        lettering.apply(figure)
         figure.savefig(target)
         saved.append(target)
-    lettering.explain()
     return saved
 
 
@@ -113,7 +101,7 @@ def check_picture_path(path: str | os.PathLike[str]) -> Path:
 def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
     results = list(results)
     if not results:
-        raise InputError("expected results, got none; run an evaluation first")
+        raise InputError("expected lines in results.jsonl, got none; run an evaluation first")
     return summary.by_protocol(results)
 
 

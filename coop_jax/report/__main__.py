@@ -13,7 +13,7 @@ from coop_jax import command_line, report
 from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.printing import escaped
-from coop_jax.results import Result
+from coop_jax.report.sheet import csv_text
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,57 +46,46 @@ def run(chosen: argparse.Namespace) -> int:
 def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path | None) -> None:
     if png is not None:
         report.check_picture_path(png)
-    results = [result for path in _files(paths) for result in _read(path)]
+    results = [result for path in _files(paths) for result in results_file.read(path)]
     sheets = report.tables(results)
     for sheet in sheets:
         if markdown:
             print(sheet.markdown(), end="\n\n")
         else:
             report.console().print(sheet)
+    saved: list[Path] = []
     if csv is not None:
         csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.write_text(report.csv_text(sheets), encoding="utf-8", errors="backslashreplace")
-        print(escaped(f"saved {csv}"), file=sys.stderr)
+        csv.write_text(csv_text(sheets), encoding="utf-8", errors="backslashreplace")
+        saved.append(csv)
     if png is not None:
-        saved = report.pictures(results, png)
-        for path in saved:
-            print(escaped(f"saved {path}"), file=sys.stderr)
-        if not saved:
+        drawn = report.pictures(results, png)
+        saved += drawn
+        if not drawn:
             print("saved no picture: there is none for these results", file=sys.stderr)
+    for path in saved:
+        print(escaped(f"saved {path}"), file=sys.stderr)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
     """The results files that the paths name, each once.
 
     Raises:
-      InputError: a folder has none, nor has a folder below it.
+        InputError: a folder has none, nor has a folder below it.
     """
     files: dict[Path, Path] = {}
     for path in paths:
-        found = [path / results_file.FILE_NAME] if path.is_dir() else [path]
-        if path.is_dir() and not found[0].is_file():
-            found = sorted(path.rglob(results_file.FILE_NAME))
-        if not found:
+        own = path / results_file.FILE_NAME
+        below = sorted(path.rglob(own.name)) if path.is_dir() and not own.is_file() else [own]
+        if not below:
             raise InputError(
-                f"expected a {results_file.FILE_NAME} in {path} or in a folder below it, got none; "
-                "run an evaluation first"
+                f"expected a {own.name} in {path} or in a folder below it, got none; run an"
+                " evaluation first"
             )
-        for file in found:
+        for file in below if path.is_dir() else [path]:
             files.setdefault(file.resolve(), file)
     return list(files.values())
 
 
-def _read(path: Path) -> list[Result]:
-    results = results_file.read(path)
-    if not results:
-        raise InputError(f"expected results in {path}, got an empty file; run an evaluation first")
-    return results
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("report", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("report", __name__))

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from coop_jax import fonts
 from coop_jax.printing import plural
-from coop_jax.report.sheet import Row, Sheet
+from coop_jax.report.curve import figure, style
+from coop_jax.report.sheet import Sheet
 from coop_jax.report.summary import shown_name
 
 _GAIN, _LOSS = "#0072b2", "#d55e00"
@@ -23,7 +23,8 @@ def draw(sheets: Sequence[Sheet]) -> Figure | None:
     linear probe, CoOp, CoCoOp, then others as they come. Datasets that lack either are left out;
     None where nothing can be compared.
     """
-    names = sorted(_names(sheets), key=_rank)
+    measured = [name for sheet in sheets for name, _ in _means(sheet)]
+    names = sorted(dict.fromkeys(measured), key=_rank)
     if len(names) < 2:
         return None
     theirs, ours = names[-2:]
@@ -40,19 +41,13 @@ def draw_over_zero_shot(sheets: Sequence[Sheet]) -> Figure | None:
     It is the first of the most advanced methods that is compared. Datasets that lack it or a
     prompt are left out; None where nothing can be compared.
     """
-    ours = max(_names(sheets), key=_rank)
+    measured = [place for sheet in sheets for place in _means(sheet)]
+    ours = max((name for name, _ in measured), key=_rank)
     if ours == _ZERO_SHOT:
         return None
-    shots = {
-        value.shots
-        for sheet in sheets
-        for row in sheet.rows
-        if _name(row) == ours
-        for value in row.values
-        if value is not None
-    }
-    gains = _gains(sheets, (ours, str(max(shots))), (_ZERO_SHOT, "0"))
-    title = f"{ours}, {plural(max(shots), 'shot')}\nover {_ZERO_SHOT}, {sheets[0].backbone}"
+    shots = max(int(column) for name, column in measured if name == ours)
+    gains = _gains(sheets, (ours, str(shots)), (_ZERO_SHOT, "0"))
+    title = f"{ours}, {plural(shots, 'shot')}\nover {_ZERO_SHOT}, {sheets[0].backbone}"
     return _draw({title: gains})
 
 
@@ -61,30 +56,33 @@ def _draw(panels: Mapping[str, Mapping[str, float]], title: str = "") -> Figure 
     most = max(map(len, panels.values()))
     if not most:
         return None
-    figure = Figure(figsize=(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most), dpi=200)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    FigureCanvasAgg(figure)
+    picture = figure(0.6 + 4.2 * len(panels), 1.5 + 0.36 * most)
     for index, (name, gains) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), index + 1)
+        axes = picture.add_subplot(1, len(panels), index + 1)
         _draw_bars(axes, gains)
-        axes.set_title(_in_lines(name, 42), fontsize=11, pad=6, parse_math=False)
+        axes.set_title(_in_lines(name, 42), fontsize=11, pad=6)
         axes.set_xlabel("Absolute improvement (percentage points)", fontsize=9)
     if title:
-        figure.suptitle(_in_lines(title, 90), fontsize=12, parse_math=False)
-    return figure
+        picture.suptitle(_in_lines(title, 90), fontsize=12)
+    return picture
 
 
 def _in_lines(title: str, width: int) -> str:
     return "\n".join(fonts.wrapped(line, width) for line in title.split("\n"))
 
 
-def _name(row: Row) -> str:
-    """Return the name of a row across datasets, whose prompts differ."""
-    return _ZERO_SHOT if row.is_zero_shot else row.label
+def _means(sheet: Sheet) -> dict[tuple[str, str], float]:
+    """The mean by a row's name and the column, of the first row of that name that has one.
 
-
-def _names(sheets: Sequence[Sheet]) -> list[str]:
-    return list(dict.fromkeys(_name(row) for sheet in sheets for row in sheet.rows))
+    Prompts, which differ between datasets, have one name.
+    """
+    means: dict[tuple[str, str], float] = {}
+    for row in sheet.rows:
+        name = _ZERO_SHOT if row.is_zero_shot else row.label
+        for column, value in zip(sheet.columns, row.values, strict=True):
+            if value is not None:
+                means.setdefault((name, column), value.cell.mean)
+    return means
 
 
 def _rank(name: str) -> int:
@@ -98,41 +96,21 @@ def _gains(
     """Improvement by dataset, the largest first; both are a row's name and a column."""
     gains = {}
     for sheet in sheets:
-        our_mean, their_mean = (_mean(sheet, *place) for place in (ours, theirs))
-        if our_mean is not None and their_mean is not None:
-            gains[shown_name(sheet.subject)] = our_mean - their_mean
+        means = _means(sheet)
+        if ours in means and theirs in means:
+            gains[shown_name(sheet.subject)] = means[ours] - means[theirs]
     return dict(sorted(gains.items(), key=lambda item: -item[1]))
 
 
-def _mean(sheet: Sheet, name: str, column: str) -> float | None:
-    """The mean in the first row of that name that has one."""
-    index = sheet.columns.index(column)
-    values = (row.values[index] for row in sheet.rows if _name(row) == name)
-    return next((value.cell.mean for value in values if value is not None), None)
-
-
 def _draw_bars(axes: Axes, gains: Mapping[str, float]) -> None:
+    style(axes)
     colours = [_GAIN if gain >= 0 else _LOSS for gain in gains.values()]
-    places = range(len(gains))
-    axes.barh(places, list(gains.values()), height=0.62, color=colours, zorder=3)
-    for place, gain in zip(places, gains.values(), strict=True):
-        axes.annotate(
-            f"{round(gain, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}"),
-            (gain, place),
-            xytext=(4 if gain >= 0 else -4, 0),
-            textcoords="offset points",
-            horizontalalignment="left" if gain >= 0 else "right",
-            verticalalignment="center",
-            fontsize=8.5,
-        )
-    axes.set_yticks(places, [fonts.shortened(name, 36) for name in gains])
+    bars = axes.barh(range(len(gains)), list(gains.values()), height=0.62, color=colours)
+    shown = [f"{round(gain, 1) + 0.0:+.1f}" for gain in gains.values()]
+    minus = [text.replace("-", "\N{MINUS SIGN}") for text in shown]
+    axes.bar_label(bars, minus, padding=4, fontsize=8.5)
+    axes.set_yticks(range(len(gains)), [fonts.shortened(name, 36) for name in gains])
     axes.set_ylim(len(gains) - 0.4, -0.6)
     axes.margins(x=0.18)
-    axes.axvline(0, color="#606060", linewidth=0.9, zorder=4)
-    axes.tick_params(labelsize=9, length=0)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_color("#b0b0b0")
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
+    axes.axvline(0, color="#606060", linewidth=0.9)
+    axes.grid(visible=False, axis="y")

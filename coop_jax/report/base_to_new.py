@@ -2,11 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from coop_jax.printing import plural
 from coop_jax.report import summary
-from coop_jax.report.sheet import Cell, Row, Sheet, Value
+from coop_jax.report.sheet import Cell, Sheet
 from coop_jax.report.summary import Point, Series
 from coop_jax.results import Result
 
@@ -24,32 +23,23 @@ _MEAN_NOTE = (
 )
 
 
-class _Line(NamedTuple):
-    """A row before it has values: a method, and the shots it learned from."""
-
-    series: Series
-    label: str
-    shots: int
-
-
 def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
     """For each backbone and origin of the split: the average, if of several, then every dataset."""
     tables = []
-    for (_, origin), chosen in _groups(results).items():
-        datasets = summary.in_order(result.dataset for result in chosen)
-        tables += _average(protocol, chosen, datasets, origin)
-        tables += [_one(protocol, chosen, dataset, origin) for dataset in datasets]
+    for origin, chosen in _groups(results):
+        datasets = summary.datasets_of(chosen)
+        if len(datasets) > 1:
+            average = _sheet(protocol, chosen, datasets, origin)
+            tables += [average] if average.rows else []
+        tables += [_sheet(protocol, chosen, [dataset], origin) for dataset in datasets]
     return tables
 
 
 def panels(protocol: str, results: Sequence[Result]) -> list[list[Sheet]]:
     """The datasets' sheets that belong in one picture, for each backbone and origin of split."""
     return [
-        [
-            _one(protocol, chosen, dataset, origin)
-            for dataset in summary.in_order(result.dataset for result in chosen)
-        ]
-        for (_, origin), chosen in _groups(results).items()
+        [_sheet(protocol, chosen, [dataset], origin) for dataset in summary.datasets_of(chosen)]
+        for origin, chosen in _groups(results)
     ]
 
 
@@ -61,106 +51,59 @@ def harmonic(base: Cell | None, new: Cell | None) -> Cell | None:
     return Cell(mean, None, min(base.seeds, new.seeds))
 
 
-def _groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+def _groups(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """The origin of the split, and the results that share it and the backbone."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.backbone, summary.origin(result.split)), []).append(result)
-    return groups
+        groups.setdefault((summary.origin(result.split), result.backbone), []).append(result)
+    return [(origin, chosen) for (origin, _), chosen in groups.items()]
 
 
-def _one(protocol: str, results: Sequence[Result], dataset: str, origin: str) -> Sheet:
-    members = [result for result in results if result.dataset == dataset]
+def _sheet(protocol: str, results: Sequence[Result], datasets: Sequence[str], origin: str) -> Sheet:
+    """The sheet of a dataset, or of the average over several, with the rows that have a value."""
+    is_average = len(datasets) > 1
+    members = [result for result in results if result.dataset in datasets]
     found = summary.series(members)
+    if is_average:
+        found = summary.one_template_each(found)
+    subject = summary.average_of(datasets) if is_average else datasets[0]
     has_all = any(result.split == f"all{origin}" for result in members)
     rows = []
-    for line in _lines(found):
+    for one, label, shots in summary.by_shots(found):
         base, new, whole = (
-            Point(dataset, half + origin, line.shots) for half in ("base", "new", "all")
-        )
-        one = line.series
-        both = [
-            statistics.harmonic_mean([accuracy, one.accuracies(new)[seed]])
-            for seed, accuracy in one.accuracies(base).items()
-            if seed in one.accuracies(new)
-        ]
-        cells = {base: one.cell(base), new: one.cell(new)}
-        cells[base._replace(split=HARMONIC + origin)] = harmonic(*cells.values())
-        cells[base._replace(split=HARMONIC_BY_SEED + origin)] = summary.over_seeds(both)
-        if has_all:
-            cells[whole] = one.cell(whole)
-        rows.append(_row(protocol, line, cells))
-    columns = ("base", "new", HARMONIC, HARMONIC_BY_SEED, *["all"] * has_all)
-    return _sheet(protocol, members, dataset, origin, columns, rows, _BY_SEED_NOTE)
-
-
-def _average(
-    protocol: str, results: Sequence[Result], datasets: Sequence[str], origin: str
-) -> list[Sheet]:
-    """One sheet, or none where no row has values of every one of several datasets."""
-    found = summary.one_template_each(summary.series(results))
-    has_all = any(result.split == f"all{origin}" for result in results)
-    subject = f"average over {plural(len(datasets), 'dataset')}"
-    rows = []
-    for line in _lines(found):
-        halves: dict[str, list[Cell | None]] = {
-            half: [line.series.cell(Point(name, half + origin, line.shots)) for name in datasets]
+            [one.cell(Point(name, half + origin, shots)) for name in datasets]
             for half in ("base", "new", "all")
-        }
-        base, new, whole = map(summary.over_datasets, halves.values())
-        each = [harmonic(*pair) for pair in zip(halves["base"], halves["new"], strict=True)]
-        by_split = {"base": base, "new": new, HARMONIC: harmonic(base, new)}
-        by_split[MEAN_OF_HARMONICS] = summary.over_datasets(each)
+        )
+        cells = {"base": summary.over_datasets(base), "new": summary.over_datasets(new)}
+        cells[HARMONIC] = harmonic(*cells.values())
+        if is_average:
+            cells[MEAN_OF_HARMONICS] = summary.over_datasets(list(map(harmonic, base, new)))
+        else:
+            cells[HARMONIC_BY_SEED] = _by_seed(one, subject, origin, shots)
         if has_all:
-            by_split["all"] = whole
-        cells = {
-            Point(subject, split + origin, line.shots): cell for split, cell in by_split.items()
-        }
-        if any(cells.values()):
-            rows.append(_row(protocol, line, cells, datasets))
-    if len(datasets) < 2 or not rows:
-        return []
-    columns = ("base", "new", HARMONIC, MEAN_OF_HARMONICS, *["all"] * has_all)
-    return [_sheet(protocol, results, subject, origin, columns, rows, _MEAN_NOTE)]
-
-
-def _lines(found: Sequence[Series]) -> list[_Line]:
-    """A line per method and number of shots."""
-    return [_Line(*line) for line in summary.by_shots(found)]
-
-
-def _row(
-    protocol: str,
-    line: _Line,
-    cells: dict[Point, Cell | None],
-    averaged: Sequence[str] = (),
-) -> Row:
-    values: list[Value | None] = [
-        summary.value(line.series, protocol, point, cell, averaged=averaged)
-        for point, cell in cells.items()
-    ]
-    return Row(label=line.label, is_zero_shot=line.series.is_zero_shot, values=tuple(values))
-
-
-def _sheet(
-    protocol: str,
-    results: Sequence[Result],
-    subject: str,
-    origin: str,
-    columns: tuple[str, ...],
-    rows: Sequence[Row],
-    note: str,
-) -> Sheet:
-    shots = summary.learned_shots(results)
-    title = f"{subject}, {results[0].backbone}: {protocol}"
+            cells["all"] = summary.over_datasets(whole)
+        points = {Point(subject, split + origin, shots): cell for split, cell in cells.items()}
+        averages = {subject: datasets} if is_average else {}
+        rows.append(summary.row(one, label, protocol, points, averages))
+    shots = summary.learned_shots(members)
+    title = f"{subject}, {members[0].backbone}: {protocol}"
     title += f", split{origin}" if origin else ""
     title += f", {plural(shots[0], 'shot')}" if len(shots) == 1 else ""
+    other = MEAN_OF_HARMONICS if is_average else HARMONIC_BY_SEED
     return Sheet(
         protocol=protocol,
-        backbone=results[0].backbone,
+        backbone=members[0].backbone,
         subject=subject,
         title=title,
         corner="method",
-        columns=columns,
-        rows=tuple(rows),
-        note=note,
+        columns=("base", "new", HARMONIC, other, *["all"] * has_all),
+        rows=tuple(row for row in rows if any(row.values)),
+        note=_MEAN_NOTE if is_average else _BY_SEED_NOTE,
     )
+
+
+def _by_seed(one: Series, dataset: str, origin: str, shots: int) -> Cell | None:
+    """The mean over seeds of each seed's harmonic mean."""
+    base, new = (one.accuracies(Point(dataset, half + origin, shots)) for half in ("base", "new"))
+    both = [seed for seed in base if seed in new]
+    return summary.over_seeds(statistics.harmonic_mean([base[seed], new[seed]]) for seed in both)

@@ -1,254 +1,76 @@
 """Pictures of accuracy over shots: matplotlib's objects, never pyplot."""
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation, Transform
 
 from coop_jax.fonts import shortened, wrapped
 from coop_jax.printing import plural
-from coop_jax.report import marks
 from coop_jax.report.sheet import Cell, Row, Sheet
 from coop_jax.report.summary import shown_name
 
+_LEARNED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#7f5f3f"), "os^DvPh"
+_ZERO_SHOT = ("#222222", "#e69f00", "#6a51a3", "#737373"), "*X<>d"
+"""Colours and marks, of which no number divides the other: all pairs come before one again."""
+
+_ASIDE, _ROOM = 0.14, 0.8
+"""Marks stand so far from each other, and all of one number of shots in so much, in doublings."""
+
 _LEAST_SPAN = 4.0
-_MARGIN = 14.0
-"""Points between a mark and the frame."""
+"""Percent of accuracy that the axis has at least."""
+
+_LABEL = 62
+"""Columns of a line of the legend."""
 
 _X_LABEL = "Number of labelled training examples per class"
 _SHORT_X_LABEL = "Labelled examples per class"
 _Y_LABEL = "Accuracy (%)"
 
 
-class _Size(NamedTuple):
-    """About how wide and high axes are, in points, and how large what is in them, of 1."""
-
-    width: float
-    height: float
-    scale: float
-
-
 def draw(sheets: Sequence[Sheet]) -> Figure:
-    """A figure with its own Agg canvas: marks for hand-crafted prompts, a line per learned method.
+    """A figure with marks for hand-crafted prompts and a line per learned method.
 
-    A panel for each sheet; methods look the same in all of them. The axis ends at the last number
-    of shots that was measured. Bands and bars are ± one standard deviation. Marks that would hide
-    each other stand side by side. The legend is below the axes, where no curve can run into it.
+    A panel for each sheet; methods look the same in all of them. Twice the shots are always as far
+    to the right, up to the last number that was measured, and methods stand beside each other, so
+    that none hides another. Bands and bars are ± one standard deviation. The legend is below the
+    axes, where no curve can run into it.
     """
-    return _draw_one(sheets[0]) if len(sheets) == 1 else _draw_panels(sheets)
-
-
-def _draw_one(sheet: Sheet) -> Figure:
-    legend = _legend(sheet.rows)
-    figure = _figure(5.2, 3.5 + 0.2 * _lines(legend))
-    axes = figure.add_subplot()
-    _draw_rows(axes, sheet, [sheet], _Size(315, 200, 1.0))
-    _style(axes)
-    title = wrapped(f"{sheet.subject}, {sheet.backbone}", 48)
-    axes.set_title(title, fontsize=12, pad=8, parse_math=False)
-    axes.set_xlabel(_X_LABEL, fontsize=10)
-    axes.set_ylabel(_Y_LABEL, fontsize=10)
-    _add_legend(figure, legend)
-    return figure
-
-
-def _draw_panels(sheets: Sequence[Sheet]) -> Figure:
-    legend = _legend(_all_rows(sheets))
-    columns = 4 if len(sheets) > 6 else min(3, len(sheets))
+    rows = {row.label: row for sheet in sheets for row in sheet.rows}
+    notes = _notes(row for sheet in sheets for row in sheet.rows)
+    columns = 1 if len(sheets) == 1 else 4 if len(sheets) > 6 else min(3, len(sheets))
     lines = math.ceil(len(sheets) / columns)
-    figure = _figure(3.1 * columns, 2.5 * lines + 0.7 + 0.2 * _lines(legend))
+    texts = sum(1 + wrapped(label, _LABEL).count("\n") for label in (*rows, *notes))
+    size = (5.2, 3.5) if len(sheets) == 1 else (3.1 * columns, 2.5 * lines + 0.7)
+    drawn = figure(size[0], size[1] + 0.2 * texts)
+    looks, artists = _looks(rows.values()), {}
     for index, sheet in enumerate(sheets):
-        axes = figure.add_subplot(lines, columns, index + 1)
-        _draw_rows(axes, sheet, sheets, _Size(180, 130, 0.75))
-        _style(axes)
-        name = shortened(shown_name(sheet.subject), 30)
-        axes.set_title(name, fontsize=11, pad=6, parse_math=False)
-        if index + columns >= len(sheets):
-            axes.set_xlabel(_SHORT_X_LABEL, fontsize=9)
-    title = wrapped(sheets[0].backbone, 26 * columns)
-    figure.suptitle(title, fontsize=13, parse_math=False)
-    figure.supylabel(_Y_LABEL, fontsize=11)
-    _add_legend(figure, legend)
-    return figure
+        axes = drawn.add_subplot(lines, columns, index + 1)
+        artists |= _draw_rows(axes, sheet, looks, 1.0 if len(sheets) == 1 else 0.75)
+        if len(sheets) == 1:
+            axes.set_title(wrapped(f"{sheet.subject}, {sheet.backbone}", 48), fontsize=12, pad=8)
+            axes.set_xlabel(_X_LABEL, fontsize=10)
+            axes.set_ylabel(_Y_LABEL, fontsize=10)
+        else:
+            axes.set_title(shortened(shown_name(sheet.subject), 30), fontsize=11, pad=6)
+            if index + columns >= len(sheets):
+                axes.set_xlabel(_SHORT_X_LABEL, fontsize=9)
+    if len(sheets) > 1:
+        drawn.suptitle(wrapped(sheets[0].backbone, 26 * columns), fontsize=13)
+        drawn.supylabel(_Y_LABEL, fontsize=11)
+    prompts_first = sorted(artists, key=lambda label: not rows[label].is_zero_shot)
+    _add_legend(drawn, {wrapped(label, _LABEL): artists[label] for label in prompts_first} | notes)
+    return drawn
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=200)
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _all_rows(sheets: Sequence[Sheet]) -> list[Row]:
-    return list({row.label: row for sheet in sheets for row in sheet.rows}.values())
-
-
-def _looks(rows: Sequence[Row]) -> dict[str, marks.Look]:
-    """By label; colours and marks depend on a row's place among all prompts, or all methods."""
-    kinds = ([row.label for row in rows if row.is_zero_shot is kind] for kind in (True, False))
-    return {
-        label: marks.look(index, is_zero_shot=is_zero_shot)
-        for is_zero_shot, labels in zip((True, False), kinds, strict=True)
-        for index, label in enumerate(labels)
-    }
-
-
-def _cells(row: Row) -> list[tuple[int, Cell]]:
-    """Shots, ascending, and statistics."""
-    return [(value.shots, value.cell) for value in row.values if value is not None]
-
-
-def _span(cell: Cell) -> tuple[float, float]:
-    deviation = cell.deviation or 0.0
-    return cell.mean - deviation, cell.mean + deviation
-
-
-def _draw_rows(axes: Axes, sheet: Sheet, sheets: Sequence[Sheet], size: _Size) -> None:
-    """Set the limits and draw the rows; looks and shots are those of all sheets."""
-    looks = _looks(_all_rows(sheets))
-    shots = sorted({n for one in sheets for row in one.rows for n, _ in _cells(row)})
-    prompts = {row.label: _cells(row)[0][1] for row in sheet.rows if row.is_zero_shot}
-    learned = {row.label: _cells(row) for row in sheet.rows if not row.is_zero_shot}
-    cells = [*prompts.values(), *(cell for row in learned.values() for _, cell in row)]
-    up, room = _set_heights(axes, cells, size.height), 9.0 * size.scale
-    places = [(0.0, up * cell.mean) for cell in prompts.values()]
-    beside = marks.shifts(places, room, most=20 * room)
-    zero, right = _set_shots(axes, shots, max(map(abs, beside), default=0.0) + room, size)
-    for (label, cell), shift in zip(prompts.items(), beside, strict=True):
-        _draw_prompt(axes, zero, cell.mean, looks[label], shift, size.scale)
-    gaps = [right * (shots[i + 1] - shots[i]) for i in range(len(shots) - 1) if shots[i]]
-    places = [(right * n, up * cell.mean) for row in learned.values() for n, cell in row]
-    most = 0.45 * min(gaps, default=size.width)
-    aside = iter(marks.shifts(places, 0.85 * room, most))
-    for label, row in learned.items():
-        _draw_line(axes, row, looks[label], [next(aside) for _ in row], size.scale)
-
-
-def _set_heights(axes: Axes, cells: Sequence[Cell], height: float) -> float:
-    """Set the limits and ticks of accuracy; how many points there are to a percent."""
-    low, high = min(_span(cell)[0] for cell in cells), max(_span(cell)[1] for cell in cells)
-    padding = max(0.08 * (high - low), (_LEAST_SPAN - (high - low)) / 2)
-    low, high = low - padding, high + padding
-    axes.set_ylim(low, high)
-    ticks = MaxNLocator(nbins=7, steps=[1, 2, 5, 10]).tick_values(low, high)
-    axes.set_yticks([tick for tick in ticks if max(low, 0) <= tick <= min(high, 100)])
-    return height / (high - low)
-
-
-def _set_shots(axes: Axes, shots: Sequence[int], beside: float, size: _Size) -> tuple[float, float]:
-    """Set the limits and ticks of shots; where none is, and how many points there are to a shot.
-
-    None is farther to the left than it is from one shot, if the marks `beside` it, in points, need
-    the room.
-    """
-    first, last, zero = shots[0], shots[-1], 0.0
-    if len(shots) == 1:
-        axes.set_xticks(shots)
-        axes.set_xlim(first - 1, first + 1)
-        return zero, size.width / 2
-    room = size.width - 2 * _MARGIN - (beside if first == 0 else 0)
-    right = room / (last - first)
-    if first == 0 and len(shots) > 2 and right * shots[1] < 2 * beside:
-        right = (room - 2 * beside) / (last - shots[1])
-        zero = shots[1] - 2 * beside / right
-    places = {number: float(number) for number in shots} | ({0: zero} if first == 0 else {})
-    shown = [last]
-    for number in reversed(shots[:-1]):
-        if right * (places[shown[-1]] - places[number]) >= 3 + 5.6 * len(str(shown[-1])):
-            shown.append(number)
-    axes.set_xticks([places[number] for number in shown], list(map(str, shown)))
-    margin = _MARGIN + (beside if first == 0 else 0)
-    axes.set_xlim(places[first] - margin / right, last + _MARGIN / right)
-    return zero, right
-
-
-def _draw_prompt(
-    axes: Axes, zero: float, mean: float, look: marks.Look, shift: float, scale: float
-) -> None:
-    dashes: Any = (0, (4, 4))
-    axes.axhline(mean, color=look.colour, linewidth=0.8, linestyle=dashes, alpha=0.45, zorder=2)
-    there: dict[str, Any] = {"transform": _shifted(axes, shift)}
-    axes.plot(zero, mean, **_mark(look, scale) | there, zorder=6)
-
-
-def _draw_line(
-    axes: Axes,
-    cells: Sequence[tuple[int, Cell]],
-    look: marks.Look,
-    shifts: Sequence[float],
-    scale: float,
-) -> None:
-    """A band and a line, and on it marks and bars that may be shifted, in points."""
-    shots, means = [number for number, _ in cells], [cell.mean for _, cell in cells]
-    low, high = zip(*(_span(cell) for _, cell in cells), strict=True)
-    axes.fill_between(shots, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=3)
-    axes.plot(shots, means, color=look.colour, linewidth=1.8 * scale, zorder=4)
-    for (number, cell), shift in zip(cells, shifts, strict=True):
-        there: dict[str, Any] = {"color": look.colour, "transform": _shifted(axes, shift)}
-        axes.vlines(number, *_span(cell), linewidth=1.0, alpha=0.45, zorder=3, **there)
-        axes.plot(number, cell.mean, **_mark(look, scale) | there, zorder=5)
-
-
-def _mark(look: marks.Look, scale: float) -> dict[str, Any]:
-    return {
-        "linestyle": "none",
-        "marker": look.mark,
-        "markersize": look.size * scale,
-        "color": look.colour,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.6 * scale,
-    }
-
-
-def _shifted(axes: Axes, points: float) -> Transform:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-
-
-def _style(axes: Axes) -> None:
-    axes.tick_params(labelsize=9, length=0)
-    axes.grid(color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_color("#b0b0b0")
-
-
-def _legend(rows: Sequence[Row]) -> dict[str, Artist]:
-    """Return what stands for each row, and for the bands, by what it means."""
-    legend: dict[str, Artist] = {}
-    looks = _looks(rows)
-    for row in sorted(rows, key=lambda row: not row.is_zero_shot):
-        style = _mark(looks[row.label], 1.0)
-        if not row.is_zero_shot:
-            style |= {"linestyle": "-", "linewidth": 1.8}
-        legend[wrapped(row.label, 62)] = Line2D([], [], **style)
-    counts = {cell.seeds for row in rows if not row.is_zero_shot for _, cell in _cells(row)}
-    if counts and max(counts) > 1:
-        over = plural(max(counts), "seed")
-        if len(counts) > 1:
-            over = f"{min(counts)} to {over}"
-        text = f"mean ± population standard deviation over {over}"
-        legend[text] = Patch(facecolor="#808080", alpha=0.35, linewidth=0)
-    elif counts:
-        legend["one seed: no deviation"] = Patch(alpha=0)
-    return legend
-
-
-def _lines(legend: Iterable[str]) -> int:
-    return sum(1 + text.count("\n") for text in legend)
-
-
-def _add_legend(figure: Figure, legend: Mapping[str, Artist]) -> None:
-    drawn = figure.legend(
+def _add_legend(drawn: Figure, legend: Mapping[str, Artist]) -> None:
+    drawn.legend(
         list(legend.values()),
         list(legend),
         loc="outside lower center",
@@ -257,5 +79,102 @@ def _add_legend(figure: Figure, legend: Mapping[str, Artist]) -> None:
         handlelength=2.2,
         labelspacing=0.35,
     )
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, whose axes keep clear of each other."""
+    empty = Figure(figsize=(width, height), dpi=200)
+    empty.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    return empty
+
+
+def style(axes: Axes) -> None:
+    """Give axes the grid and the frame of all pictures."""
+    axes.tick_params(which="both", labelsize=9, length=0)
+    axes.grid(color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_color("#b0b0b0")
+
+
+def _looks(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Colour and mark by label; they depend on a row's place among all prompts, or all methods."""
+    looks: dict[str, dict[str, Any]] = {}
+    places = {True: itertools.count(), False: itertools.count()}
+    for row in rows:
+        index = next(places[row.is_zero_shot])
+        colours, marks = _ZERO_SHOT if row.is_zero_shot else _LEARNED
+        colour, mark = colours[index % len(colours)], marks[index % len(marks)]
+        looks[row.label] = {
+            "color": colour,
+            "marker": mark,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }
+    return looks
+
+
+def _cells(row: Row) -> list[tuple[int, Cell]]:
+    """Shots, ascending, and statistics."""
+    return [(value.shots, value.cell) for value in row.values if value is not None]
+
+
+def _draw_rows(
+    axes: Axes, sheet: Sheet, looks: Mapping[str, Mapping[str, Any]], scale: float
+) -> dict[str, Artist]:
+    """Draw a sheet's rows, each with its look; what the legend shows for each."""
+    prompts = [row for row in sheet.rows if row.is_zero_shot]
+    learned = [row for row in sheet.rows if not row.is_zero_shot]
+    shots = sorted({number for row in sheet.rows for number, _ in _cells(row)})
+    legend: dict[str, Artist] = {}
+    for row, aside in zip(prompts, _beside(len(prompts), 2 * _ROOM), strict=True):
+        ((_, cell),) = _cells(row)
+        look: Any = {**looks[row.label], "markersize": 9 * scale}
+        axes.axhline(cell.mean, color=look["color"], linewidth=0.8, dashes=(4, 4), alpha=0.45)
+        (legend[row.label],) = axes.plot(aside, cell.mean, **look, ls="none", zorder=6)
+    for row, aside in zip(learned, _beside(len(learned), _ROOM), strict=True):
+        cells = _cells(row)
+        look = {**looks[row.label], "markersize": 6 * scale, "linewidth": 1.8 * scale}
+        places = [number * 2**aside for number, _ in cells]
+        means = [cell.mean for _, cell in cells]
+        deviations = [cell.deviation or 0.0 for _, cell in cells]
+        low, high = ([m + s * d for m, d in zip(means, deviations, strict=True)] for s in (-1, 1))
+        axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.vlines(places, low, high, color=look["color"], linewidth=1.0, alpha=0.45)
+        (legend[row.label],) = axes.plot(places, means, **look, zorder=5)
+    _set_limits(axes, shots, len(prompts))
+    style(axes)
+    return legend
+
+
+def _beside(count: int, room: float) -> Iterator[float]:
+    """Return how far each of so many marks stands to the right of their middle."""
+    step = min(_ASIDE, room / max(count, 1))
+    return ((index - (count - 1) / 2) * step for index in range(count))
+
+
+def _set_limits(axes: Axes, shots: Sequence[int], prompts: int) -> None:
+    """End the axes where the numbers end, with ticks at the shots that were measured."""
+    low, high = axes.get_ylim()
+    padding = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - padding, high + padding)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    # From 0 to 1 shot it is as far as from 1 to 4.
+    axes.set_xscale("symlog", base=2, linthresh=1, linscale=1)
+    axes.set_xticks(shots, list(map(str, shots)), minor=False)
+    axes.set_xticks([], minor=True)
+    left = -0.2 - _ASIDE * prompts / 2 if shots[0] == 0 else shots[0] / 1.4
+    axes.set_xlim(left, max(1.4 * shots[-1], -left))
+
+
+def _notes(rows: Iterable[Row]) -> dict[str, Artist]:
+    """Return the legend of the bands: artists by what they mean."""
+    counts = {cell.seeds for row in rows if not row.is_zero_shot for _, cell in _cells(row)}
+    if not counts:
+        return {}
+    if max(counts) == 1:
+        return {"one seed: no deviation": Patch(alpha=0)}
+    over = plural(max(counts), "seed")
+    if len(counts) > 1:
+        over = f"{min(counts)} to {over}"
+    text = f"mean ± population standard deviation over {over}"
+    return {text: Patch(facecolor="#808080", alpha=0.35, linewidth=0)}

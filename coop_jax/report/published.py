@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-import importlib.resources
-import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from coop_jax import assets
 from coop_jax.classes import spelled
 from coop_jax.data.official import OFFICIAL
 from coop_jax.results import Result
@@ -55,7 +54,8 @@ def find(
     class-specific contexts have none. With `averaged`, the datasets of an average, the number is
     the papers' average over the same.
     """
-    if averaged and set(averaged) != set(_content()["averaged_over"].get(protocol, ())):
+    averages = assets.read_json("published.json")["averaged_over"]
+    if averaged and set(averaged) != set(averages.get(protocol, ())):
         return None
     like, name = results[0], "average" if averaged else dataset
     for record in _index().get((like.method, like.backbone, shots, name, split), ()):
@@ -102,14 +102,8 @@ def context_init(result: Result) -> str:
 
 
 @functools.cache
-def _content() -> dict[str, Any]:
-    file = importlib.resources.files("coop_jax.assets") / "published.json"
-    return json.loads(file.read_text("utf-8"))
-
-
-@functools.cache
 def _index() -> dict[tuple, list[dict[str, Any]]]:
     index: dict[tuple, list[dict[str, Any]]] = {}
-    for record in _content()["numbers"]:
+    for record in assets.read_json("published.json")["numbers"]:
         index.setdefault(tuple(record[name] for name in _CELL), []).append(record)
     return index

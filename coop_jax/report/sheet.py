@@ -17,21 +17,6 @@ from coop_jax.report.published import FROM_MEMORY, Published
 ZERO_SHOT = "zero-shot CLIP, "
 """Begins the labels of hand-crafted prompts; tables leave it out, to fit 80 columns."""
 
-CSV_COLUMNS = (
-    "protocol",
-    "dataset",
-    "split",
-    "backbone",
-    "method",
-    "shots",
-    "mean",
-    "deviation",
-    "seeds",
-    "published",
-    "status",
-    "difference",
-)
-
 _MISSING = "\N{EN DASH}"
 _NARROWEST_LABEL = 14
 
@@ -128,14 +113,21 @@ class Sheet:
         return "\n".join([f"**{self.title}**", "", *lines, "", self.caption])
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """A record with the keys `CSV_COLUMNS` per value, unrounded."""
+        """A record per value, unrounded, as the columns of the CSV file."""
         for row in self.rows:
             for value in filter(None, row.values):
-                published = value.published
-                known = (published.value, published.status) if published else (None, None)
-                where = (self.protocol, value.dataset, value.split, self.backbone, row.label)
-                fields = (*where, value.shots, *dataclasses.astuple(value.cell), *known)
-                yield dict(zip(CSV_COLUMNS, (*fields, value.difference), strict=True))
+                yield {
+                    "protocol": self.protocol,
+                    "dataset": value.dataset,
+                    "split": value.split,
+                    "backbone": self.backbone,
+                    "method": row.label,
+                    "shots": value.shots,
+                    **dataclasses.asdict(value.cell),
+                    "published": value.published and value.published.value,
+                    "status": value.published and value.published.status,
+                    "difference": value.difference,
+                }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         def text(shown: str, style: str = "") -> Text:
@@ -197,12 +189,12 @@ class Sheet:
 
 
 def csv_text(sheets: Iterable[Sheet]) -> str:
-    """All values of the sheets in long format, a line per value, with the header `CSV_COLUMNS`."""
+    """All values of the sheets in long format, a line per value, below the names of the columns."""
+    records = [record for sheet in sheets for record in sheet.records()]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for sheet in sheets:
-        writer.writerows(record.values() for record in sheet.records())
+    writer = csv.DictWriter(text, records[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
     return text.getvalue()
 
 

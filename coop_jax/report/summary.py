@@ -4,35 +4,18 @@ import dataclasses
 import logging
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from coop_jax.data.official import OFFICIAL
 from coop_jax.printing import plural
 from coop_jax.report import published
-from coop_jax.report.sheet import ZERO_SHOT, Cell, Value
+from coop_jax.report.sheet import ZERO_SHOT, Cell, Row, Value
 from coop_jax.results import Result
 
 log = logging.getLogger(__name__)
 
-_SPELLED = {
-    "imagenet": "ImageNet",
-    "caltech101": "Caltech101",
-    "oxford_pets": "OxfordPets",
-    "stanford_cars": "StanfordCars",
-    "oxford_flowers": "Flowers102",
-    "food101": "Food101",
-    "fgvc_aircraft": "FGVCAircraft",
-    "sun397": "SUN397",
-    "dtd": "DTD",
-    "eurosat": "EuroSAT",
-    "ucf101": "UCF101",
-    "imagenetv2": "ImageNetV2",
-    "imagenet_sketch": "ImageNet-Sketch",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_r": "ImageNet-R",
-}
-DATASETS = {name: _SPELLED[name] for name in OFFICIAL}
+DATASETS = {name: row.spelled for name, row in OFFICIAL.items()}
 """The papers' datasets, in their order, as they spell them."""
 
 
@@ -91,35 +74,38 @@ def over_seeds(values: Iterable[float]) -> Cell | None:
 def over_datasets(cells: Sequence[Cell | None]) -> Cell | None:
     """The plain mean of the datasets' means; None unless every dataset has a value."""
     present = [cell for cell in cells if cell is not None]
-    if not present or len(present) < len(cells):
+    if len(present) < len(cells):
         return None
+    if len(present) == 1:
+        return present[0]
     mean = statistics.fmean(cell.mean for cell in present)
     return Cell(mean, None, min(cell.seeds for cell in present))
 
 
-def value(
+def row(
     series: Series,
+    label: str,
     protocol: str,
-    point: Point,
-    cell: Cell | None,
-    *,
-    averaged: Collection[str] = (),
-) -> Value | None:
-    """A cell with where it belongs and the papers' number for the same; None for None.
+    cells: Mapping[Point, Cell | None],
+    averages: Mapping[str, Collection[str]],
+) -> Row:
+    """A row of a table: each cell with where it belongs and the papers' number for the same.
 
-    `averaged` are the datasets of an average.
+    `averages` are the datasets of each average, by what the points call it.
     """
-    if cell is None:
-        return None
-    members = [
-        result
-        for other, seeds in series.results.items()
-        if other.dataset in (averaged or [point.dataset]) and other.shots == point.shots
-        for result in seeds.values()
-    ]
-    where = point._asdict()
-    number = published.find(members, protocol=protocol, averaged=averaged, **where)
-    return Value(**where, cell=cell, published=number)
+    values = []
+    for point, cell in cells.items():
+        averaged = averages.get(point.dataset, ())
+        members = [
+            result
+            for other, seeds in series.results.items()
+            if other.dataset in (averaged or [point.dataset]) and other.shots == point.shots
+            for result in seeds.values()
+        ]
+        where = point._asdict()
+        number = cell and published.find(members, protocol=protocol, averaged=averaged, **where)
+        values.append(cell and Value(**where, cell=cell, published=number))
+    return Row(label=label, is_zero_shot=series.is_zero_shot, values=tuple(values))
 
 
 def by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
@@ -233,11 +219,16 @@ def shown_name(subject: str) -> str:
     return subject.capitalize() if is_average else DATASETS.get(subject, subject)
 
 
-def in_order(datasets: Iterable[str]) -> list[str]:
-    """Distinct names in the papers' order, then others in order of first appearance."""
+def datasets_of(results: Iterable[Result]) -> list[str]:
+    """The datasets in the papers' order, then others in order of first appearance."""
     order = list(DATASETS)
-    distinct = dict.fromkeys(datasets)
+    distinct = dict.fromkeys(result.dataset for result in results)
     return sorted(distinct, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def average_of(datasets: Sequence[str], kind: str = "dataset") -> str:
+    """Return the name of the average over datasets in tables."""
+    return f"average over {plural(len(datasets), kind)}"
 
 
 def _evaluated(result: Result) -> tuple:

@@ -2,27 +2,16 @@
 
 from collections.abc import Sequence
 
+from coop_jax.data.official import OFFICIAL
 from coop_jax.printing import plural
 from coop_jax.report import summary
-from coop_jax.report.sheet import Row, Sheet
+from coop_jax.report.sheet import Sheet
 from coop_jax.report.summary import Point
 from coop_jax.results import Result
 
 USUAL_SOURCE = "imagenet"
 
-_SHORT = {
-    "imagenet": "ImageNet",
-    "caltech101": "Caltech",
-    "oxford_pets": "Pets",
-    "stanford_cars": "Cars",
-    "oxford_flowers": "Flowers",
-    "food101": "Food",
-    "fgvc_aircraft": "Aircraft",
-    "imagenet_sketch": "-Sketch",
-    "imagenet_a": "-A",
-    "imagenet_r": "-R",
-    "imagenetv2": "-V2",
-}
+_SHORT = {name: row.short for name, row in OFFICIAL.items() if row.short}
 
 
 def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
@@ -44,36 +33,31 @@ def sheets(protocol: str, results: Sequence[Result]) -> list[Sheet]:
 
 def _table(protocol: str, results: Sequence[Result], source: str) -> Sheet:
     """Methods as rows; the source dataset, the targets, and the average over the targets."""
-    datasets = summary.in_order(result.dataset for result in results)
+    datasets = summary.datasets_of(results)
     split = results[0].split
     trained = [name for name in datasets if source in (name, name + summary.origin(split))]
     targets = [name for name in datasets if name not in trained]
-    has_average = len(targets) > 1
-    columns = [*trained, *targets]
-    found = summary.one_template_each(summary.series(results))
-    average = f"average over {plural(len(targets), 'target')}"
+    has_average, average = len(targets) > 1, summary.average_of(targets, "target")
     rows = []
+    found = summary.one_template_each(summary.series(results))
     for one, label, shots in summary.by_shots(found):
-        points = [Point(name, split, shots) for name in columns]
+        points = [Point(name, split, shots) for name in (*trained, *targets)]
         cells = {point: one.cell(point) for point in points}
-        values = [summary.value(one, protocol, point, cell) for point, cell in cells.items()]
         if has_average:
-            mean = summary.over_datasets([cells[Point(name, split, shots)] for name in targets])
-            point = Point(average, split, shots)
-            values.append(summary.value(one, protocol, point, mean, averaged=targets))
-        rows.append(Row(label=label, is_zero_shot=one.is_zero_shot, values=tuple(values)))
-    names = [_SHORT.get(name, summary.DATASETS.get(name, name)) for name in columns]
-    shots = summary.learned_shots(results)
-    title = f"{protocol} from {source}, {results[0].backbone}, {split} split"
+            mean = summary.over_datasets([cells[point] for point in points[len(trained) :]])
+            cells[Point(average, split, shots)] = mean
+        rows.append(summary.row(one, label, protocol, cells, {average: targets}))
+    names = [_SHORT.get(name, summary.shown_name(name)) for name in (*trained, *targets)]
+    subject = f"{protocol} from {source}"
     return Sheet(
         protocol=protocol,
         backbone=results[0].backbone,
-        subject=f"{protocol} from {source}",
-        title=title,
+        subject=subject,
+        title=f"{subject}, {results[0].backbone}, {split} split",
         corner="method",
         columns=(*names, *["average"] * has_average),
         rows=tuple(rows),
-        note=_note(len(targets) if has_average else 0, shots),
+        note=_note(len(targets) if has_average else 0, summary.learned_shots(results)),
         is_wide=True,
     )
 

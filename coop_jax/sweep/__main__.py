@@ -16,6 +16,7 @@ started.
 """
 
 import argparse
+import collections
 import logging
 import sys
 import time
@@ -38,53 +39,33 @@ FAILURES = 1
 """Exit code when a group failed."""
 
 
-class Collection:
-    """The results of all groups below a sweep's workdir, those of an earlier command included."""
+def collect(workdir: Path) -> collections.Counter[str]:
+    """Write one file of the results of all groups below a sweep's workdir, each once.
 
-    def __init__(self, workdir: Path):
-        self.path = workdir / results.FILE_NAME
-        self._lines: dict[str, list[bytes]] = {}
-        for folder in sorted((workdir / GROUPS).glob("*")):
-            self.read(folder)
+    Those of an earlier command are among them. The file is whole at any time.
 
-    def read(self, folder: Path) -> int:
-        """Read the results of a group's workdir anew; how many there are."""
-        path = folder / results.FILE_NAME
-        if not path.is_file():
-            return 0
-        lines = path.read_bytes().split(b"\n")
-        found = {}
-        for row, line in zip(results.read(path), lines, strict=False):
+    Returns:
+        The number of results by the group's name.
+    """
+    lines: dict[tuple, bytes] = {}
+    for path in sorted((workdir / GROUPS).glob(f"*/{results.FILE_NAME}")):
+        for row, line in zip(results.read(path), path.read_bytes().split(b"\n"), strict=False):
             key = row.dataset, row.split, row.method, row.prompt, row.shots, row.seed
-            found.setdefault(key, line + b"\n")
-        self._lines[folder.name] = list(found.values())
-        return len(found)
-
-    def write(self) -> None:
-        """Write the one file of them all; it is whole at any time."""
-        unfinished = self.path.with_suffix(".unfinished")
-        unfinished.write_bytes(b"".join(line for found in self._lines.values() for line in found))
-        unfinished.replace(self.path)
+            lines.setdefault((path.parent.name, *key), line + b"\n")
+    file = workdir / results.FILE_NAME
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_bytes(b"".join(lines.values()))
+    unfinished.replace(file)
+    return collections.Counter(name for name, *_ in lines)
 
 
 def follow(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) -> list[Outcome]:
-    """Follow the groups, and collect their results after each; those that failed.
-
-    Raises:
-        InputError: the workdir cannot be written.
-    """
-    try:
-        (workdir / GROUPS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"
-        ) from error
-    collection = Collection(workdir)
+    """Follow the groups, and collect their results after each; those that failed."""
+    (workdir / GROUPS).mkdir(exist_ok=True)
     failed, began = [], time.monotonic()
     for done, outcome in enumerate(outcomes, start=1):
         group, failure = outcome
-        count = collection.read(group.folder)
-        collection.write()
+        count = collect(workdir)[group.name]
         failed += [outcome] if failure else []
         elapsed, left = time.monotonic() - began, len(groups) - done
         logger.info(
@@ -92,7 +73,7 @@ def follow(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) 
             *(group.name, f"failed: {failure}" if failure else plural(count, "result")),
             *(plural(left, "group"), times(elapsed, elapsed / done * left)),
         )
-    collection.write()
+    collect(workdir)
     return failed
 
 
@@ -198,10 +179,5 @@ def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outc
     return on_ray(groups, chosen.ray, needs, numbers["retries"])
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    return command_line.main("sweep", __name__, words)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.main("sweep", __name__))

@@ -6,12 +6,12 @@ import os
 import platform
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
 from coop_jax.sweep.groups import FINISHED_FILE, Group
+from coop_jax.terminal import messages
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +21,6 @@ class Outcome(NamedTuple):
 
     group: Group
     failure: str | None
-
-
-@contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Send what this package says to a file, besides."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    package = logging.getLogger("coop_jax")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        package.removeHandler(handler)
-        handler.close()
 
 
 def run_group(group: Group, here: str = ".") -> str | None:
@@ -52,7 +34,7 @@ def run_group(group: Group, here: str = ".") -> str | None:
 
     with contextlib.suppress(OSError):
         os.chdir(here)
-    with _logged(group.log):
+    with messages(group.log):
         logger.info("%s: process %d on %s", group.name, os.getpid(), platform.node())
         try:
             rows = protocols.run(group.config, group.folder)[2]
