@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sys
@@ -112,6 +113,19 @@ def test_counted_flops_are_those_of_the_program(problem):
         )
         # The program pads the attention, and may leave out what nothing depends on.
         assert 0.85 < work.flops / expected < 1.15
+
+
+def test_a_step_keeps_little_more_than_what_is_counted(recorded):
+    problem = dataclasses.replace(settings(), classes=100).problem()
+    graph, learned, fixed = nnx.split(problem.method, Learned, ...)
+
+    def total(learned):
+        return nnx.merge(graph, learned, fixed).texts(problem.clip, None).sum()
+
+    memory = jax.jit(jax.grad(total)).lower(learned).compile().memory_analysis()
+    tokens = 1 + problem.n_ctx + problem.lengths.sum()
+    counted = 4 * tokens * counts.kept_values(models.BACKBONES["tiny"].text.transformer)
+    assert memory.temp_size_in_bytes < 1.6 * counted
 
 
 def test_lengths_are_those_of_the_prompts(problem):

@@ -151,14 +151,16 @@ def scan(
 ) -> tuple[Carry, Output]:
     """Apply `step` for each layer of a stack in turn, with that layer's part of the inputs.
 
+    Where the result is differentiated, the carries and the results of matrix products are kept;
+    what lies between them is computed again, which takes less time than to write and read it.
+
     Args:
         blocks: a module all of whose variables, of whatever type, have a leading axis of layers:
             what `stack` returns, or a method's module around it.
         step: from a layer's block, the carry and the layer's inputs to the carry and an output.
         carry: what the first layer gets.
         inputs: a tree of arrays with a leading axis of layers.
-        recompute: where the result is differentiated, keep the carries alone and compute the rest
-            of each layer again.
+        recompute: keep the carries alone, and compute the products again as well.
 
     Returns:
         The last carry, and the outputs with a leading axis of layers.
@@ -169,7 +171,8 @@ def scan(
         state, given = layer
         return step(nnx.merge(graphdef, state), carry, given)
 
-    body = jax.checkpoint(body, prevent_cse=False) if recompute else body
+    policy = None if recompute else jax.checkpoint_policies.dots_saveable
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, carry, (layers, inputs))
 
 
