@@ -43,11 +43,13 @@ class LayerNorm(nnx.Module):
             width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
         )
 
+    @jax.named_scope("normalisation")
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """Normalise over the last axis."""
         return self.norm(x).astype(x.dtype)
 
 
+@jax.named_scope("attention")
 def attend(
     query: Float[Array, "... queries heads dim"],
     key: Float[Array, "... keys heads dim"],
@@ -110,7 +112,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "... length width"]:
         """Return the block's output, given its input and what its queries attended to."""
         x = x + self.attention_output(attended)
-        hidden = ACTIVATIONS[self.activation](self.mlp_input(self.mlp_norm(x)))
+        hidden = self.mlp_input(self.mlp_norm(x))
+        with jax.named_scope("activation"):
+            hidden = ACTIVATIONS[self.activation](hidden)
         return x + self.mlp_output(hidden)
 
     def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
@@ -127,7 +131,8 @@ def replace(
 ) -> Float[Array, "*batch length width"]:
     """Return `x` with these vectors from token `start` on, if `active`; else as it is."""
     stop = start + vectors.shape[-2]
-    return jnp.where(active, x.at[..., start:stop, :].set(vectors.astype(x.dtype)), x)
+    kept = x[..., start:stop, :]
+    return x.at[..., start:stop, :].set(jnp.where(active, vectors.astype(x.dtype), kept))
 
 
 def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Block:
