@@ -98,7 +98,7 @@ def plain(run: TrainingRun) -> tuple[np.ndarray, float]:
         updates, state = adam.update(gradient, state, keys)
         return keys - rate * updates, state, value
 
-    batches = run.batches(run.stages[0])
+    batches = run.batches(run.stages[0], run.data.train)
     for order, epoch, rate in zip(batches.order, batches.epoch, batches.rate, strict=True):
         chosen = order[order >= 0]
         images, labels = views[epoch % len(views), chosen], data.train.labels[chosen]

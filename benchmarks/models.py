@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,14 @@ BACKBONES = {
     "ViT-B/16": _config(512, ViTConfig(224, 16, TransformerConfig(768, 12, 12, 3072)), NARROW),
     "ViT-L/14": _config(768, ViTConfig(224, 14, TransformerConfig(1024, 24, 16, 4096)), WIDE),
     "tiny": _config(
-        32, ViTConfig(32, 8, TransformerConfig(32, 2, 2, 128)), TransformerConfig(32, 12, 2, 128)
+        32, ViTConfig(32, 8, TransformerConfig(32, 12, 2, 128)), TransformerConfig(32, 12, 2, 128)
     ),
 }
 """OpenAI's sizes, and one for tests."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-PLACEHOLDERS = {"coop": " ".join(["X"] * 16), "cocoop": "a photo of a", "tpt": "a photo of a"}
+PHRASE = "a photo of a"
+PLACEHOLDERS = {"coop": " ".join(["X"] * 16), "cocoop": PHRASE, "tpt": PHRASE, "clip_lora": PHRASE}
 REPEATED = ("missile", "sunglasses")
 """ImageNet's names that two classes have."""
 
@@ -51,7 +53,7 @@ class Problem:
 
     Attributes:
         clip: random weights; without an image tower worth the name unless `pixels` are given.
-        method: CoOp (M = 16, end), or CoCoOp or TPT ("a photo of a"), before training.
+        method: CoOp (M = 16, end), or CoCoOp, TPT or CLIP-LoRA ("a photo of a"), before training.
         tokens: `[classes, 77]` ids of "placeholder class name."
         n_ctx: number of context vectors M.
         lengths: tokens of every class's prompt behind the context, end token included.
@@ -99,6 +101,7 @@ def create_problem(
     batch: int = 32,
     images: bool = False,
     dtype: str = "float32",
+    config: Mapping[str, Any] | None = None,
 ) -> Problem:
     """The same problem for the same arguments, in every process."""
     tokenizer, names = create_tokenizer(), class_names(classes)
@@ -112,7 +115,9 @@ def create_problem(
         method_name=method,
         dtype=dtype,
         clip=clip,
-        method=methods.create(method, clip, tokenizer, Classes(names, repeated=REPEATED), seed=0),
+        method=methods.create(
+            method, clip, tokenizer, Classes(names, repeated=REPEATED), dict(config or {}), seed=0
+        ),
         tokens=tokens,
         n_ctx=n_ctx,
         lengths=np.argmax(tokens, axis=1) - n_ctx,

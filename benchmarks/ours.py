@@ -1,10 +1,11 @@
 """Our side: the training loop of `coop_jax.train` as it is, on a problem's batch."""
 
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -13,7 +14,7 @@ from models import Problem
 from coop_jax import images, methods, parallel, train
 from coop_jax.chunks import Batches
 from coop_jax.clip import CLIP
-from coop_jax.methods import Images, Stage, cross_entropy
+from coop_jax.methods import Batch, Images, Stage
 
 EPOCHS = 1000
 STEPS_PER_CHUNK = 8
@@ -54,6 +55,8 @@ class Training:
         if self._cached:
             return Images(features=self.problem.features[chosen])
         assert self.problem.pixels is not None
+        if "pixels" in self.problem.method.takes:
+            return Images(pixels=self.problem.pixels[chosen])
         return Images(features=encode(self.problem.clip, self.problem.pixels[chosen], self.mesh))
 
     def run(self) -> float:
@@ -85,20 +88,39 @@ def image_features(problem: Problem) -> np.ndarray:
     return encode(problem.clip, problem.pixels, parallel.create_mesh(jax.devices()[:1]))
 
 
-def loss_and_gradient(problem: Problem) -> tuple[float, np.ndarray]:
-    """The loss before training and the context's gradient."""
-    graph, learned, fixed = nnx.split(problem.method, methods.Learned, ...)
-    clip_graph, frozen = nnx.split(problem.clip)
+def compile_gradient(method: Any, clip: Any) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Return a jitted `gradient(*arguments, batch) -> (loss, gradient)`, and its arguments.
 
-    def loss_of(learned: Any, fixed: Any, frozen: Any, features: jax.Array, labels: jax.Array):
-        clip, method = nnx.merge(clip_graph, frozen), nnx.merge(graph, learned, fixed)
-        logits = method.logits(clip, method.texts(clip, None), Images(features=features))
-        return cross_entropy(logits, labels, jnp.ones(len(labels)))
+    As in training, what learns inside the towers has the batch's key; the texts have none.
+    """
+    graph, learned, rest = nnx.split(method, methods.Learned, ...)
+    clip_graph, frozen = nnx.split(clip)
 
-    loss, gradient = jax.jit(jax.value_and_grad(loss_of))(
-        learned, fixed, frozen, jnp.asarray(image_features(problem)), jnp.asarray(problem.labels)
+    def loss_of(learned: Any, rest: Any, frozen: Any, batch: Batch) -> jax.Array:
+        method = nnx.merge(graph, learned, rest)
+        clip = method.adapt(nnx.merge(clip_graph, frozen), batch.key)
+        terms = method.losses(clip, method.texts(clip, None), batch)
+        return functools.reduce(operator.add, terms.values())
+
+    return jax.jit(jax.value_and_grad(loss_of)), (learned, rest, frozen)
+
+
+def batch_of(problem: Problem) -> Batch:
+    """Return the problem's batch, encoded where the method takes features; without a key."""
+    pixels = "pixels" in problem.method.takes
+    images = Images(
+        features=None if pixels else image_features(problem),
+        pixels=problem.pixels if pixels else None,
     )
-    return float(loss), np.asarray(gradient["context"][...])
+    weights = np.ones(len(problem.labels), np.float32)
+    return Batch(images, problem.labels, weights, None)
+
+
+def loss_and_gradient(problem: Problem) -> tuple[float, Any]:
+    """Return the loss before training and the gradient of what is learned, as nested dicts."""
+    gradient, arguments = compile_gradient(problem.method, problem.clip)
+    loss, found = gradient(*arguments, batch_of(problem))
+    return float(loss), jax.tree.map(np.asarray, nnx.to_pure_dict(found))
 
 
 def weight_bytes(problem: Problem) -> int:

@@ -67,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100, help="the first N ImageNet names")
     parser.add_argument("--backbone", choices=models.BACKBONES, default="ViT-B/16")
-    parser.add_argument("--method", choices=models.PLACEHOLDERS, default="coop")
+    parser.add_argument("--method", choices=("coop", "cocoop"), default="coop")
     parser.add_argument("--batch", type=int, help="images (default: 32; 1 for cocoop)")
     parser.add_argument("--images", action="store_true", help="with the image tower, end to end")
     parser.add_argument("--dtype", choices=models.DTYPES, default="float32")
@@ -109,7 +109,8 @@ def most_that_fit(arguments: list[str], classes: int) -> tuple[int, int]:
 
 def gradient_error(official: sides.Official, problem: models.Problem) -> float:
     """Largest difference of the context's gradients, relative to the largest of them."""
-    loss, gradient = ours.loss_and_gradient(problem)
+    loss, gradients = ours.loss_and_gradient(problem)
+    gradient = gradients["context"]
     expected_loss = official.run()
     expected = official.reference.gradient()
     print(f"loss: ours {loss:.6f}, reference {expected_loss:.6f}", file=sys.stderr)

@@ -17,6 +17,9 @@ TEST_BATCH = 100
 RATE, MOMENTUM, DECAY = 1e-5, 0.9, 5e-4
 """The optimizer's settings in the epoch of warm-up."""
 
+THIRDS = ("query", "key", "value")
+"""The order in which an attention's inner products are joined."""
+
 
 class LayerNorm(nn.LayerNorm):
     """Computed in float32 and cast back."""
@@ -181,6 +184,106 @@ class PromptLearner(nn.Module):
         else:
             for shift in self.meta_net(images):
                 yield self.join(self.ctx + shift)
+
+
+class LowRankAttention(nn.Module):
+    """An attention some of whose three inner products have low-rank updates (CLIP-LoRA).
+
+    Args:
+        attention: the frozen one.
+        factors: `[width, rank]` and `[rank, width]` by "query", "key" and "value".
+        scale: of the updates.
+        dropout: of the inputs of the updates.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        factors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        scale: float,
+        dropout: float,
+    ):
+        super().__init__()
+        self.heads, self.scale, self.dropout = attention.num_heads, scale, nn.Dropout(dropout)
+        self.weights = dict(zip(THIRDS, attention.in_proj_weight.data.chunk(3), strict=True))
+        self.biases = dict(zip(THIRDS, attention.in_proj_bias.data.chunk(3), strict=True))
+        self.output = attention.out_proj.requires_grad_(False)
+        learned = {name: map(nn.Parameter, map(tensor, pair)) for name, pair in factors.items()}
+        self.factors = nn.ModuleDict({name: nn.ParameterList(p) for name, p in learned.items()})
+
+    def project(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """One third, `[batch, heads, length, dim]`."""
+        y = functional.linear(x, self.weights[name], self.biases[name])
+        if name in self.factors:
+            down, up = self.factors[name]
+            y = y + self.scale * (self.dropout(x) @ down @ up)
+        length, batch, width = y.shape
+        return y.reshape(length, batch, self.heads, width // self.heads).permute(1, 2, 0, 3)
+
+    def forward(
+        self, x: torch.Tensor, *_: torch.Tensor, attn_mask: torch.Tensor | None, **__: bool
+    ) -> tuple[torch.Tensor, None]:
+        """As `nn.MultiheadAttention` on one input."""
+        thirds = [self.project(name, x) for name in THIRDS]
+        mixed = functional.scaled_dot_product_attention(*thirds, attn_mask=attn_mask)
+        return self.output(mixed.permute(2, 0, 1, 3).reshape(x.shape)), None
+
+
+class LowRankReference:
+    """CLIP-LoRA in both towers: every step encodes all prompts, of 77 tokens, and the images.
+
+    Args:
+        weights: coop_jax's CLIP as nested dicts of arrays.
+        heads: of the text tower and the image tower.
+        factors: of `text` and `vision` the stacked matrices `down` and `up` by name.
+        tokens: `[classes, 77]` ids of the prompts.
+        scale: of the updates.
+        dropout: of the inputs of the updates.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Any],
+        heads: tuple[int, int],
+        factors: Mapping[str, Any],
+        tokens: np.ndarray,
+        *,
+        scale: float,
+        dropout: float,
+    ):
+        self.tokens = torch.tensor(np.asarray(tokens), dtype=torch.int64)
+        self.embedded = tensor(weights["text"]["token_embedding"])[self.tokens]
+        self.text = TextEncoder(weights["text"], heads[0], torch.float32)
+        self.image = ImageEncoder(weights["vision"], heads[1], torch.float32)
+        self.attentions: dict[str, list[LowRankAttention]] = {}
+        for name, module in (("text", self.text), ("vision", self.image)):
+            module.requires_grad_(False)
+            for layer, block in enumerate(module.transformer):
+                of_layer = {
+                    part: (down[layer], factors[name]["up"][part][layer])
+                    for part, down in factors[name]["down"].items()
+                }
+                block.attn = LowRankAttention(block.attn, of_layer, scale, dropout)
+                self.attentions.setdefault(name, []).append(block.attn)
+        parameters = (*self.text.parameters(), *self.image.parameters())
+        learned = [parameter for parameter in parameters if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(learned, lr=2e-4, weight_decay=1e-2)
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """One training step; the loss before it. The gradients stay in the parameters."""
+        texts = functional.normalize(self.text(self.embedded, self.tokens), dim=-1)
+        logits = 100.0 * functional.normalize(self.image(images), dim=-1) @ texts.t()
+        loss = functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def gradient(self, tower: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Gradients of a tower's stacked matrices `down` and `up` at the last step."""
+        pairs = [attention.factors[part] for attention in self.attentions[tower]]
+        down, up = (np.stack([pair[side].grad for pair in pairs]) for side in (0, 1))
+        return down, up
 
 
 class Reference:

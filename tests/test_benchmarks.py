@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sys
@@ -9,14 +10,20 @@ import pytest
 import reference
 from flax import nnx
 
+from coop_jax import methods
 from coop_jax.methods import Images, Learned
 from coop_jax.methods.base import cross_entropy
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import counts
+import deep
+import heads
+import lora
+import memory
 import models
 import ours
+import parts
 import sides
 import step
 import test_time
@@ -114,6 +121,19 @@ def test_counted_flops_are_those_of_the_program(problem):
         assert 0.85 < work.flops / expected < 1.15
 
 
+def test_a_step_keeps_little_more_than_what_is_counted(recorded):
+    problem = dataclasses.replace(settings(), classes=100).problem()
+    graph, learned, fixed = nnx.split(problem.method, Learned, ...)
+
+    def total(learned):
+        return nnx.merge(graph, learned, fixed).texts(problem.clip, None).sum()
+
+    memory = jax.jit(jax.grad(total)).lower(learned).compile().memory_analysis()
+    tokens = 1 + problem.n_ctx + problem.lengths.sum()
+    counted = 4 * tokens * counts.kept_values(models.BACKBONES["tiny"].text.transformer)
+    assert memory.temp_size_in_bytes < 1.4 * counted
+
+
 def test_lengths_are_those_of_the_prompts(problem):
     tokenizer = models.create_tokenizer()
     names = models.class_names(6)
@@ -160,6 +180,58 @@ def test_images_share_the_pass_before_the_first_step(recorded):
     assert flops(5) == pytest.approx(11 * forward, rel=0.1)
 
 
+def test_parts_of_a_step_have_its_products(recorded):
+    record = parts.main(["--classes=6", "--backbone=tiny", "--steps=1"])
+    assert record["seconds"][parts.PRODUCTS] > 0
+    assert {"normalisation", "activation"} < record["seconds"].keys()
+    assert 0 < record["share_of_matmul_peak"] < record["share_of_matmul_peak_in_products"]
+
+
+@pytest.mark.heavy
+def test_deep_prompts_cost_hardly_more_products_than_a_context(recorded):
+    record = deep.main(["--classes=6", "--backbone=tiny", "--steps=1", "--method=ivlp"])
+    assert record["over_coop"].keys() == {"coop", "ivlp"}
+    clip, tokenizer = models.create_clip("tiny"), models.create_tokenizer()
+
+    def flops(name):
+        names = models.class_names(6)
+        method = methods.create(name, clip, tokenizer, names, deep.METHODS[name], seed=0)
+        graph, learned, rest = nnx.split(method, Learned, ...)
+
+        def total(learned):
+            return nnx.merge(graph, learned, rest).texts(clip, None).sum()
+
+        return product_flops(jax.make_jaxpr(jax.grad(total))(learned).jaxpr)
+
+    assert flops("ivlp") == pytest.approx(flops("coop"), rel=0.01)
+
+
+@pytest.mark.heavy
+def test_pixels_take_less_memory_where_they_are_computed_again(recorded):
+    chosen = ["--classes=6", "--backbone=tiny", "--batch=2", "--method=clip_lora"]
+    (case,) = memory.main(chosen)["cases"]
+    assert 2 * case["recomputed"] < case["kept"]
+
+
+def test_heads_are_those_of_the_plain_loops():
+    chosen = ["--classes=5", "--validation=20", "--shots=1", "--seeds=1", "--epochs=1"]
+    assert heads.main(chosen)["error"] < 1e-5
+
+
+def test_low_rank_step_of_our_side(recorded):
+    chosen = ["--classes=6", "--backbone=tiny", "--batch=2", "--steps=1", "--side=ours"]
+    record = lora.main(chosen)
+    assert record["seconds"]["ours"] > 0 and record["speedup"] is None
+
+
+@pytest.mark.heavy
+@pytest.mark.torch
+def test_low_rank_reference_agrees(recorded):
+    chosen = lora.parse(["--classes=6", "--backbone=tiny", "--batch=2"])
+    apart = lora.errors(chosen)
+    assert len(apart) == 13 and max(apart.values()) < 1e-4
+
+
 def test_extrapolation_is_marked():
     work = counts.Work(1.0, 1.0)
     rows = [
@@ -183,7 +255,8 @@ def test_reference_agrees(method, recorded):
     np.testing.assert_allclose(
         ours.image_features(problem), expected_features, rtol=1e-4, atol=1e-4
     )
-    loss, gradient = ours.loss_and_gradient(problem)
+    loss, gradients = ours.loss_and_gradient(problem)
+    gradient = gradients["context"]
     assert official.run() == pytest.approx(loss, rel=1e-4)
     expected = official.reference.gradient()
     assert np.abs(gradient - expected).max() < 1e-4 * np.abs(expected).max()

@@ -147,7 +147,7 @@ def test_a_gradient_keeps_what_goes_into_the_blocks_alone(tiny_clip):
         return scan(vision.blocks, lambda block, x, _: (block(x), None), x)[0]
 
     assert kept_activations(vision.layers, x) == 2
-    assert kept_activations(plainly, x) > 20
+    assert 8 < kept_activations(plainly, x) < 24
     np.testing.assert_array_equal(jax.jit(vision.layers)(x), jax.jit(plainly)(x))
     got, expected = (
         jax.jit(jax.grad(lambda x, function=function: jnp.square(function(x)).sum()))(x)

@@ -77,11 +77,11 @@ class TextTower(nnx.Module):
     ) -> Float[Array, "*batch classes width"]:
         """Return unnormalised features of prompts given in two parts, or what a head makes of them.
 
-        All classes share the prefix, and the tower is causal, so the prefix is computed once and
-        the rest of every class's prompt, laid end to end, attends to its keys and values: exactly
-        what the whole prompts would give (DESIGN section 2). The feature is read at the last token
-        of each class's part. If there are several chunks, the gradient computes each chunk's
-        activations again, so that those of one chunk are in memory at a time.
+        All classes share the prefix, and the tower is causal, so the prefix is computed once in a
+        chunk and the rest of every class's prompt, laid end to end behind it, attends to its keys
+        and values: exactly what the whole prompts would give (DESIGN section 2). The feature is
+        read at the last token of each class's part. If there are several chunks, the gradient
+        computes each chunk's activations again, so that those of one are in memory at a time.
 
         Args:
             prefix: embeddings without positions.
@@ -104,8 +104,7 @@ class TextTower(nnx.Module):
         if deep is not None:
             _check_deep(deep, self.config.transformer.layers, split)
         positions = self.positional_embedding[...].astype(self.dtype)
-        first = jnp.broadcast_to(positions[:split], prefix.shape)
-        shared = self._keys_and_values(prefix.astype(self.dtype) + first, deep)
+        first = prefix.astype(self.dtype) + jnp.broadcast_to(positions[:split], prefix.shape)
 
         def encode_chunk(chunk: tuple[Array, Array | None, Parts]) -> Array:
             tokens, number, parts = chunk
@@ -116,7 +115,7 @@ class TextTower(nnx.Module):
                 x = jnp.where((number >= 0)[..., None], take(vectors, number), x)
             x = x + positions[split + parts.position]
             x = jnp.broadcast_to(x, (*prefix.shape[:-2], *x.shape))
-            return head(self._rest(x, shared, parts))
+            return head(self._chunk(first, x, parts, deep))
 
         chunks = tokens, inserted and inserted.number, packing.parts
         if len(tokens) == 1:
@@ -124,34 +123,27 @@ class TextTower(nnx.Module):
             return packing.collect(encode_chunk(only)[None])
         return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), chunks))
 
-    def _keys_and_values(
-        self, prefix: Float[Array, "*batch prefix width"], deep: Deep | None
-    ) -> tuple[Array, Array]:
-        """Return keys and values `[layers, *batch, prefix, heads, dim]` that all attend to."""
-        causal = jnp.tril(jnp.ones((prefix.shape[-2],) * 2, bool))
+    def _chunk(
+        self,
+        prefix: Float[Array, "*batch prefix width"],
+        rest: Float[Array, "*batch shards tokens width"],
+        parts: Parts,
+        deep: Deep | None,
+    ) -> Float[Array, "*batch shards rows embedding"]:
+        """Return the features of one chunk; the prefix goes along, in front of every shard."""
+        split, width = prefix.shape[-2:]
+        shared = jnp.broadcast_to(prefix[..., None, :, :], (*rest.shape[:-2], split, width))
+        x = jnp.concatenate([shared, rest], axis=-2)
 
-        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, tuple[Array, Array]]:
+        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, None]:
             if deep is not None:
-                x = replace(x, deep.start, *replaced)
-            query, key, value = block.project(x)
-            return block.finish(x, attend(query, key, value, causal)), (key, value)
+                vectors, active = replaced
+                x = replace(x, deep.start, vectors[..., None, :, :], active)
+            return block.finish(x, attend_packed(*block.project(x), split, parts)), None
 
         inputs = None if deep is None else (deep.vectors, deep.active)
-        return scan(self.blocks, step, prefix, inputs)[1]
-
-    def _rest(
-        self,
-        x: Float[Array, "*batch shards tokens width"],
-        shared: tuple[Array, Array],
-        parts: Parts,
-    ) -> Float[Array, "*batch shards rows embedding"]:
-        """Return the features of one chunk."""
-
-        def step(block: Block, x: Array, shared: tuple[Array, Array]) -> tuple[Array, None]:
-            return block.finish(x, attend_packed(*block.project(x), *shared, parts)), None
-
-        x, _ = scan(self.blocks, step, x, shared)
-        features = self.final_norm(take(x, parts.end))
+        x, _ = scan(self.blocks, step, x, inputs)
+        features = self.final_norm(take(x, split + parts.end))
         return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
@@ -188,44 +180,66 @@ def _check_deep(deep: Deep, layers: int, prefix: int) -> None:
         )
 
 
+@jax.named_scope("attention")
 def attend_packed(
     query: Float[Array, "*batch shards tokens heads dim"],
     key: Float[Array, "*batch shards tokens heads dim"],
     value: Float[Array, "*batch shards tokens heads dim"],
-    shared_key: Float[Array, "*batch prefix heads dim"],
-    shared_value: Float[Array, "*batch prefix heads dim"],
+    split: int,
+    parts: Parts,
+) -> Float[Array, "*batch shards tokens heads*dim"]:
+    """Return causal attention of a prefix of `split` tokens and of packed texts behind it."""
+    cut = lambda x: (x[..., :split, :, :], x[..., split:, :, :])  # noqa: E731
+    (query, queries), (key, keys), (value, values) = cut(query), cut(key), cut(value)
+    causal = jnp.tril(jnp.ones((split, split), bool))
+    of_prefix = attend(query, key, value, causal)
+    of_texts = _attend_texts(queries, keys, values, key, value, parts)
+    return jnp.concatenate([of_prefix, of_texts], axis=-2)
+
+
+def _attend_texts(
+    query: Float[Array, "*batch shards tokens heads dim"],
+    key: Float[Array, "*batch shards tokens heads dim"],
+    value: Float[Array, "*batch shards tokens heads dim"],
+    prefix_key: Float[Array, "*batch shards prefix heads dim"],
+    prefix_value: Float[Array, "*batch shards prefix heads dim"],
     parts: Parts,
 ) -> Float[Array, "*batch shards tokens heads*dim"]:
     """Return causal attention of packed texts, each to itself and to the prefix that all share.
 
-    One softmax, in float32, over both groups of keys, without joining them.
+    One softmax, in float32, over both groups of keys, without joining them. Only the products of a
+    text with itself are of padded texts; all else is of tokens.
     """
-    *batch, shards, _, heads, dim = query.shape
+    *batch, shards, tokens, heads, dim = query.shape
     rows, longest = parts.places.shape[-2:]
     places, within = (
         array.reshape(shards, rows * longest) for array in (parts.places, parts.within)
     )
 
     def by_place(x: Array) -> Array:
-        flat = x.reshape(*batch, shards, -1, heads * dim)
-        return spread(flat, places, parts.slots).reshape(*batch, shards, rows, longest, heads, dim)
+        placed = spread(x.reshape(*batch, shards, tokens, -1), places, parts.slots)
+        return placed.reshape(*batch, shards, rows, longest, heads, -1)
+
+    def by_token(x: Array) -> Array:
+        flat = x.reshape(*batch, shards, rows * longest, -1)
+        laid = gather(flat, parts.slots, places, within)
+        return laid.reshape(*batch, shards, tokens, heads, -1)
 
     exact, dtype = precision(query.dtype), query.dtype
-    query = by_place(query * dim**-0.5)
-    key, value = by_place(key), by_place(value)
-    own = jnp.einsum("...gcqhd,...gckhd->...gchqk", query, key, precision=exact)
-    of_prefix = jnp.einsum("...gcqhd,...khd->...gchqk", query, shared_key, precision=exact)
-    causal = jnp.tril(jnp.ones((longest, longest), bool))
-    own = jnp.where(causal, own.astype(jnp.float32), -jnp.inf)
+    query = query * dim**-0.5
+    own = jnp.einsum("...qhd,...khd->...qhk", by_place(query), by_place(key), precision=exact)
+    of_prefix = jnp.einsum("...qhd,...khd->...qhk", query, prefix_key, precision=exact)
+    place = jnp.arange(longest).reshape(1, 1, 1, longest)
+    visible = place <= parts.position[..., None, None]
+    own = jnp.where(visible, by_token(own).astype(jnp.float32), -jnp.inf)
     of_prefix = of_prefix.astype(jnp.float32)
     largest = own.max(axis=-1, keepdims=True)
-    if shared_key.shape[-3]:
+    if prefix_key.shape[-3]:
         largest = jnp.maximum(largest, of_prefix.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)
     own, of_prefix = jnp.exp(own - largest), jnp.exp(of_prefix - largest)
     total = own.sum(axis=-1, keepdims=True) + of_prefix.sum(axis=-1, keepdims=True)
     own, of_prefix = (own / total).astype(dtype), (of_prefix / total).astype(dtype)
-    mixed = jnp.einsum("...gchqk,...gckhd->...gcqhd", own, value, precision=exact)
-    mixed += jnp.einsum("...gchqk,...khd->...gcqhd", of_prefix, shared_value, precision=exact)
-    mixed = mixed.reshape(*batch, shards, rows * longest, heads * dim)
-    return gather(mixed, parts.slots, places, within)
+    mixed = jnp.einsum("...qhk,...khd->...qhd", by_place(own), by_place(value), precision=exact)
+    of_prefix = jnp.einsum("...qhk,...khd->...qhd", of_prefix, prefix_value, precision=exact)
+    return (by_token(mixed) + of_prefix).reshape(*batch, shards, tokens, heads * dim)

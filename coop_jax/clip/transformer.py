@@ -43,11 +43,13 @@ class LayerNorm(nnx.Module):
             width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
         )
 
+    @jax.named_scope("normalisation")
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """Normalise over the last axis."""
         return self.norm(x).astype(x.dtype)
 
 
+@jax.named_scope("attention")
 def attend(
     query: Float[Array, "... queries heads dim"],
     key: Float[Array, "... keys heads dim"],
@@ -110,7 +112,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "... length width"]:
         """Return the block's output, given its input and what its queries attended to."""
         x = x + self.attention_output(attended)
-        hidden = ACTIVATIONS[self.activation](self.mlp_input(self.mlp_norm(x)))
+        hidden = self.mlp_input(self.mlp_norm(x))
+        with jax.named_scope("activation"):
+            hidden = ACTIVATIONS[self.activation](hidden)
         return x + self.mlp_output(hidden)
 
     def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
@@ -127,7 +131,8 @@ def replace(
 ) -> Float[Array, "*batch length width"]:
     """Return `x` with these vectors from token `start` on, if `active`; else as it is."""
     stop = start + vectors.shape[-2]
-    return jnp.where(active, x.at[..., start:stop, :].set(vectors.astype(x.dtype)), x)
+    kept = x[..., start:stop, :]
+    return x.at[..., start:stop, :].set(jnp.where(active, vectors.astype(x.dtype), kept))
 
 
 def stack(config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs) -> Block:
@@ -151,14 +156,16 @@ def scan(
 ) -> tuple[Carry, Output]:
     """Apply `step` for each layer of a stack in turn, with that layer's part of the inputs.
 
+    Where the result is differentiated, the carries and the results of matrix products are kept;
+    what lies between them is computed again, which takes less time than to write and read it.
+
     Args:
         blocks: a module all of whose variables, of whatever type, have a leading axis of layers:
             what `stack` returns, or a method's module around it.
         step: from a layer's block, the carry and the layer's inputs to the carry and an output.
         carry: what the first layer gets.
         inputs: a tree of arrays with a leading axis of layers.
-        recompute: where the result is differentiated, keep the carries alone and compute the rest
-            of each layer again.
+        recompute: keep the carries alone, and compute the products again as well.
 
     Returns:
         The last carry, and the outputs with a leading axis of layers.
@@ -169,7 +176,8 @@ def scan(
         state, given = layer
         return step(nnx.merge(graphdef, state), carry, given)
 
-    body = jax.checkpoint(body, prevent_cse=False) if recompute else body
+    policy = None if recompute else jax.checkpoint_policies.dots_saveable
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, carry, (layers, inputs))
 
 
