@@ -333,13 +333,9 @@ class Learner:
         if self.shots is not None:
             config["shots"] = (config_module.whole("shots", self.shots),)
         config["feature_cache"] = config_module.text("feature_cache", self.feature_cache)
-        if self.epochs is not None:
-            config["epochs"] = config_module.whole("epochs", self.epochs, 0)
-        if self.batch_size is not None:
-            config["batch_size"] = config_module.whole("batch_size", self.batch_size)
-        config["encode_batch_size"] = config_module.whole(
-            "encode_batch_size", self.encode_batch_size
-        )
+        for name, lowest in (("epochs", 0), ("batch_size", 1), ("encode_batch_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                config[name] = config_module.whole(name, value, lowest)
         if self.learning_rate is not None:
             config["optimizer"]["learning_rate"] = self.learning_rate
         config["optimizer"] |= config_module.mapping("optimizer", self.optimizer)

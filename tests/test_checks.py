@@ -150,7 +150,7 @@ def test_a_file_that_breaks_the_contract_is_refused_when_it_is_made(old, new, me
 def test_the_command_says_a_line_for_each_check(tmp_path, capfd):
     path = tmp_path / "mine.py"
     path.write_text(examples()["task_residual"].replace('PAPER = "', 'PAPER = "" and "'))
-    assert checks.main([str(path), "--settings", "scale=0.25"]) == 2
+    assert checks.main([str(path), "--set", "scale=0.25"]) == 2
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "file         failed: expected PAPER as a text, got ''"
     assert [line.split() for line in lines[1:]] == [
@@ -161,7 +161,7 @@ def test_the_command_says_a_line_for_each_check(tmp_path, capfd):
 def test_the_command_refuses_settings_that_are_not_there(capfd):
     for setting, message in (
         ("depth=2", "expected settings among n_ctx, .*, got depth; correct them"),
-        ("depth", "expected KEY=VALUE, got depth; give a value"),
+        ("depth", "expected KEY=VALUE, got 'depth'; correct it"),
     ):
-        assert checks.main(["coop", "--settings", setting]) == 2
+        assert checks.main(["coop", "--set", setting]) == 2
         assert re.search(message, capfd.readouterr().err)

@@ -13,10 +13,7 @@ wrong input.
 """
 
 import argparse
-import ast
-import contextlib
 import sys
-from typing import Any
 
 from coop_jax import command_line
 from coop_jax.commands import options
@@ -52,13 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in PARAMETERS.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=text)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the method, e.g. n_ctx=4, class_specific=True; may be repeated",
-    )
+    options.add_settings(parser)
     parser.add_argument(
         "--class-names", type=command_line.path, metavar="FILE", help="lines 'label class name'"
     )
@@ -77,7 +68,7 @@ def run(chosen: argparse.Namespace) -> int:
     learner = Learner(
         chosen.clip,
         method=chosen.method,
-        settings=_settings(chosen.method, chosen.set),
+        settings=options.settings(chosen.method, chosen.set),
         **{name: getattr(chosen, name) for name in PARAMETERS if hasattr(chosen, name)},
         dtype=chosen.dtype,
         tokenizer=chosen.tokenizer,
@@ -101,20 +92,3 @@ def run(chosen: argparse.Namespace) -> int:
     if sys.stdout.isatty():
         print(f"\nnext: coop_jax predict {folder} IMAGE ...\n      coop_jax interpret {folder}")
     return loading.report_unreadable(list(found.failures.values()), len(test))
-
-
-def _settings(method: str, given: list[str]) -> dict[str, Any]:
-    """Settings as Python writes them, or as plain text where that is none or is the default."""
-    from coop_jax import methods
-
-    defaults = methods.default_config(method)
-    settings = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set: expected KEY=VALUE, got {text!r}; correct it")
-        settings[name] = value
-        if not isinstance(defaults.get(name), str):
-            with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError):
-                settings[name] = ast.literal_eval(value)
-    return settings

@@ -1,6 +1,12 @@
 """Arguments that several commands have, and readers of their values."""
 
 import argparse
+import ast
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from coop_jax.errors import InputError
 
 CLASSES = "a,b,c: these; FILE: one per line; dataset:NAME: those of a dataset"
 
@@ -46,3 +52,31 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", metavar="FOLDER", help="where named datasets lie; default $TFDS_DATA_DIR"
     )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the option that sets a method's own settings, which `settings` reads."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, e.g. n_ctx=4, class_specific=True; may be repeated",
+    )
+
+
+def settings(method: str, given: Sequence[str]) -> dict[str, Any]:
+    """Return settings as Python writes them, or as text where that is none or is the default."""
+    from coop_jax import methods
+
+    defaults = methods.default_config(method)
+    read = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set: expected KEY=VALUE, got {text!r}; correct it")
+        read[name] = value
+        if not isinstance(defaults.get(name), str):
+            with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError):
+                read[name] = ast.literal_eval(value)
+    return read

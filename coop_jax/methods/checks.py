@@ -1,7 +1,7 @@
 """The contract as functions that anybody runs on a method, by name or by the path of a file.
 
 python -m coop_jax.methods.checks path/to/mine.py
-python -m coop_jax.methods.checks promptsrc --settings depth=2 n_ctx=3
+python -m coop_jax.methods.checks maple --set depth=2
 
 A check takes a `Subject` and raises `ContractError` where the method does not keep what the frame
 counts on. Everything is tried through the frame itself: the embedded CLIP, a few small pictures and
@@ -9,7 +9,6 @@ a few steps of every stage. The command takes two virtual devices of the process
 """
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -28,6 +27,7 @@ from coop_jax import clip as clip_package
 from coop_jax import command_line, evaluate, parallel
 from coop_jax import config as config_module
 from coop_jax.classes import Classes
+from coop_jax.commands import options
 from coop_jax.data import memory
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
@@ -366,27 +366,12 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("method", metavar="METHOD", help="its name, or the path of its file")
-    parser.add_argument(
-        "--settings", nargs="*", default=[], metavar="KEY=VALUE", help="that differ from its own"
-    )
-
-
-def _read(settings: Sequence[str]) -> dict[str, Any]:
-    read = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"--settings: expected KEY=VALUE, got {setting:.80}; give a value")
-        try:
-            read[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            read[key] = value
-    return read
+    options.add_settings(parser)
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Run all checks, print a line for each, and return the exit code."""
-    settings, failed = _read(chosen.settings), 0
+    settings, failed = options.settings(chosen.method, chosen.set), 0
     registry.check_settings(chosen.method, settings)
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(chosen.method, settings, Path(folder))
