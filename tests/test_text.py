@@ -57,6 +57,20 @@ def test_coop_equals_the_plain_form(tiny_clip, tiny_tokenizer, position, class_s
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("position", ["end", "middle"])
+def test_what_all_names_begin_with_is_computed_once(tiny_clip, tiny_tokenizer, position):
+    names = ["a very fine cat", "a very fine dog", "a very"]
+    method = coop(tiny_clip, tiny_tokenizer, names, n_ctx=4, class_token_position=position)
+    beginning = len(tiny_tokenizer.ids("a very"))
+    if position == "end":
+        lengths = [len(tiny_tokenizer.ids(f"{name}.")) + 1 - beginning for name in names]
+        assert method.prompts.packed.tokens.shape == (1, 1, sum(lengths))
+    embeddings, end = plain_prompts(tiny_clip, tiny_tokenizer, names, method.context[...], position)
+    expected = plain_text_features(tiny_clip, embeddings, end)
+    got = np.asarray(method.texts(tiny_clip, None))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_gradient_equals_that_of_the_unshared_form(tiny_clip, tiny_tokenizer):
     method = coop(tiny_clip, tiny_tokenizer, n_ctx=4)
     target = jax.random.normal(jax.random.key(1), (len(CLASS_NAMES), 24))

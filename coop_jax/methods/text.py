@@ -41,6 +41,12 @@ class Layout:
     context: Int[np.ndarray, "classes suffix"]
     lengths: Int[np.ndarray, " classes"]
 
+    @property
+    def alike(self) -> int:
+        """The number of tokens right behind the prefix that are the same for all classes."""
+        same = ((self.tokens == self.tokens[:1]) & (self.context < 0)).all(axis=0)
+        return min(int(np.append(same, False).argmin()), int(self.lengths.min()) - 1)
+
 
 class Packed(nnx.Module):
     """The token ids of class-dependent texts, laid end to end for the text tower."""
@@ -208,8 +214,16 @@ class Prompts(nnx.Module):
         tokenizer = needed(given.tokenizer)
         names, start = names or given.classes.spelled, np.asarray([tokenizer.start], np.int32)
         laid = layout(tokenizer, names, placeholder, n_ctx, position, shared=shared, ending=ending)
+        alike = laid.alike if laid.shared_context else 0
         self.shared_context = laid.shared_context
         self.start = Fixed(given.clip.text.embed(start))
+        self.common = Fixed(jnp.asarray(laid.tokens[0, :alike], jnp.int32))
+        laid = dataclasses.replace(
+            laid,
+            tokens=laid.tokens[:, alike:],
+            context=laid.context[:, alike:],
+            lengths=laid.lengths - alike,
+        )
         # Each device can keep the contexts of its own classes if they have the same number of them.
         self.groups = 1 if shared or len(names) % given.shards else given.shards
         self.packed = Packed(laid.tokens, laid.lengths, given.shards, same_classes=self.groups > 1)
@@ -258,8 +272,11 @@ class Prompts(nnx.Module):
             inserted = Inserted(vectors, self.inserted[...])
         if self.shared_context:
             shared = context[..., : self.shared_context, :].astype(prefix.dtype)
-            start = jnp.broadcast_to(prefix, (*context.shape[:-2], *prefix.shape))
-            prefix = jnp.concatenate([start, shared], axis=-2)
+            start, common = (
+                jnp.broadcast_to(part, (*context.shape[:-2], *part.shape))
+                for part in (prefix, clip.text.embed(self.common[...]))
+            )
+            prefix = jnp.concatenate([start, shared, common], axis=-2)
         packed = self.packed
         return clip.text.encode(
             prefix, packed.tokens[...], packed.packing, inserted, deep=deep, head=head

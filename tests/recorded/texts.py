@@ -71,6 +71,7 @@ def check_tokens(case: Case, method: Any) -> None:
         got = np.asarray(prompts.packed.tokens[...])[laid]
         if inserted is not None:
             got = got[np.asarray(inserted[...])[laid] < 0]
+        got = np.concatenate([prompts.common[...], got])
         expected = tokens[1 + n_ctx : tokens.argmax() + 1]
         if case.meta["class_token_position"] != "end":
             got, expected = np.sort(got), np.sort(expected)
