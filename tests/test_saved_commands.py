@@ -105,6 +105,25 @@ def test_interpret_knows_the_contexts_of_classes(class_specific, run, refused, m
     assert "all classes share" in refused("interpret", mine, "--class=red")
 
 
+def test_interpret_names_the_prompts_of_a_method_that_has_several(tiny, run, refused, tmp_path):
+    tokenizer, settings = (
+        clip_package.Tokenizer(source.EMBEDDED_FOLDER),
+        {"local_prompts": 1, "top_k": (1,)},
+    )
+    for name, chosen in (("gallop", settings), ("tip_adapter", {})):
+        method = methods.create(name, tiny, tokenizer, NAMES, chosen)
+        said = {"name": name, "settings": chosen, "clip": tiny, "backbone": "tiny"}
+        Saved.of(method, **said, classes=Classes(NAMES)).save(tmp_path / name)
+    code, out, _ = run("interpret", tmp_path / "gallop", "--top=1")
+    assert code == 0 and len(out) == 5 * len(tokenizer.ids("A photo of a"))
+    assert {line.split("\t")[0] for line in out} == {
+        *(f"global prompt {number}" for number in range(1, 5)),
+        "local prompt 1",
+    }
+    assert "which has alpha, beta, keys" in refused("interpret", tmp_path / "tip_adapter")
+    assert "all classes share" in refused("interpret", tmp_path / "gallop", "--class=red")
+
+
 def test_interpret_shows_classes_of_one_name_all(class_specific, run, tmp_path):
     learned = Saved.load(class_specific)
     missiles = Classes(("missile", "missile"), ("a", "b"))

@@ -11,15 +11,12 @@ tabs between them, and the class in front where every class has its own context.
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 from coop_jax import command_line
 from coop_jax.commands import options
 from coop_jax.errors import InputError
 from coop_jax.printing import console, escaped
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,38 +50,46 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.saved.use import load_its_clip
 
     learned = Saved.load(chosen.saved)
-    if "context" not in learned.learned:
-        raise InputError(
-            f"expected a saved method with context vectors, got one of {learned.method}, which has"
-            f" {', '.join(learned.learned)}; choose another"
-        )
-    contexts: list[Context] = [(None, learned.learned["context"])]
-    if "context" in learned.per_class:
-        contexts = list(zip(learned.classes.names, learned.learned["context"], strict=True))
-    if chosen.class_name is not None:
-        contexts = _only(contexts, chosen.class_name)
     clip, its_tokenizer = load_its_clip(
         learned, chosen.clip, dtype=chosen.dtype, tokenizer=chosen.tokenizer
     )
-    learned.check_backbone(clip, chosen.clip or learned.backbone)
+    backbone = chosen.clip or learned.backbone
+    vectors = learned.for_classes(clip, its_tokenizer, backbone=backbone).word_vectors()
+    if not vectors:
+        raise InputError(
+            f"expected a saved method with context vectors, got one of {learned.method}, which has"
+            f" {', '.join(learned.learned) or 'none'}; choose another"
+        )
+    contexts = [
+        context
+        for name, values in vectors.items()
+        for context in (
+            zip(learned.classes.names, values, strict=True)
+            if values.ndim == 3
+            else [(None if name == "context" else name, values)]
+        )
+    ]
+    if chosen.class_name is not None:
+        own = [values for values in vectors.values() if values.ndim == 3]
+        contexts = _only(contexts if own else [], chosen.class_name)
     tokenizer = needed(its_tokenizer)
-    for class_name, context in contexts:
+    for name, context in contexts:
         words = interpret.nearest_words(
             clip, tokenizer, jnp.asarray(context), chosen.top, whole_words=not chosen.all_tokens
         )
         if sys.stdout.isatty():
-            title = "nearest words" + f", context of {class_name!r}" * (class_name is not None)
+            title = "nearest words" + f", context of {name!r}" * (name is not None)
             console().print(interpret.table(words, title))
             continue
         for number, nearest in enumerate(words, start=1):
             for word, distance in ((near.word, near.distance) for near in nearest):
-                front = () if class_name is None else (escaped(class_name),)
+                front = () if name is None else (escaped(name),)
                 print(*front, number, escaped(word), f"{distance:.4f}", sep="\t")
     return 0
 
 
-Context = tuple[str | None, "np.ndarray"]
-"""The vectors of a class, or of all, which have no name."""
+Context = tuple[str | None, Any]
+"""Vectors with the name of a class or a prompt; None where there is one context of all."""
 
 
 def _only(contexts: "list[Context]", class_name: str) -> "list[Context]":
