@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CLASS_NAMES, moved
+from flax import nnx
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -328,3 +329,11 @@ def test_classes_that_do_not_say_what_was_trained_on_are_refused(tiny_clip, tiny
     fresh = create("coop", tiny_clip, tiny_tokenizer, names)
     with pytest.raises(InputError, match=r"make the method for wanted\.moved_from\(trained\)"):
         methods.move(method, fresh, Classes(CLASS_NAMES), Classes(names))
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop"])
+def test_a_method_is_described_without_its_arrays(name, tiny_clip, tiny_tokenizer):
+    made = create(name, tiny_clip, tiny_tokenizer)
+    described = nnx.eval_shape(lambda: create(name, tiny_clip, tiny_tokenizer))
+    of = lambda method: [leaf.shape for leaf in jax.tree.leaves(nnx.state(method))]  # noqa: E731
+    assert of(described) == of(made)

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from test_docs import examples
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
@@ -110,8 +111,7 @@ def test_add_a_method(run):
 
 
 def test_the_method_is_the_one_of_the_documentation():
-    page = (ROOT / "docs" / "adding-a-method.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    code = examples()["task_residual"]
     (cell,) = (cell for cell in read("add_a_method").cells if cell.source.startswith("%%writefile"))
     assert cell.source.split("\n", 1)[1].strip() == code.strip()
 

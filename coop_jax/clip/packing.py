@@ -52,11 +52,12 @@ class Packing:
 
     def lay(
         self, values: Shaped[np.ndarray, "classes longest ..."]
-    ) -> Shaped[np.ndarray, "k g tokens ..."]:
-        """Values of every place of every class's text, as they belong to the tokens."""
+    ) -> Shaped[Array, "k g tokens ..."]:
+        """Return values of every place of every class's text, as they belong to the tokens."""
         longest = self.parts.places.shape[-1]
-        labels, places = np.divmod(np.maximum(self.parts.slots, 0), longest)
-        return values[np.take_along_axis(np.asarray(self.label), labels, axis=-1), places]
+        labels, places = jnp.divmod(jnp.maximum(self.parts.slots, 0), longest)
+        label = jnp.take_along_axis(jnp.asarray(self.label), labels, axis=-1)
+        return jnp.asarray(values)[label, places]
 
     def collect(
         self, features: Float[Array, "chunks *batch shards rows embedding"]
