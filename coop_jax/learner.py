@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 
 from coop_jax import clip as clip_package
 from coop_jax import config as config_module
+from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.data import catalog, features, few_shot, memory, sampling
@@ -18,7 +19,6 @@ from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.memory import ImagesOrFeatures, Labels
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
-from coop_jax.methods import check_settings
 from coop_jax.predictor import Predictions, Predictor, check_alone, softmax
 from coop_jax.run import Losses, TrainingRun, learn
 from coop_jax.saved import Saved, seen, training_record
@@ -75,7 +75,7 @@ class Learner:
         self,
         clip: PathLike = CLIP,
         *,
-        method: str = "coop",
+        method: str = methods.DEFAULT,
         settings: Mapping[str, Any] | None = None,
         shots: int | None = 16,
         epochs: int | None = None,
@@ -322,7 +322,7 @@ class Learner:
         """The parameters as the config of a run, checked."""
         check_alone()
         settings = {} if self.settings is None else self.settings
-        check_settings(self.method, settings)
+        methods.check_settings(self.method, settings)
         config = config_module.default(self.method)
         config["method"] |= dict(settings)
         config["clip"] |= {

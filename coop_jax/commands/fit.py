@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "backbone of the papers, hub id, folder, file, or tiny; default ViT-B/16",
         "ViT-B/16",
     )
-    parser.add_argument("--method", default="coop", metavar="NAME", help="default coop")
+    parser.add_argument("--method", default="", metavar="NAME", help="default coop")
     for name, (kind, text) in PARAMETERS.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N", help=text)
@@ -61,14 +61,15 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.commands import loading
     from coop_jax.data import catalog
     from coop_jax.learner import Learner
+    from coop_jax.methods import DEFAULT
     from coop_jax.saved import files, seen
 
-    folder = chosen.saved
+    folder, method = chosen.saved, chosen.method or DEFAULT
     files.check_new(folder)
     learner = Learner(
         chosen.clip,
-        method=chosen.method,
-        settings=options.settings(chosen.method, chosen.set),
+        method=method,
+        settings=options.settings(method, chosen.set),
         **{name: getattr(chosen, name) for name in PARAMETERS if hasattr(chosen, name)},
         dtype=chosen.dtype,
         tokenizer=chosen.tokenizer,
@@ -81,7 +82,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise error.renamed(lambda name: f"--{name.replace('_', '-')}") from None
     learner.save(folder)
     classes = plural(len(learner.classes_), "class", "classes")
-    print(escaped(f"saved {folder}: {chosen.method}, {classes}"), flush=True)
+    print(escaped(f"saved {folder}: {method}, {classes}"), flush=True)
     used = seen.among(learner.training_, dataset.test)
     seen.tell(used, "test", "left out")
     test = dataset.test.subset((~used).nonzero()[0])
