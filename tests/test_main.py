@@ -65,7 +65,8 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
     assert first.returncode == 0, first.stderr
     rows = results.read(workdir / results.FILE_NAME)
     assert [(row.shots, row.seed) for row in rows if row.method == "coop"] == [(1, 1), (2, 1)]
-    assert all(row.n_ctx == 4 and row.epochs == 2 for row in rows if row.method == "coop")
+    learned = results.find(rows, method="coop")
+    assert all(row.settings["n_ctx"] == 4 and row.epochs == 2 for row in learned)
     assert "nearest words" in first.stdout and "CoOp" in first.stdout
     assert re.search(r"\[\d:\d\d:\d\d elapsed, \d:\d\d:\d\d left\]", first.stderr)
     with Image.open(workdir / "report.png") as picture:
@@ -104,7 +105,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
     assert run(*flags, f"--workdir={whole}").returncode == 0
     command = [sys.executable, "-m", "coop_jax.main", "--config=configs/quickstart.py", *flags]
     process = subprocess.Popen([*command, f"--workdir={killed}"], cwd=ROOT)
-    checkpoints = killed / "checkpoints" / "16_shots_seed_1"
+    checkpoints = killed / "checkpoints" / "16_shots_seed_1" / "stage_1"
     while not list(checkpoints.glob("[0-9]*")):
         assert process.poll() is None
         time.sleep(0.05)
@@ -123,7 +124,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
 
     shutil.rmtree(killed / "checkpoints")
     check_refused(
-        run(*flags, f"--workdir={killed}"), "expected the checkpoint of step 500, got None"
+        run(*flags, f"--workdir={killed}"), "expected the checkpoint of a finished run, got none"
     )
 
 
