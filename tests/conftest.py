@@ -1,3 +1,4 @@
+import gc
 import gzip
 import json
 import os
@@ -113,6 +114,21 @@ def tiny_clip(tiny_tokenizer) -> clip_package.CLIP:
 def one_device():
     """A mesh of one device."""
     return parallel.create_mesh(jax.devices()[:1])
+
+
+def make_room():
+    """Forget compiled programs where they are many: a process may map so many pieces of memory."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 20_000:  # of 65,530 on Linux
+        jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room():
+    """Each module of tests leaves room for the next."""
+    yield
+    make_room()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from conftest import make_room
 from test_docs import examples
 
 from coop_jax import methods
@@ -28,7 +29,8 @@ check_names = pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: 
 def subject(request, tmp_path_factory):
     """A method of the package to be checked, on two devices or eight."""
     name, devices = request.param
-    return checks.Subject(name, SMALL.get(name, {}), tmp_path_factory.mktemp(name), devices)
+    yield checks.Subject(name, SMALL.get(name, {}), tmp_path_factory.mktemp(name), devices)
+    make_room()
 
 
 @check_names
