@@ -63,9 +63,13 @@ class Checkpoints:
         step = int(state["step"])
         self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
         if last:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                (self.folder / COMPLETE).touch()
+            self.complete()
+
+    def complete(self) -> None:
+        """Say, once it is written, that the latest checkpoint is the last one."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            (self.folder / COMPLETE).touch()
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the latest checkpoint, placed as `state` is; `state` itself if there is none.

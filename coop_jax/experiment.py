@@ -19,7 +19,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, move, saved
+from coop_jax.methods import ZERO_SHOT, code_of, move, saved
 from coop_jax.printing import plural
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
@@ -134,7 +134,8 @@ class Experiment:
         Raises:
             InputError: what it learned belongs to classes that the other has not.
         """
-        if trained.classes == other.classes:
+        same = trained.classes == other.classes and trained.templates[0] == other.templates[0]
+        if same and trained.texts is other.texts:
             return method
         wanted = other.classes.moved_from(trained.classes)
         fresh = self.frozen.create(dataclasses.replace(other, classes=wanted))
@@ -183,6 +184,7 @@ class Experiment:
         config, tested = self.config, _listed(target.dataset, "test")
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
         settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
+        settings["method_code"] = code_of(self.method_name)
         turned = orientation_settings(self.dataset.train, target.dataset.test)
         transform = [config["augmentation"], *pixel_settings(self.frozen.clip), *turned]
         return results.Hashes(

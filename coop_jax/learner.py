@@ -298,7 +298,7 @@ class Learner:
         warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
         classifier._backbone, classifier._template = learned.backbone, learned.template
         classifier._settings = {"name": learned.method, **learned.settings}
-        classes = learned.classes if chosen is None else chosen
+        classes = learned.classes if chosen is None else chosen.moved_from(learned.classes)
         classifier._texts = learned.texts_of(classes)
         return classifier._have(method, loaded, tokenizer, classes, learned.training)
 

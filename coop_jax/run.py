@@ -277,7 +277,12 @@ class TrainingRun:
         return self.method
 
 
-def learn(runs: Sequence[TrainingRun], watchers: Sequence[Watcher] = ()) -> list[bool]:
+def learn(
+    runs: Sequence[TrainingRun],
+    watchers: Sequence[Watcher] = (),
+    *,
+    images_per_chunk: int | None = None,
+) -> list[bool]:
     """Let the methods of several runs learn side by side; return whether each had begun before.
 
     Every stage is prepared, trained and kept; one that an earlier process has finished is read.
@@ -285,6 +290,7 @@ def learn(runs: Sequence[TrainingRun], watchers: Sequence[Watcher] = ()) -> list
     Args:
         runs: of one method with the same settings on the same classes.
         watchers: of each run.
+        images_per_chunk: about how many images to make at a time; None for what is quick.
 
     Raises:
         InputError: an image cannot be read, or a method cannot be fitted to these.
@@ -311,7 +317,7 @@ def learn(runs: Sequence[TrainingRun], watchers: Sequence[Watcher] = ()) -> list
                 )
                 members.append(member)
                 of_members.append(watcher)
-            at_once = runs[0].encoder.at_once if members else 1
+            at_once = images_per_chunk or (runs[0].encoder.at_once if members else 1)
             for chunk in train.fit(members, clip, stage, mesh, images_per_chunk=at_once):
                 for progress in chunk:
                     of_members[progress.run].note(progress)

@@ -327,7 +327,10 @@ def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
     state = parallel.place(state, mesh)
     if run.checkpoints is not None:
         state = run.checkpoints.restore(state)
-        _update(run.method, state, ends=int(state["step"]) == run.batches.steps)
+        ends = int(state["step"]) == run.batches.steps
+        _update(run.method, state, ends=ends)
+        if ends:  # a process was killed before it could say so
+            run.checkpoints.complete()
     return state
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import config as config_module
-from coop_jax import parallel, results
+from coop_jax import methods, parallel, results
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name
@@ -45,7 +45,7 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
                 f" files and no {CONFIG_FILE}; name another --workdir"
             )
         return
-    earlier, now = config_module.flat(source.read_json(path)), config_module.flat(_as_read(config))
+    earlier, now = config_module.flat(source.read_json(path)), config_module.flat(_recorded(config))
     different = sorted(
         key
         for key in {*earlier, *now}
@@ -59,9 +59,10 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
-def _as_read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it would be read from its file."""
-    return json.loads(json.dumps(config))
+def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config as it is read from its file, with a digest of a method's own file."""
+    code = methods.code_of(config["method"]["name"])
+    return json.loads(json.dumps({**config, **({"method_code": code} if code else {})}))
 
 
 def _grows(key: str, earlier: Any, now: Any) -> bool:
@@ -73,12 +74,13 @@ def claim(config: Mapping[str, Any], workdir: Path) -> None:
     """Write the config into a workdir, after `check`."""
     check(config, workdir)
     path = workdir / CONFIG_FILE
-    if path.is_file() and source.read_json(path) == _as_read(config):
+    recorded = _recorded(config)
+    if path.is_file() and source.read_json(path) == recorded:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         unfinished = workdir / UNFINISHED_FILE
-        unfinished.write_text(json.dumps(config, indent=2))
+        unfinished.write_text(json.dumps(recorded, indent=2))
         unfinished.replace(path)
     except OSError as error:
         raise _not_writable(workdir, error) from error

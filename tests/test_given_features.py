@@ -293,7 +293,7 @@ def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
 def test_the_example_of_the_page(tmp_path, monkeypatch):
     """Zero-shot CLIP is as good on the features as on the images that they were made of."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    write, fit, _ = blocks("adding-a-dataset.md", "python")
+    write, fit = blocks("adding-a-dataset.md", "python")
     path = tmp_path / "digits.npz"
     assert_clean(run_python(write.replace("digits.npz", str(path))))
     finished = run_python(fit.replace("digits.npz", str(path)))

@@ -14,6 +14,7 @@ CODE = '''
 """A shift inside the vision tower, and then a residual of the text features."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -55,6 +56,11 @@ class Method(base.Method):
         first = Stage.of(config, learns=("shift",), batch_size=4)
         second = Stage.of(config, learns=("residual",), batch_size=4)
         return first, dataclasses.replace(second, epochs=2 * first.epochs)
+
+    def prepare(self, clip, stage, data):
+        if stage == 1 and Path(__file__).with_name("stop").exists():
+            raise KeyboardInterrupt
+        return data
 
     def adapt(self, clip, key):
         clip.vision.blocks = layers.WithAdapter(clip.vision.blocks, self.shift)
@@ -116,20 +122,10 @@ def test_it_trains_resumes_saves_loads_and_reports(pictures, tmp_path, capfd):
     assert all({"loss/cross_entropy", "loss/far"} <= set(line) for line in lines[:-1])
 
     # Killed after its first stage: the same command ends with the same numbers.
-    broken = tmp_path / "broken.py"
-    broken.write_text(
-        CODE.replace(
-            "def losses(",
-            "def prepare(self, clip, stage, data):\n"
-            "        if stage == 1:\n            raise KeyboardInterrupt\n        return data\n\n"
-            "    def losses(",
-        )
-    )
-    stopped = tmp_path / "stopped"
-    method.rename(tmp_path / "kept.py")
-    broken.rename(method)
+    stopped, stop = tmp_path / "stopped", tmp_path / "stop"
+    stop.touch()
     assert run(method, pictures, stopped) == 130
-    (tmp_path / "kept.py").rename(method)
+    stop.unlink()
     assert run(method, pictures, stopped) == 0
     again = results.read(stopped / results.FILE_NAME)
     assert [r.accuracy for r in again] == [r.accuracy for r in rows]
@@ -145,3 +141,10 @@ def test_it_trains_resumes_saves_loads_and_reports(pictures, tmp_path, capfd):
     capfd.readouterr()
     assert main(["report", str(tmp_path / "whole"), "--csv", str(tmp_path / "report.csv")]) == 0
     assert "shift and residual" in capfd.readouterr().out
+
+    # Other code goes on with nothing that this code has made.
+    method.write_text(CODE.replace("0.5", "0.25"))
+    assert run(method, pictures, stopped) == 2
+    assert "different: method.weight, method_code" in capfd.readouterr().err
+    assert main(["predict", str(saved[0]), str(images[0])]) == 2
+    assert "got other code" in capfd.readouterr().err

@@ -81,7 +81,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(data, tmp_path):
             first, second = (Saved.load(folder / "saved" / name) for folder in folders.values())
             context, other = first.learned["context"], second.learned["context"]
             np.testing.assert_allclose(other, context, rtol=0, atol=1e-5 * np.abs(context).max())
-            assert first.training["shots"] == shots and first.class_names == second.class_names
+            assert first.training["shots"] == shots and first.classes == second.classes
             digests = first.training["image_digests"]
             assert digests == second.training["image_digests"]
             assert len(digests) == first.training["images"] == shots * len(first.class_names)

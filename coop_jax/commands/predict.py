@@ -81,8 +81,8 @@ def _images(paths: list[str], ready: "Ready") -> "list[tuple[list[str], list[str
         return [(paths, paths)]
     from coop_jax.data import features
 
-    size = ready.clip.config.embedding
-    files = [features.read_rows(Path(path), size) for path in paths]
+    size, backbone = ready.clip.config.embedding, ready.saved.backbone
+    files = [features.read_rows(Path(path), size, backbone) for path in paths]
     return [(rows.file_names.tolist(), rows) for rows in files]
 
 

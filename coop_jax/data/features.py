@@ -168,14 +168,17 @@ def examples(
     )
 
 
-def read_rows(path: Path, embedding: int) -> Examples:
+def read_rows(path: Path, embedding: int, backbone: str) -> Examples:
     """Return the features of a file to classify: an array in a `.npy`, or a dataset's test split.
 
     Raises:
-        InputError: there is no such file, it is damaged, or its features will not do.
+        InputError: there is no such file, it is damaged, its features will not do, or they are of
+            another space than `backbone`.
     """
     if path.suffix.lower() == SUFFIX:
-        rows = read(path).test
+        dataset = read(path)
+        dataset.check_space(backbone)
+        rows = dataset.test
         assert rows.features is not None
         features, split = rows.features, f"{path.name}/test"
     else:

@@ -9,7 +9,6 @@ a few steps of every stage. The command takes two virtual devices of the process
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import sys
@@ -27,6 +26,7 @@ from coop_jax import clip as clip_package
 from coop_jax import command_line, evaluate, parallel
 from coop_jax import config as config_module
 from coop_jax.classes import Classes
+from coop_jax.clip.config import DTYPES
 from coop_jax.commands import options
 from coop_jax.data import memory
 from coop_jax.errors import InputError
@@ -39,8 +39,11 @@ from coop_jax.train import Progress
 
 NAMES = ("circle", "hen-of-the-woods", "a", "seven")
 SHOTS, STEPS, BATCH_SIZE = 2, 4, 5
-CLOSE, LOGITS = 1e-4, 3e-4
-"""The largest difference relative to the largest value, of what was learned and of logits."""
+CLOSE, LOGITS, LEARNED = 1e-4, 3e-4, 5e-3
+"""The largest difference relative to the largest value: of losses, of logits, of what was learned.
+
+Adam divides by the size of a gradient, so that the rounding of the smallest ones shows.
+"""
 
 
 class ContractError(InputError):
@@ -165,6 +168,28 @@ class Subject:
         return evaluate.logits(method, frozen.clip, self.images(method), frozen.mesh)
 
 
+class Stop(Watcher):
+    """Ends a run as Ctrl-C does, after so many chunks.
+
+    Attributes:
+        after: their number.
+        noted: those that came.
+    """
+
+    def __init__(self, after: int):
+        self.after, self.noted = after, 0
+
+    def note(self, progress: Progress) -> None:
+        """Count a chunk.
+
+        Raises:
+            KeyboardInterrupt: it was the last.
+        """
+        self.noted += 1
+        if self.noted == self.after:
+            raise KeyboardInterrupt
+
+
 def values(method: Any) -> dict[str, np.ndarray]:
     """Return what a method saves."""
     return {name: np.asarray(v[...]) for name, v in registry.saved(method).items()}
@@ -256,10 +281,11 @@ def check_losses(subject: Subject) -> None:
 
 def check_training(subject: Subject) -> None:
     """Training moves what learns, by finite steps, and leaves the CLIP as it was, bit for bit."""
-    before = jax.tree.map(np.array, nnx.state(subject.frozen().clip))
     made, losses = subject.trained
-    after = nnx.state(subject.frozen().clip)
-    expect_close(after, before, 0, "expected the frozen CLIP as it was before training")
+    name, config = subject.config["clip"]["name"], subject.config["clip"]
+    fresh = clip_package.load(name, dtype=DTYPES[config["dtype"]])[0]
+    message = "expected the frozen CLIP as it was before training"
+    expect_close(nnx.state(subject.frozen().clip), nnx.state(fresh), 0, message)
     expect(np.isfinite(losses).all(), "expected finite losses, got others")
     new, started = values(made.method), values(subject.method())
     for name, value in new.items():
@@ -279,23 +305,21 @@ def check_checkpoints(subject: Subject) -> None:
     made, _ = subject.trained
     if not made.stages:
         return
-    stopped = subject.run(folder="stopped")
-    ends = {"at": 0}
-
-    class Stop(Watcher):
-        def note(self, progress: Progress) -> None:
-            ends["at"] += 1
-            if ends["at"] == 2:
-                raise KeyboardInterrupt
-
-    with contextlib.suppress(KeyboardInterrupt):
-        learn([stopped], [Stop()])
-    resumed = subject.run(folder="stopped")
-    learn([resumed])
+    stop = Stop(after=min(2, made.steps))
+    with tempfile.TemporaryDirectory(dir=subject.folder) as folder:
+        try:
+            learn([subject.run(folder=folder)], [stop], images_per_chunk=1)
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise ContractError(f"expected {made.steps} steps, got {stop.noted} chunks of them")
+        resumed = subject.run(folder=folder)
+        begun = learn([resumed], images_per_chunk=1)
+        expect(begun == [stop.after > 1], "expected a stopped run to go on, got one from its start")
+        restored = subject.run(folder=folder).restore()
     expect_close(
         values(resumed.method), values(made.method), 0, "expected a stopped run to end the same"
     )
-    restored = subject.run(folder="stopped").restore()
     expect_close(
         subject.logits(restored),
         subject.logits(made.method),
@@ -306,11 +330,17 @@ def check_checkpoints(subject: Subject) -> None:
 
 def check_devices(subject: Subject) -> None:
     """Several devices learn and predict the same as one."""
+    expect(
+        len(jax.devices()) >= subject.devices,
+        f"expected {subject.devices} devices, got {len(jax.devices())}; set jax_num_cpu_devices",
+    )
     made, losses = subject.trained
     several, others = subject.learned(subject.run(devices=subject.devices))
     message = f"expected the same of {subject.devices} devices as of one"
     expect_close(others, losses, CLOSE, f"losses: {message}")
-    expect_close(values(several.method), values(made.method), CLOSE, f"what is learned: {message}")
+    expect_close(
+        values(several.method), values(made.method), LEARNED, f"what is learned: {message}"
+    )
     logits = subject.logits(several.method, subject.devices)
     expect_close(logits, subject.logits(made.method), LOGITS, f"logits: {message}")
 
@@ -322,12 +352,10 @@ def check_runs(subject: Subject) -> None:
         return
     together = [subject.run(seed) for seed in (1, 2)]
     learn(together)
-    expect_close(
-        values(together[0].method),
-        values(made.method),
-        CLOSE,
-        "expected a run beside another to learn what it learns alone",
-    )
+    alone = made, subject.learned(subject.run(2))[0]
+    message = "expected a run beside another to learn what it learns alone"
+    for beside, expected in zip(together, alone, strict=True):
+        expect_close(values(beside.method), values(expected.method), LEARNED, message)
 
 
 def check_classes(subject: Subject) -> None:

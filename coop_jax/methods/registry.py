@@ -81,6 +81,17 @@ def _module_of_file(path: Path) -> Any:
     return loaded
 
 
+def code_of(name: str) -> str:
+    """Return the SHA-256 of a method's file, hexadecimal; "" for a method of this package.
+
+    Raises:
+        InputError: there is no such method or file.
+    """
+    if not name.endswith(".py"):
+        return ""
+    return hashlib.sha256(Path(module(name).__file__).read_bytes()).hexdigest()
+
+
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())
 

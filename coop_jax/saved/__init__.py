@@ -41,6 +41,7 @@ class Saved:
             settings name none.
         space: with features that were given instead of a CLIP, the `texts` of the classes
             `[templates, classes, embedding]` and the `logit_scale`, a logarithm as a CLIP's.
+        code: SHA-256 of the method's file, where that is not of this package.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Saved:
     per_class: tuple[str, ...] = ()
     template: str = methods.Given.template
     space: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    code: str = ""
 
     @classmethod
     def of(
@@ -80,8 +82,21 @@ class Saved:
             training: a JSON record of how it was trained.
             template: the hand-crafted prompt that the method was given.
             texts: the given text features of the classes; None with a CLIP.
+
+        Raises:
+            InputError: it has rows of classes that it was not trained on.
         """
         variables = methods.saved(method)
+        if not all(classes.seen) and any(
+            variable.get_metadata().get("per_class") for variable in variables.values()
+        ):
+            new = [
+                label for label, seen in zip(classes.names, classes.seen, strict=True) if not seen
+            ]
+            raise InputError(
+                f"expected the classes that {name} has learned, got {len(new)} others"
+                f" ({some(new)}); save it with those, and name others when it is loaded"
+            )
         chosen = {key: value for key, value in settings.items() if key != "name"}
         return cls(
             method=name,
@@ -93,6 +108,7 @@ class Saved:
             training=dict(training or {}),
             per_class=per_class_of(method),
             template=template,
+            code=methods.code_of(name),
             space={}
             if texts is None
             else {"texts": texts, "logit_scale": np.asarray(clip.logit_scale[...])},
@@ -191,6 +207,11 @@ class Saved:
                 did not learn where it has a row per class.
         """
         self.check_backbone(clip, backbone)
+        if (code := methods.code_of(self.method)) != self.code:
+            raise InputError(
+                f"expected {self.method} as it was when this was learned (SHA-256 {self.code:.8}),"
+                f" got other code ({code:.8}); restore the file, or learn again"
+            )
         classes = self.classes if classes is None else classes
         if classes.names == self.classes.names:
             classes = dataclasses.replace(classes, repeated=classes.names)

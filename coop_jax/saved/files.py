@@ -31,6 +31,7 @@ FIELDS = {
     "class_names": list,
     "class_ids": list,
     "template": str,
+    "code": str,
     "training": dict,
 }
 """Contents of a record besides the format, its version and the digests."""
