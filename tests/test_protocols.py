@@ -84,7 +84,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(data, tmp_path):
             assert first.training["shots"] == shots and first.classes == second.classes
             digests = first.training["image_digests"]
             assert digests == second.training["image_digests"]
-            assert len(digests) == first.training["images"] == shots * len(first.class_names)
+            assert len(digests) == first.training["images"] == shots * len(first.classes)
 
 
 @pytest.mark.heavy
