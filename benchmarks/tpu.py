@@ -32,8 +32,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from program import Program
 
+from coop_jax import chunks, evaluate, images, methods, optim, parallel, train
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, images, methods, optim, parallel, train
 from coop_jax.classes import Classes
 from coop_jax.methods import Images, Stage
 
@@ -205,7 +205,7 @@ class Case:
             frozen,
         )
         batch = METHODS[self.method][2]
-        steps = train.IMAGES_PER_CHUNK // batch
+        steps = chunks.IMAGES_AT_ONCE // batch
         batch += 0 if per_image else parallel.padding(batch, mesh)
         return cost_of(
             train.compile_steps(

@@ -10,6 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+IMAGES_AT_ONCE = 4096
+"""Images made ahead of the steps that use them, at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batches:

@@ -91,14 +91,8 @@ class Frozen:
 
     def images_of(self, method: Method, examples: Examples) -> Callable[[np.ndarray], Images]:
         """Return a function from places among test images to what a method takes of them."""
-        encoder = self.encoder(method)
-
-        def of_places(places: np.ndarray) -> Images:
-            requests = np.stack([np.zeros_like(places), places], axis=1)
-            views = method.views.test
-            return encoder.images(examples, requests, seed=0, augmented=False, views=views)
-
-        return of_places
+        encoder, views = self.encoder(method), method.views.test
+        return lambda places: encoder.test_images(examples, places, views)
 
     @functools.cached_property
     def weights_hash(self) -> str:

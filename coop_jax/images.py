@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from coop_jax import parallel
+from coop_jax.chunks import IMAGES_AT_ONCE
 from coop_jax.clip import CLIP, FeatureSpace, preprocess
 from coop_jax.data import pipeline
 from coop_jax.data.examples import Examples
@@ -35,9 +36,6 @@ AHEAD = 2
 
 BYTES_AT_ONCE = 2**28
 """Memory that images made ahead of the steps may take."""
-
-MOST_AT_ONCE = 4096
-"""Images made ahead of the steps at most."""
 
 Requests = Int[np.ndarray, "images 2"]
 """Rows of (epoch, place among the examples)."""
@@ -170,11 +168,11 @@ class Encoder:
     def at_once(self) -> int:
         """The number of images that may be made ahead of the steps, bounded in bytes."""
         if self.is_small or isinstance(self.clip, FeatureSpace):
-            return MOST_AT_ONCE
+            return IMAGES_AT_ONCE
         size = self.clip.config.vision.image_size
         outputs = 4 * 257 * 1024  # float32 patch tokens of the largest tower
         each = sum(size**2 * 3 if field == "pixels" else outputs for field in self.takes)
-        return int(np.clip(BYTES_AT_ONCE // each, 1, MOST_AT_ONCE))
+        return int(np.clip(BYTES_AT_ONCE // each, 1, IMAGES_AT_ONCE))
 
     def images(
         self, examples: Examples, requests: Requests, *, seed: int, augmented: bool, views: int = 1
@@ -205,6 +203,17 @@ class Encoder:
         made = [np.concatenate(parts) for parts in zip(*plain, strict=True)]
         made = [a[0] if views == 1 else np.moveaxis(a, 0, 1) for a in made]
         return Images(**dict(zip(self.takes, made, strict=True)))
+
+    def test_images(
+        self, examples: Examples, places: Int[np.ndarray, " images"], views: int = 1
+    ) -> Images:
+        """Return what the method takes of test images, given their places among the examples.
+
+        Raises:
+            InputError: as `images`.
+        """
+        requests = np.stack([np.zeros_like(places), places], axis=1)
+        return self.images(examples, requests, seed=0, augmented=False, views=views)
 
     def _views(
         self,
@@ -287,7 +296,7 @@ class Encoder:
                 for start in range(0, len(numbers), batch_size):
                     yield pixels[numbers[start : start + batch_size]]
 
-        of_tower = [field for field in fields if field != "pixels"]
+        encoded = [field for field in fields if field != "pixels"]
 
         def make(missing: list[str]) -> dict[str, np.ndarray]:
             size, wanted = self.batch_size, tuple(missing)
@@ -296,12 +305,12 @@ class Encoder:
             )
             return dict(zip(missing, outputs, strict=True))
 
-        if self.cache is None or not of_tower:
-            return made | (make(of_tower) if of_tower else {})
+        if self.cache is None or not encoded:
+            return made | (make(encoded) if encoded else {})
         images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
         described = "test" if augmentation is None else dict(augmentation)
         known = [*images, *self.weights, *pixel_settings(clip), described, seed, requests.tolist()]
-        return made | self.cache.get({field: digest([*known, field]) for field in of_tower}, make)
+        return made | self.cache.get({field: digest([*known, field]) for field in encoded}, make)
 
 
 def _transform(

@@ -142,9 +142,7 @@ class Predictor:
             )
             for start in range(0, max(count, 1), IMAGES_AT_ONCE):
                 places = order[start : start + IMAGES_AT_ONCE]
-                requests = np.stack([np.zeros_like(places), places], axis=1)
-                views = self._method.views.test
-                images = encoder.images(examples, requests, seed=0, augmented=False, views=views)
+                images = encoder.test_images(examples, places, self._method.views.test)
                 good = ~np.isin(places, list(failures))
                 logits.append(self._logits(jax.tree.map(lambda a, good=good: a[good], images)))
                 seen.append(places[good])

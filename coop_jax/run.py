@@ -168,7 +168,7 @@ class TrainingRun:
                 the tower can be made as it takes, a stage moves nothing, or as
                 `Encoder.check_given`.
         """
-        _ = self.encoder
+        encoder = self.encoder
         for number, stage in enumerate(self.stages, start=1):
             if stage.epochs != 0 and not nnx.state(self.method, train.moves_in(stage.learns)):
                 raise InputError(
@@ -184,9 +184,9 @@ class TrainingRun:
                 )
         if self.dataset.texts is not None:
             for examples in (self.dataset.train, *filter(None, self._others.values())):
-                self.encoder.check_given(examples, self.method.views.train)
+                encoder.check_given(examples, self.method.views.train)
             if len(self.dataset.test):
-                self.encoder.check_given(self.dataset.test, self.method.views.test)
+                encoder.check_given(self.dataset.test, self.method.views.test)
 
     @property
     def shots_of_largest(self) -> int:

@@ -14,16 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt32
 
 from coop_jax import optim, parallel
-from coop_jax.chunks import Batches, Piece, ahead, plan
+from coop_jax.chunks import IMAGES_AT_ONCE, Batches, Piece, ahead, plan
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
 from coop_jax.methods import Batch, Images, Kept, Learned, Stage
 
 if TYPE_CHECKING:
     from coop_jax.checkpoint import Checkpoints
-
-IMAGES_PER_CHUNK = 4096
-"""Images made ahead of the steps that use them."""
 
 State = dict[str, Any]
 """The variables that change while training.
@@ -204,7 +201,7 @@ def fit(
     stage: Stage,
     mesh: Mesh,
     *,
-    images_per_chunk: int = IMAGES_PER_CHUNK,
+    images_per_chunk: int = IMAGES_AT_ONCE,
 ) -> Iterator[list[Progress]]:
     """Train the methods' Learned variables in place, resuming where the checkpoints end.
 

@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
+from coop_jax.__main__ import main
 from coop_jax.classes import Classes
 from coop_jax.clip.config import (
     CLIPConfig,
@@ -108,6 +109,44 @@ def make_clip(
 def tiny_clip(tiny_tokenizer) -> clip_package.CLIP:
     """A tiny random CLIP with a ViT."""
     return make_clip(tiny_tokenizer, "vit")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; its exit code, the lines on standard output and those on standard error."""
+
+    def run_command(*words):
+        capsys.readouterr()
+        code = main(list(map(str, words)))
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return run_command
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command that must end with one line and exit code 2; that line."""
+
+    def run_refused(*words):
+        code, out, err = run(*words)
+        assert (code, out) == (2, []), err
+        (line,) = err
+        assert line.startswith("error: ") and "expected" in line, line
+        return line
+
+    return run_refused
+
+
+@pytest.fixture
+def write_features(tmp_path):
+    """A function that writes arrays of features as a file and gives its path."""
+
+    def write_file(arrays, name="textures.npz"):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    return write_file
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,20 @@ from tensorflow_datasets.core import tfds_path
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 
+SMALL = {
+    "gallop": {"top_k": (1, 2, 3, 4)},
+    "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
+    "ivlp": {"depth_text": 2, "depth_vision": 2},
+    "maple": {"depth": 2},
+    "mma": {"first": 2, "last": 3, "dim": 4},
+    "promptsrc": {"depth_text": 1, "depth_vision": 2, "templates": ("a photo of a {}.",)},
+    "tda": {"views": 3, "confident_share": 0.7},
+    "tip_adapter": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
+    "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
+    "tpt": {"views": 3, "confident_share": 0.7},
+}
+"""Settings with which a CLIP of three layers and a few images are enough."""
+
 
 def write_image(path, rng, colour=None):
     """A small random image file, of about that colour if one is given."""

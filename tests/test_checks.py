@@ -4,20 +4,12 @@ import re
 
 import pytest
 from conftest import make_room
+from makers import SMALL
 from test_docs import examples
 
 from coop_jax import methods
 from coop_jax.errors import InputError
 from coop_jax.methods import checks
-
-SMALL = {
-    "ivlp": {"depth_text": 2, "depth_vision": 2},
-    "maple": {"depth": 2},
-    "mma": {"first": 2, "last": 3},
-    "promptsrc": {"depth_text": 2, "depth_vision": 2},
-    "tpt": {"views": 8, "confident_share": 0.5},
-}
-"""Settings for towers of three layers, and for few views."""
 
 QUICK = ("coop", "tip_adapter")
 """Methods that are checked at each run of the tests; CI checks all, on more devices."""

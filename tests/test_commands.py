@@ -58,33 +58,6 @@ def mine(fitted):
     return fitted[0]
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a command; its exit code, the lines on standard output and those on standard error."""
-
-    def run_command(*words):
-        capsys.readouterr()
-        code = main(list(map(str, words)))
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return run_command
-
-
-@pytest.fixture
-def refused(run):
-    """Run a command that must end with one line and exit code 2; that line."""
-
-    def run_refused(*words):
-        code, out, err = run(*words)
-        assert (code, out) == (2, []), err
-        (line,) = err
-        assert line.startswith("error: ") and "expected" in line, line
-        return line
-
-    return run_refused
-
-
 def test_other_commands_get_their_arguments(run, refused, tmp_path):
     coop_data(tmp_path, ["dtd"])
     code, out, _ = run("check", "dtd", "--quick", "--data-dir", tmp_path)

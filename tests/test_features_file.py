@@ -10,20 +10,9 @@ from coop_jax.data import catalog, features
 from coop_jax.errors import InputError
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write arrays as a file; its path."""
-
-    def write_file(arrays, name="textures.npz"):
-        np.savez(tmp_path / name, **arrays)
-        return tmp_path / name
-
-    return write_file
-
-
-def test_a_file_is_a_dataset(write):
+def test_a_file_is_a_dataset(write_features):
     arrays = feature_arrays(views=2, encoder=np.array("SigLIP"), cosine_multiplier=np.float64(50))
-    dataset = catalog.load(write(arrays))
+    dataset = catalog.load(write_features(arrays))
     assert dataset.name == "textures" and dataset.space == "12-dimensional features of SigLIP"
     assert dataset.classes.names == ("polka dot", "striped", "zigzagged", "woven")
     assert dataset.texts.shape == (1, 4, 12) and dataset.logit_scale == 50
@@ -35,14 +24,14 @@ def test_a_file_is_a_dataset(write):
     assert len(new.train) == 6 and new.test.labels.max() == 1
 
 
-def test_types_and_orders_of_bytes_change_nothing(write):
+def test_types_and_orders_of_bytes_change_nothing(write_features):
     arrays = feature_arrays(val_features=None, val_labels=None)
-    expected = catalog.load(write(arrays))
+    expected = catalog.load(write_features(arrays))
     others = {key: value for key, value in arrays.items() if key != "class_names"}
     swapped = {key: value.astype(value.dtype.newbyteorder(">")) for key, value in others.items()}
     wide = {key: a.astype(float) if a.dtype.kind == "f" else a for key, a in others.items()}
     for changed in (swapped, wide):
-        found = catalog.load(write(arrays | changed, "others.npz"))
+        found = catalog.load(write_features(arrays | changed, "others.npz"))
         assert not len(found.val) and found.train.content == expected.train.content
         np.testing.assert_array_equal(found.texts, expected.texts)
 
@@ -82,23 +71,23 @@ ROWS = feature_arrays()["train_features"]
         ({"encoder": np.array("a\nb")}, "encoder: expected one line of text"),
     ],
 )
-def test_what_will_not_do_is_refused_in_one_line(write, changes, expected):
-    path = write(feature_arrays(**changes))
+def test_what_will_not_do_is_refused_in_one_line(write_features, changes, expected):
+    path = write_features(feature_arrays(**changes))
     message = refusal(catalog.load, path)
     assert message.startswith(str(path)) and expected in message, message
 
 
-def test_what_is_no_file_of_features_is_refused(write, tmp_path):
+def test_what_is_no_file_of_features_is_refused(write_features, tmp_path):
     path = tmp_path / "file.npz"
     np.save(tmp_path / "one.npy", ROWS)
-    whole = write(feature_arrays()).read_bytes()
+    whole = write_features(feature_arrays()).read_bytes()
     for content in (b"", b"text", whole[:100], (tmp_path / "one.npy").read_bytes()):
         path.write_bytes(content)
         assert str(path) in refusal(catalog.load, path)
     assert "or .npz" in refusal(catalog.load, tmp_path / "absent.npz")
     names = tmp_path / "names.txt"
     names.write_text("0 dots\n")
-    assert "itself" in refusal(catalog.load, write(feature_arrays()), None, names)
+    assert "itself" in refusal(catalog.load, write_features(feature_arrays()), None, names)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from test_docs import blocks
 from test_imports import assert_clean, run_python
 
 from coop_jax import Classifier, config, methods, protocols, results
-from coop_jax.__main__ import main
 from coop_jax.data import catalog, features
 from coop_jax.saved import Saved
 
@@ -22,46 +21,8 @@ TIP = ("--config=few_shot:tip_adapter", "--config.seeds=(1,)", "--config.loggers
 SMALL = ("--config.method.beta_steps=3", "--config.method.alpha_steps=2")
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write arrays as a file; its path."""
-
-    def write_file(arrays, name="textures.npz"):
-        np.savez(tmp_path / name, **arrays)
-        return tmp_path / name
-
-    return write_file
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command; its exit code, the lines on standard output and those on standard error."""
-
-    def run_command(*words):
-        capsys.readouterr()
-        code = main(list(map(str, words)))
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err.splitlines()
-
-    return run_command
-
-
-@pytest.fixture
-def refused(run):
-    """Run a command that must end with one line and exit code 2; that line."""
-
-    def run_refused(*words):
-        code, _, err = run(*words)
-        assert code == 2, err
-        (line,) = [line for line in err if line.startswith("error: ")]
-        assert "expected" in line and ";" in line, line
-        return line
-
-    return run_refused
-
-
-def test_a_run_trains_evaluates_saves_resumes_and_reports(write, run, refused, tmp_path):
-    path, workdir = write(feature_arrays()), tmp_path / "run"
+def test_a_run_trains_evaluates_saves_resumes_and_reports(write_features, run, refused, tmp_path):
+    path, workdir = write_features(feature_arrays()), tmp_path / "run"
     words = ("run", *TIP, *SMALL, f"--config.dataset={path}", f"--workdir={workdir}")
     code, out, _ = run(*words, "--config.shots=(1,)")
     assert code == 0 and any("textures, 12-dimensional features" in line for line in out)
@@ -78,12 +39,12 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write, run, refused, t
     assert code == 0 and any("12-dimensional features" in line for line in out)
     arrays = feature_arrays()
     arrays["test_features"][0, 0] += 1
-    write(arrays)
+    write_features(arrays)
     assert "results of the same data" in refused(*words, "--config.shots=(1,2)")
 
 
-def test_fit_evaluate_and_predict_take_a_file(write, run, refused, tmp_path):
-    path, folder = write(feature_arrays()), tmp_path / "learned"
+def test_fit_evaluate_and_predict_take_a_file(write_features, run, refused, tmp_path):
+    path, folder = write_features(feature_arrays()), tmp_path / "learned"
     settings = ("--set", "search=False", "--method=tip_adapter")
     code, out, _ = run("fit", path, folder, *settings)
     score = Classifier.load(folder).score(path)
@@ -99,7 +60,7 @@ def test_fit_evaluate_and_predict_take_a_file(write, run, refused, tmp_path):
     assert lines[-1][0] == "textures.npz/test/19"
     np.save(tmp_path / "short.npy", rows[:, :5])
     assert "rows of 12 numbers" in refused("predict", folder, tmp_path / "short.npy")
-    other = write(feature_arrays(text_features=np.eye(4, 5), **_cut(5)), "short.npz")
+    other = write_features(feature_arrays(text_features=np.eye(4, 5), **_cut(5)), "short.npz")
     assert "12-dimensional features, got 5-dimensional" in refused("evaluate", folder, other)
     classes = f"--classes=dataset:{other}"
     assert "got 5-dimensional" in refused("predict", folder, path, classes)
@@ -120,10 +81,10 @@ def _cut(embedding):
     return {key: arrays[key][:, :embedding] for key in keys}
 
 
-def test_evaluate_leaves_out_what_was_learned_from(write, run, tmp_path):
+def test_evaluate_leaves_out_what_was_learned_from(write_features, run, tmp_path):
     arrays = feature_arrays()
     arrays["test_features"][:3] = arrays["train_features"][:3]
-    path, folder = write(arrays), tmp_path / "learned"
+    path, folder = write_features(arrays), tmp_path / "learned"
     run("fit", path, folder, "--method=tip_adapter", "--set", "search=False")
     code, out, err = run("evaluate", folder, path)
     assert code == 0 and out[2] == "images\t17" and "3 of 20 test images were used" in err[0]
@@ -135,8 +96,8 @@ FEATURES_ALONE = {"gda", "linear_probe", "tda", "tip_adapter", "tip_adapter_f", 
 
 
 @pytest.mark.parametrize("method", sorted({*methods.available()} - FEATURES_ALONE))
-def test_a_method_that_needs_a_tower_is_refused(write, refused, tmp_path, method):
-    path, workdir = write(feature_arrays()), tmp_path / "run"
+def test_a_method_that_needs_a_tower_is_refused(write_features, refused, tmp_path, method):
+    path, workdir = write_features(feature_arrays()), tmp_path / "run"
     said = refused(
         *("run", f"--config=few_shot:{method}", f"--config.dataset={path}"),
         f"--workdir={workdir}",
@@ -144,18 +105,18 @@ def test_a_method_that_needs_a_tower_is_refused(write, refused, tmp_path, method
     assert "expected a CLIP, whose towers are needed here" in said and not workdir.exists()
 
 
-def test_a_setting_that_means_nothing_is_refused(write, refused, tmp_path):
-    path = write(feature_arrays())
+def test_a_setting_that_means_nothing_is_refused(write_features, refused, tmp_path):
+    path = write_features(feature_arrays())
     words = ("run", *TIP, f"--config.dataset={path}", f"--workdir={tmp_path / 'run'}")
     assert "--config.clip.name: expected none" in refused(*words, "--config.clip.name=RN50")
     templates = "--config.templates=('a {}.',)"
     assert "--config.templates: expected none" in refused(*words, templates)
     templates = "--config.method.templates=('a {}.',)"
     assert "templates: expected none where text features" in refused(*words, templates)
-    without = write(feature_arrays(val_features=None, val_labels=None), "without.npz")
+    without = write_features(feature_arrays(val_features=None, val_labels=None), "without.npz")
     words = ("run", *TIP, f"--config.dataset={without}", f"--workdir={tmp_path / 'run'}")
     assert "validation images" in refused(*words)
-    test_alone = write(feature_arrays(train_features=None, train_labels=None), "test.npz")
+    test_alone = write_features(feature_arrays(train_features=None, train_labels=None), "test.npz")
     words = ("run", *TIP, f"--config.dataset={test_alone}", f"--workdir={tmp_path / 'run'}")
     assert "training images" in refused(*words)
     words = ("run", "--config=few_shot:tda", f"--config.dataset={path}")
@@ -170,33 +131,33 @@ def config_of(method, path, **changes):
     return config.default(method) | settings | changes
 
 
-def test_new_classes_and_other_datasets_have_features_of_their_own(write, tmp_path):
-    path = write(feature_arrays(views=3))
+def test_new_classes_and_other_datasets_have_features_of_their_own(write_features, tmp_path):
+    path = write_features(feature_arrays(views=3))
     chosen = config_of("gda", path, protocol="base_to_new")
     chosen["method"] |= {"estimator": "base_to_new"}
     _, _, rows = protocols.run(chosen, tmp_path / "base")
     assert [row.split for row in rows] == ["base", "new"] * 2
     assert all(row.n_classes == 2 and row.accuracy > 50 for row in rows)
-    new = write(feature_arrays(train_features=None, train_labels=None), "shifted.npz")
+    new = write_features(feature_arrays(train_features=None, train_labels=None), "shifted.npz")
     chosen = config_of("gda", path, protocol="domain_generalization", targets=(str(new),))
     _, _, rows = protocols.run(chosen, tmp_path / "shifted")
     assert [row.dataset for row in rows] == ["textures", "shifted"] * 2
-    other = write(feature_arrays(encoder=np.array("another")), "another.npz")
+    other = write_features(feature_arrays(encoder=np.array("another")), "another.npz")
     for target in (str(other), str(image_folder(tmp_path / "images", TEXTURES[:2], 1))):
         message = refusal(protocols.run, chosen | {"targets": (target,)}, tmp_path / "refused")
         assert "12-dimensional features (cosine_multiplier 100) in" in message
 
 
-def test_a_method_that_remembers_test_images_has_nothing_to_save(write, tmp_path):
-    path = write(feature_arrays())
+def test_a_method_that_remembers_test_images_has_nothing_to_save(write_features, tmp_path):
+    path = write_features(feature_arrays())
     experiment, _, rows = protocols.run(config_of("tda", path), tmp_path / "run")
     assert [row.method for row in rows] == ["zero_shot", "tda"]
     assert experiment.run(2, 1, "all").restore() and not (tmp_path / "run" / "saved").exists()
 
 
-def test_each_view_counts_once(write):
+def test_each_view_counts_once(write_features):
     """However many passes a method makes over the images."""
-    path = write(feature_arrays(views=3))
+    path = write_features(feature_arrays(views=3))
     views = feature_arrays(views=3)["train_features"]
     settings = {"search": False, "augmented_passes": 10}
     fitted = Classifier(method="tip_adapter", settings=settings, shots=None).fit(path)
@@ -206,10 +167,10 @@ def test_each_view_counts_once(write):
     fitted = Classifier(method="gda", shots=1).fit(path)
     assert np.isfinite(fitted.method_.weight[...]).all()
     arrays = feature_arrays()
-    one = write(arrays, "one.npz")
+    one = write_features(arrays, "one.npz")
     assert "augmented views" in refusal(Classifier(method="gda", shots=1).fit, one)
     same = arrays["train_features"][arrays["train_labels"]]
-    one = write(arrays | {"train_features": same}, "same.npz")
+    one = write_features(arrays | {"train_features": same}, "same.npz")
     assert "differ within a class" in refusal(Classifier(method="gda").fit, one)
 
 
@@ -252,17 +213,17 @@ def test_a_classifier_takes_arrays(tmp_path):
     assert scores.mean() > 0.5
 
 
-def test_a_dataset_in_memory_has_validation_images_too(write):
+def test_a_dataset_in_memory_has_validation_images_too(write_features):
     arrays = feature_arrays(cosine_multiplier=30)
     in_memory = Classifier(method="gda").fit(features.dataset(arrays))
-    of_file = Classifier(method="gda").fit(write(arrays))
+    of_file = Classifier(method="gda").fit(write_features(arrays))
     np.testing.assert_array_equal(
         in_memory.logits(arrays["test_features"]), of_file.logits(arrays["test_features"])
     )
     assert float(np.exp(in_memory.clip_.logit_scale[...])) == pytest.approx(30)
 
 
-def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
+def test_arrays_that_do_not_fit_a_classifier_are_refused(write_features, tmp_path):
     arrays = feature_arrays()
     rows, labels, texts = (
         arrays[key] for key in ("train_features", "train_labels", "text_features")
@@ -276,7 +237,7 @@ def test_arrays_that_do_not_fit_a_classifier_are_refused(write, tmp_path):
     assert "features: expected floating" in refusal(new.fit, rows.astype(int), labels, **words)
     assert "11 labels" in refusal(new.fit, rows, labels[:-1], **words)
     assert "got none of woven" in refusal(new.fit, rows[:9], labels[:9], **words)
-    assert "no text_features" in refusal(new.fit, write(arrays), text_features=texts)
+    assert "no text_features" in refusal(new.fit, write_features(arrays), text_features=texts)
     named = Classifier("tiny", **TIP_ALONE)
     assert "clip: expected none" in refusal(named.fit, rows, labels, **words)
     assert "towers" in refusal(Classifier().fit, rows, labels, **words)

@@ -21,12 +21,9 @@ from coop_jax.methods import Data, Images, Split, Stage, linear_probe
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
 IMAGES = Images(features=FEATURES)
-LABELS = np.asarray([0, 1, 2, 3, 4, 0], np.int32)
 
 OLD = ("cocoop", "coop", "linear_probe", "zero_shot")
-"""Methods that have no file of tests of their own; `checks` runs over all."""
-
-every_method = pytest.mark.parametrize("name", OLD)
+"""Methods that have no file of tests of their own."""
 
 
 def splits(features, labels, val_features, val_labels):

@@ -17,7 +17,7 @@ from coop_jax.errors import InputError
 from coop_jax.methods import Data, Images, gallop, upl
 
 NAMES = ("circle", "hen-of-the-woods", "a", "seven")
-EPOCHS, COUNT, PATCHES = 3, 12, 16
+COUNT, PATCHES = 12, 16
 
 SMALL = {
     "kgcoop": {"class_specific": True, "context_init": "", "n_ctx": 3},
@@ -25,7 +25,6 @@ SMALL = {
     "upl": {"n_ctx": 3, "class_token_position": "middle"},
     "gallop": {"local_prompts": 3, "top_k": (1, 3, 20), "dropout": 0.5},
 }
-each = pytest.mark.parametrize("name", SMALL)
 
 
 def create(clip, tokenizer, name, classes=NAMES, *, seed=1, shards=1, given=None, **settings):

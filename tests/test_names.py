@@ -8,13 +8,13 @@ import re
 import pytest
 from makers import image_folder
 from PIL import Image
-from test_commands import Terminal, refused, run
+from test_commands import Terminal
 from test_fonts import NOWHERE
 from test_saved_commands import mine, tiny
 
 from coop_jax.__main__ import main
 
-__all__ = ["mine", "refused", "run", "tiny"]
+__all__ = ["mine", "tiny"]
 
 NAMES = ("two\nlines\t", "[red]:cat:[bold]", "قطة", "猫\u202e", "\x1b[2J")
 LINES = ("\\x1b[2J", "[red]:cat:[bold]", "two\\nlines\\t", "قطة", "猫\\u202e")

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 import pytest
-from makers import refusal
+from makers import SMALL, refusal
 
 from coop_jax import config as config_module
 from coop_jax import evaluate, images, methods, run, train
@@ -18,20 +18,6 @@ from coop_jax.saved import Saved, export
 NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
-SMALL = {
-    "gallop": {"top_k": (1, 2, 3, 4)},
-    "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
-    "ivlp": {"depth_text": 2, "depth_vision": 2},
-    "maple": {"depth": 2},
-    "mma": {"first": 2, "last": 3, "dim": 4},
-    "promptsrc": {"depth_text": 1, "depth_vision": 2, "templates": ("a photo of a {}.",)},
-    "tda": {"views": 3, "confident_share": 0.7},
-    "tip_adapter": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
-    "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
-    "tpt": {"views": 3, "confident_share": 0.7},
-}
-"""Settings with which a CLIP of three layers and a few images are enough."""
-
 REFUSE_NEW = ("linear_probe", "tip_adapter", "tip_adapter_f")
 """Methods that serve the classes they have learned alone."""
 
@@ -84,7 +70,7 @@ def learn(tiny_clip, tiny_tokenizer, one_device):
 
 
 @pytest.fixture(scope="module")
-def test_images(tiny_clip, one_device):
+def images_of(tiny_clip, one_device):
     """A function from fields, and a number of views, to a few test images."""
 
     def of_fields(*fields, views=1):
@@ -96,11 +82,11 @@ def test_images(tiny_clip, one_device):
 
 
 @pytest.fixture(scope="module")
-def logits(test_images, tiny_clip, one_device):
+def logits(images_of, tiny_clip, one_device):
     """A function from a method to its logits of the test images."""
 
     def of_method(method):
-        seen = test_images(*method.takes, views=method.views.test)
+        seen = images_of(*method.takes, views=method.views.test)
         return evaluate.logits(method, tiny_clip, seen, one_device)
 
     return of_method
@@ -138,26 +124,26 @@ def test_what_is_saved_gives_the_same_logits(
 
 
 @every_method
-def test_a_program_gives_the_same_logits(name, learn, logits, test_images, tiny_clip):
+def test_a_program_gives_the_same_logits(name, learn, logits, images_of, tiny_clip):
     method = learn(name)
     if name == "tda":
         assert "or the images before" in refusal(export.program, method, tiny_clip)
         return
     program = export.program(method, tiny_clip, platforms=["cpu"])
-    pixels = test_images("pixels", views=method.views.test).pixels
+    pixels = images_of("pixels", views=method.views.test).pixels
     got, expected = program.call(pixels), logits(method)
     np.testing.assert_allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(expected).max())
 
 
 @every_method
-def test_class_weights_give_the_same_logits(name, learn, logits, test_images, tiny_clip):
+def test_class_weights_give_the_same_logits(name, learn, logits, images_of, tiny_clip):
     method = learn(name)
     if name not in LINEAR:
         message = refusal(export.class_weights, method, tiny_clip)
         assert f"got {name}, which is not" in message
         assert (".stablehlo" in message) == (name != "tda")
         return
-    found, features = export.class_weights(method, tiny_clip), test_images("features").features
+    found, features = export.class_weights(method, tiny_clip), images_of("features").features
     if found.normalizes:
         features = features / np.linalg.norm(features, axis=1, keepdims=True)
     got, expected = features @ found.coefficients.T + found.intercept, logits(method)

@@ -43,7 +43,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     options.add_clip(
         parser,
         "backbone of the papers, hub id, folder, file, or tiny; default ViT-B/16",
-        "ViT-B/16",
     )
     parser.add_argument("--method", default="", metavar="NAME", help="default coop")
     for name, (kind, text) in PARAMETERS.items():
@@ -60,14 +59,14 @@ def run(chosen: argparse.Namespace) -> int:
     """Learn, save, and say how well the test images are classified."""
     from coop_jax.commands import loading
     from coop_jax.data import catalog
-    from coop_jax.learner import Learner
+    from coop_jax.learner import CLIP, Learner
     from coop_jax.methods import DEFAULT
     from coop_jax.saved import files, seen
 
     folder, method = chosen.saved, chosen.method or DEFAULT
     files.check_new(folder)
     learner = Learner(
-        chosen.clip,
+        chosen.clip or CLIP,
         method=method,
         settings=options.settings(method, chosen.set),
         **{name: getattr(chosen, name) for name in PARAMETERS if hasattr(chosen, name)},

@@ -20,14 +20,14 @@ SUFFIX = ".npz"
 MAGIC = (b"\x93NUMPY", b"PK")
 """The first bytes of files of one array, and of several."""
 
-ARRAYS = {
-    **{f"{split}_{what}": what for split in SPLITS for what in ("features", "labels")},
-    "class_names": "texts",
-    "text_features": "features",
-    "cosine_multiplier": "number",
-    "encoder": "text",
-}
-"""The arrays of a file, and what each holds."""
+ARRAYS = (
+    *(f"{split}_{what}" for split in SPLITS for what in ("features", "labels")),
+    "class_names",
+    "text_features",
+    "cosine_multiplier",
+    "encoder",
+)
+"""The arrays that a file may have."""
 
 NEEDED = ("test_features", "test_labels", "class_names", "text_features")
 """Those that every file has; a file without training images can be evaluated on alone."""

@@ -39,10 +39,11 @@ from coop_jax.train import Progress
 
 NAMES = ("circle", "hen-of-the-woods", "a", "seven")
 SHOTS, STEPS, BATCH_SIZE = 2, 4, 5
-CLOSE, LOGITS, LEARNED = 1e-4, 3e-4, 5e-3
-"""The largest difference relative to the largest value: of losses, of logits, of what was learned.
+CLOSE, LOGITS, LEARNED = 1e-4, 3e-5, 5e-4
+"""The largest difference, relative, of losses; of logits; of what was learned.
 
-Adam divides by the size of a gradient, so that the rounding of the smallest ones shows.
+The gradient of an absolute difference jumps where it vanishes (PromptSRC, 2.8e-4 after four steps);
+all other methods are within 1e-4.
 """
 
 
@@ -64,16 +65,16 @@ def expect_close(got: Any, expected: Any, tolerance: float, message: str) -> Non
     """Go on where the arrays of two trees hardly differ.
 
     Raises:
-        ContractError: one of them differs by more than its largest value times the tolerance.
+        ContractError: the norm of a difference is more than that of what is expected times the
+            tolerance.
     """
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        same_shape = one.shape == other.shape
-        error = np.abs(one - other).max(initial=0) if same_shape else np.inf
-        largest = np.abs(other).max(initial=0)
+        same_shape, size = one.shape == other.shape, np.linalg.norm(other)
+        error = np.linalg.norm(one - other) if same_shape else np.inf
         expect(
-            error <= tolerance * max(largest, 1e-6),
-            f"{message}, got a difference of {error:.2g} where the largest value is {largest:.2g}",
+            error <= tolerance * max(size, 1e-6),
+            f"{message}, got a difference of {error:.2g} where the whole is {size:.2g}",
         )
 
 
@@ -229,23 +230,14 @@ def check_variables(subject: Subject) -> None:
 
 def check_logits(subject: Subject) -> None:
     """Logits are finite float32 of every image and class, compiled or not."""
-    method, clip = subject.method(), subject.frozen().clip
+    method = subject.method()
     compiled = subject.logits(method)
     shape = len(subject.dataset.test), len(NAMES)
     expect(compiled.shape == shape, f"logits: expected the shape {shape}, got {compiled.shape}")
     expect(compiled.dtype == np.float32, f"logits: expected float32, got {compiled.dtype}")
     expect(np.isfinite(compiled).all(), "logits: expected finite ones, got others")
-    adapted, images = method.adapt(nnx.clone(clip), None), subject.images(method)
-    texts, memory = method.texts(adapted, None), method.start_stream()
-    if jax.tree.leaves(memory):
-        rows = []
-        for place in range(shape[0]):
-            image = jax.tree.map(lambda array, at=place: array[at : at + 1], images)
-            row, memory = method.stream(adapted, texts, image, memory)
-            rows.append(row)
-        eager = np.concatenate(rows)
-    else:
-        eager = method.logits(adapted, texts, images)
+    with jax.disable_jit():
+        eager = subject.logits(method)
     expect_close(compiled, eager, LOGITS, "expected the same logits compiled and not")
 
 

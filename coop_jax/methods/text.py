@@ -362,9 +362,8 @@ def initial_context(
 
     They are `[n_ctx, width]`, or class-specific `[classes, n_ctx, width]`, normal with deviation
     0.02; or, where there is a phrase, `[words, width]`: the embeddings of its first tokens, as many
-    as it has words (coop_protocol section 5). Where a word
-    is several tokens, the phrase's last ones are therefore not learned but stay in the prompt, in
-    front of the class name's own: the official code's behaviour, which the log points out.
+    as it has words (coop_protocol section 5). Where a word is several tokens, the last ones are not
+    learned but stay in the prompt, as in the official code; the log points that out.
 
     Raises:
         InputError: there would be no vector.
