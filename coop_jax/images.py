@@ -354,7 +354,8 @@ def pixel_settings(clip: CLIP | FeatureSpace) -> tuple[Any, ...]:
     """Return what a CLIP's pixels depend on besides the images and the transform."""
     if isinstance(clip, FeatureSpace):
         return ()
-    return clip.config.vision.image_size, clip.config.mean, clip.config.std, preprocess.PILLOW
+    pixels = dataclasses.astuple(clip.config.pixels)
+    return clip.config.vision.image_size, *pixels, preprocess.PILLOW
 
 
 def orientation_settings(*splits: Examples) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from oracle import (
     plain_vision_tokens,
 )
 
+from coop_jax.clip.config import PixelConfig
 from coop_jax.clip.packing import pack
 from coop_jax.clip.preprocess import normalize
 from coop_jax.clip.text import Deep, Inserted
@@ -287,11 +288,12 @@ def test_what_is_read_of_a_resnet(resnet):
 @pytest.mark.parametrize("vision", ["vit", "resnet"])
 def test_pixels_are_normalised_as_the_checkpoint_says(tiny_tokenizer, vision):
     clip = make_clip(tiny_tokenizer, vision)
-    clip.config = dataclasses.replace(clip.config, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = PixelConfig(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    clip.config = dataclasses.replace(clip.config, pixels=pixels)
     size = clip.config.vision.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
     encode = jax.jit(lambda images: clip.encode_image(images))
-    expected = encode(normalize(pixels, clip.config.mean, clip.config.std))
+    expected = encode(normalize(pixels, clip.config.pixels.mean, clip.config.pixels.std))
     close(encode(pixels), np.asarray(expected))
     with pytest.raises(InputError, match="expected uint8 pixels"):
         clip.encode_image(pixels.astype(np.int32))

@@ -8,6 +8,7 @@ from coop_jax.clip.config import (
     OPENAI_MEAN,
     OPENAI_STD,
     CLIPConfig,
+    PixelConfig,
     ResNetConfig,
     TextConfig,
     TransformerConfig,
@@ -110,8 +111,9 @@ def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str)
             tensors.shape("text_projection")[1],
             vision,
             text,
-            mean=tuple(pixels.get("mean", OPENAI_MEAN)),
-            std=tuple(pixels.get("std", OPENAI_STD)),
+            PixelConfig(
+                tuple(pixels.get("mean", OPENAI_MEAN)), tuple(pixels.get("std", OPENAI_STD))
+            ),
         )
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
@@ -162,6 +164,8 @@ def from_hugging_face(
             transformer(text),
             end_token=None if end_token == 2 else end_token,
         ),
-        mean=tuple(preprocessor.get("image_mean", OPENAI_MEAN)),
-        std=tuple(preprocessor.get("image_std", OPENAI_STD)),
+        pixels=PixelConfig(
+            tuple(preprocessor.get("image_mean", OPENAI_MEAN)),
+            tuple(preprocessor.get("image_std", OPENAI_STD)),
+        ),
     )

@@ -25,25 +25,60 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The causal text tower.
+    """The text tower.
 
-    `end_token` is the id at whose first position the text feature is read; None means the largest
-    id in the text, OpenAI's rule.
+    Attributes:
+        vocabulary_size: number of token embeddings.
+        context_length: number of positions.
+        transformer: the blocks.
+        end_token: the id at whose first position the text feature is read; None means the largest
+            id in the text, OpenAI's rule. Of no account where `pooling` is "last".
+        causal: whether a token sees those before it alone; else it sees all, padding included.
+        pooling: "end", or "last": the feature is read at the last position of the context, be it
+            of padding.
+        pad_token: the id behind the end token.
+        projection: "matrix"; "linear", with a bias; or "none".
     """
 
     vocabulary_size: int
     context_length: int
     transformer: TransformerConfig
     end_token: int | None = None
+    causal: bool = True
+    pooling: str = "end"
+    pad_token: int = 0
+    projection: str = "matrix"
+
+    @property
+    def sees_padding(self) -> bool:
+        """True where the padding up to the context's length changes the feature."""
+        return not self.causal or self.pooling == "last"
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """A vision transformer on square images of `image_size` pixels."""
+    """A vision transformer on square images of `image_size` pixels.
+
+    Attributes:
+        image_size: side of the images, in pixels.
+        patch_size: side of the patches, in pixels.
+        transformer: the blocks.
+        pooling: "class", the class token; "average", of the patches; or "attention", a learned
+            query's over the patches, followed by an MLP, in a tower without class token.
+        initial_norm: whether the embeddings are normalised before the first block.
+        pool_first: whether the last normalisation comes after the pooling, not before it.
+        patch_bias: whether the patches' embedding has a bias.
+        projection: whether a matrix follows.
+    """
 
     image_size: int
     patch_size: int
     transformer: TransformerConfig
+    pooling: str = "class"
+    initial_norm: bool = True
+    pool_first: bool = False
+    patch_bias: bool = False
+    projection: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +92,27 @@ class ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelConfig:
+    """The pixels that a checkpoint was trained on, as the transforms make them.
+
+    Attributes:
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+    """
+
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+
+
+@dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the dimension `embedding` they share, and the pixel statistics."""
+    """Both towers, the dimension `embedding` they share, and the pixels.
+
+    `logit_bias` says whether a learned number is added to the scaled cosine similarities.
+    """
 
     embedding: int
     vision: ViTConfig | ResNetConfig
     text: TextConfig
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    pixels: PixelConfig = PixelConfig()
+    logit_bias: bool = False

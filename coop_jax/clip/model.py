@@ -56,7 +56,7 @@ class CLIP(nnx.Module):
         """
         if jnp.issubdtype(images.dtype, jnp.floating):
             return images
-        return normalize(images, self.config.mean, self.config.std)
+        return normalize(images, self.config.pixels.mean, self.config.pixels.std)
 
     def encode_text(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
         """Return unnormalised features of tokenised texts."""
