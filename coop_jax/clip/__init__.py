@@ -58,12 +58,10 @@ def load(
         if activation is not None or name in source.BACKBONES:
             stated.setdefault("model_cfg", {})["quick_gelu"] = activation != "gelu"
         config = architecture.from_openai_tensors(tensors, stated, str(first))
-        naming = weights.OPENAI
     else:
         preprocessor = source.read_json(found.config.parent / "preprocessor_config.json")
         config = architecture.from_hugging_face(
             source.read_json(found.config), preprocessor, str(found.config)
         )
-        naming = weights.HUGGING_FACE
-    clip = weights.build(tensors, config, naming, dtype, str(first))
+    clip = weights.build(tensors, config, dtype, str(first))
     return clip, Tokenizer(found.tokenizer, config.text.context_length)
