@@ -341,6 +341,21 @@ def openai_tensors() -> dict[str, np.ndarray]:
     return tensors
 
 
+def openai_config() -> dict:
+    """The `model_cfg` with which open_clip describes `openai_tensors`, but for the activation."""
+    return {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 8, "layers": 1, "width": 64, "patch_size": 4},
+        "text_cfg": {
+            "context_length": 9,
+            "vocab_size": 929,
+            "width": 64,
+            "heads": 1,
+            "layers": 2,
+        },
+    }
+
+
 def make_snapshot(cache: Path, repository: str) -> Path:
     """The folder that huggingface_hub has for what it fetched of a repository's main branch."""
     folder = cache / f"models--{repository.replace('/', '--')}"

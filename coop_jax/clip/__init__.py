@@ -54,10 +54,13 @@ def load(
     else:
         tensors = source.SafetensorsFiles(found.weights)
     if found.config is None:
-        stated = source.read_json(first.parent / "open_clip_config.json")
-        if activation is not None or name in source.BACKBONES:
-            stated.setdefault("model_cfg", {})["quick_gelu"] = activation != "gelu"
-        config = architecture.from_openai_tensors(tensors, stated, str(first))
+        beside = first.parent / "open_clip_config.json"
+        if beside.is_file():
+            config = architecture.from_open_clip(tensors, source.read_json(beside), str(beside))
+        else:
+            config = architecture.from_openai_tensors(
+                tensors, str(first), activation=activation or "quick_gelu"
+            )
     else:
         preprocessor = source.read_json(found.config.parent / "preprocessor_config.json")
         config = architecture.from_hugging_face(

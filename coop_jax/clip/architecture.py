@@ -1,49 +1,24 @@
-"""A CLIP's dimensions, read off its checkpoint: tensor shapes or a Hugging Face config."""
+"""A CLIP's dimensions, by whatever its maker says them with: a config, or the weights alone."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
+from coop_jax.clip import tables
 from coop_jax.clip.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     CLIPConfig,
-    PixelConfig,
     ResNetConfig,
     TextConfig,
     TransformerConfig,
     ViTConfig,
 )
-from coop_jax.clip.transformer import ACTIVATIONS
+from coop_jax.clip.hugging_face_config import from_hugging_face
+from coop_jax.clip.open_clip_config import from_open_clip
 from coop_jax.clip.weights import Tensors
 from coop_jax.errors import InputError
 
+__all__ = ["from_hugging_face", "from_open_clip", "from_openai_tensors"]
+
 HEAD_WIDTH = 64
 """Every head of OpenAI's models has this width; the number of heads is stored nowhere."""
-
-# What transformers' CLIPTextConfig and CLIPVisionConfig assume where a config.json is silent.
-# Asking transformers itself would import torch where it is installed.
-TEXT_DEFAULTS = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-}
-VISION_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
 
 
 def _count(names: set[str], prefix: str) -> int:
@@ -51,121 +26,74 @@ def _count(names: set[str], prefix: str) -> int:
     return len({name.split(".")[depth] for name in names if name.startswith(prefix)})
 
 
-def _openai_transformer(
-    tensors: Tensors, prefix: str, width: int, heads: int, activation: str
+def _transformer(
+    tensors: Tensors, prefix: str, width: int, heads: int | None, activation: str, where: str
 ) -> TransformerConfig:
-    mlp = f"{prefix}0.mlp.c_fc.weight"
+    heads = width // HEAD_WIDTH if heads is None else heads
+    tables.check_heads(width, heads, f"heads of {prefix}", where)
     return TransformerConfig(
         width=width,
         layers=_count(tensors.names(), prefix),
         heads=heads,
-        mlp_width=tensors.shape(mlp)[0],
+        mlp_width=tensors.shape(f"{prefix}0.mlp.c_fc.weight")[0],
         activation=activation,
     )
 
 
-def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str) -> CLIPConfig:
-    """The dimensions of a checkpoint with OpenAI's names.
+def from_openai_tensors(
+    tensors: Tensors,
+    where: str,
+    *,
+    activation: str = "quick_gelu",
+    heads: int | tuple[int, int] | None = None,
+) -> CLIPConfig:
+    """Read the dimensions off the shapes of weights with OpenAI's names, which have no config.
 
-    `stated` is the `open_clip_config.json` beside it, or {}: it says what shapes cannot. Without
-    it the model is taken for one of OpenAI's, with heads of width 64 and QuickGELU.
+    Args:
+        tensors: the weights.
+        where: the file, for errors.
+        activation: of both towers, which no shape says; OpenAI's by default.
+        heads: number of heads of the image tower, or of the image tower and the text tower; by
+            default as many of width 64 as fit, as in OpenAI's models.
 
     Raises:
-        InputError: a tensor that the dimensions are read from is missing.
+        InputError: a tensor that the dimensions are read from is missing, or the heads do not
+            divide the width.
     """
     names = tensors.names()
-    model, pixels = stated.get("model_cfg", {}), stated.get("preprocess_cfg", {})
-    openai = "model_cfg" not in stated or model.get("quick_gelu", False)
-    activation = "quick_gelu" if openai else "gelu"
-    head_width = model.get("vision_cfg", {}).get("head_width", HEAD_WIDTH)
+    of_images, of_texts = heads if isinstance(heads, tuple) else (heads, None)
     try:
         if "visual.proj" in names:
             width, _, patch, _ = tensors.shape("visual.conv1.weight")
             grid = math.isqrt(tensors.shape("visual.positional_embedding")[0] - 1)
-            transformer = _openai_transformer(
-                tensors,
-                "visual.transformer.resblocks.",
-                width,
-                max(width // head_width, 1),
-                activation,
-            )
-            vision = ViTConfig(grid * patch, patch, transformer)
+            prefix = "visual.transformer.resblocks."
+            blocks = _transformer(tensors, prefix, width, of_images, activation, where)
+            vision = ViTConfig(grid * patch, patch, blocks)
         else:
             width = tensors.shape("visual.layer1.0.conv1.weight")[0]
             grid = math.isqrt(tensors.shape("visual.attnpool.positional_embedding")[0] - 1)
             blocks = tuple(_count(names, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-            vision = ResNetConfig(grid * 32, width, blocks, width * 32 // head_width)
-        vocabulary, text_width = tensors.shape("token_embedding.weight")
+            heads = width * 32 // HEAD_WIDTH if of_images is None else of_images
+            tables.check_heads(width * 32, heads, "heads of visual.attnpool", where)
+            vision = ResNetConfig(grid * 32, width, blocks, heads)
+        vocabulary, width = tensors.shape("token_embedding.weight")
+        prefix = "transformer.resblocks."
         text = TextConfig(
             vocabulary,
             tensors.shape("positional_embedding")[0],
-            _openai_transformer(
-                tensors,
-                "transformer.resblocks.",
-                text_width,
-                model.get("text_cfg", {}).get("heads", max(text_width // HEAD_WIDTH, 1)),
-                activation,
-            ),
+            _transformer(tensors, prefix, width, of_texts, activation, where),
         )
-        return CLIPConfig(
-            tensors.shape("text_projection")[1],
-            vision,
-            text,
-            PixelConfig(
-                tuple(pixels.get("mean", OPENAI_MEAN)), tuple(pixels.get("std", OPENAI_STD))
-            ),
-        )
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{where}: expected a CLIP with OpenAI's tensor names, but {error} is missing or of"
-            " another rank; use a complete, unmodified checkpoint"
-        ) from error
+        return CLIPConfig(tensors.shape("text_projection")[1], vision, text)
+    except (KeyError, IndexError) as error:
+        raise _not_openai(error, where) from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise _not_openai(error, where) from error
 
 
-def from_hugging_face(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
-) -> CLIPConfig:
-    """The dimensions in a transformers `config.json`; what it leaves out has transformers' default.
-
-    Raises:
-        InputError: the folder holds another kind of model or an activation we do not have.
-    """
-    if config.get("model_type") != "clip":
-        raise InputError(
-            f"{where}: expected a config.json with model_type 'clip', got"
-            f" {config.get('model_type')!r}; name a CLIP folder or one of the backbone names"
-        )
-    text = {**TEXT_DEFAULTS, **config.get("text_config", {})}
-    vision = {**VISION_DEFAULTS, **config.get("vision_config", {})}
-
-    def transformer(part: Mapping[str, Any]) -> TransformerConfig:
-        if part["hidden_act"] not in ACTIVATIONS:
-            raise InputError(
-                f"{where}: expected hidden_act to be one of {', '.join(ACTIVATIONS)},"
-                f" got {part['hidden_act']!r}; such a CLIP is not supported"
-            )
-        return TransformerConfig(
-            width=part["hidden_size"],
-            layers=part["num_hidden_layers"],
-            heads=part["num_attention_heads"],
-            mlp_width=part["intermediate_size"],
-            activation=part["hidden_act"],
-            epsilon=part["layer_norm_eps"],
-        )
-
-    # Old configs say 2 by mistake; transformers then reads the feature at the largest id.
-    end_token = text["eos_token_id"]
-    return CLIPConfig(
-        embedding=config.get("projection_dim", 512),
-        vision=ViTConfig(vision["image_size"], vision["patch_size"], transformer(vision)),
-        text=TextConfig(
-            text["vocab_size"],
-            text["max_position_embeddings"],
-            transformer(text),
-            end_token=None if end_token == 2 else end_token,
-        ),
-        pixels=PixelConfig(
-            tuple(preprocessor.get("image_mean", OPENAI_MEAN)),
-            tuple(preprocessor.get("image_std", OPENAI_STD)),
-        ),
+def _not_openai(error: Exception, where: str) -> InputError:
+    return InputError(
+        f"{where}: expected a CLIP with OpenAI's tensor names, but {error} is missing or of"
+        " another rank; use a complete, unmodified checkpoint"
     )
