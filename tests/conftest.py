@@ -46,6 +46,8 @@ def pytest_runtest_setup(item):
     """Skip what needs the extra `torch` where it is not installed; CI has a stage for it."""
     if item.get_closest_marker("torch"):
         pytest.importorskip("torch", reason="needs the extra 'torch'")
+    if item.get_closest_marker("makers"):
+        pytest.importorskip("open_clip", reason="needs the extra 'makers'")
 
 
 CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD player", "anemone")

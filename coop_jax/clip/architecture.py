@@ -1,5 +1,6 @@
 """A CLIP's dimensions, read off its checkpoint: tensor shapes or a Hugging Face config."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,10 @@ from coop_jax.clip.config import (
     TransformerConfig,
     ViTConfig,
 )
+from coop_jax.clip.openai import HEAD_WIDTH, with_words
 from coop_jax.clip.transformer import ACTIVATIONS
 from coop_jax.clip.weights import Tensors
 from coop_jax.errors import InputError
-
-HEAD_WIDTH = 64
-"""Every head of OpenAI's models has this width; the number of heads is stored nowhere."""
 
 # What transformers' CLIPTextConfig and CLIPVisionConfig assume where a config.json is silent.
 # Asking transformers itself would import torch where it is installed.
@@ -51,75 +50,77 @@ def _count(names: set[str], prefix: str) -> int:
     return len({name.split(".")[depth] for name in names if name.startswith(prefix)})
 
 
-def _openai_transformer(
-    tensors: Tensors, prefix: str, width: int, heads: int, activation: str
-) -> TransformerConfig:
-    mlp = f"{prefix}0.mlp.c_fc.weight"
+def _openai_transformer(tensors: Tensors, prefix: str, width: int) -> TransformerConfig:
     return TransformerConfig(
         width=width,
         layers=_count(tensors.names(), prefix),
-        heads=heads,
-        mlp_width=tensors.shape(mlp)[0],
-        activation=activation,
+        heads=max(width // HEAD_WIDTH, 1),
+        mlp_width=tensors.shape(f"{prefix}0.mlp.c_fc.weight")[0],
+        activation="quick_gelu",
     )
 
 
-def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str) -> CLIPConfig:
-    """The dimensions of a checkpoint with OpenAI's names.
+def from_openai_tensors(tensors: Tensors, where: str) -> CLIPConfig:
+    """Return the dimensions of a checkpoint with OpenAI's names, as OpenAI's code builds it.
 
-    `stated` is the `open_clip_config.json` beside it, or {}: it says what shapes cannot. Without
-    it the model is taken for one of OpenAI's, with heads of width 64 and QuickGELU.
+    That has QuickGELU and heads of width 64, which tensors do not show.
 
     Raises:
         InputError: a tensor that the dimensions are read from is missing.
     """
     names = tensors.names()
-    model, pixels = stated.get("model_cfg", {}), stated.get("preprocess_cfg", {})
-    openai = "model_cfg" not in stated or model.get("quick_gelu", False)
-    activation = "quick_gelu" if openai else "gelu"
-    head_width = model.get("vision_cfg", {}).get("head_width", HEAD_WIDTH)
     try:
         if "visual.proj" in names:
             width, _, patch, _ = tensors.shape("visual.conv1.weight")
             grid = math.isqrt(tensors.shape("visual.positional_embedding")[0] - 1)
-            transformer = _openai_transformer(
-                tensors,
-                "visual.transformer.resblocks.",
-                width,
-                max(width // head_width, 1),
-                activation,
-            )
-            vision = ViTConfig(grid * patch, patch, transformer)
+            blocks = _openai_transformer(tensors, "visual.transformer.resblocks.", width)
+            vision = ViTConfig(grid * patch, patch, blocks)
         else:
             width = tensors.shape("visual.layer1.0.conv1.weight")[0]
             grid = math.isqrt(tensors.shape("visual.attnpool.positional_embedding")[0] - 1)
             blocks = tuple(_count(names, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-            vision = ResNetConfig(grid * 32, width, blocks, width * 32 // head_width)
-        vocabulary, text_width = tensors.shape("token_embedding.weight")
+            vision = ResNetConfig(grid * 32, width, blocks, width * 32 // HEAD_WIDTH)
+        vocabulary, width = tensors.shape("token_embedding.weight")
         text = TextConfig(
             vocabulary,
             tensors.shape("positional_embedding")[0],
-            _openai_transformer(
-                tensors,
-                "transformer.resblocks.",
-                text_width,
-                model.get("text_cfg", {}).get("heads", max(text_width // HEAD_WIDTH, 1)),
-                activation,
-            ),
+            _openai_transformer(tensors, "transformer.resblocks.", width),
         )
-        return CLIPConfig(
-            tensors.shape("text_projection")[1],
-            vision,
-            text,
-            PixelConfig(
-                tuple(pixels.get("mean", OPENAI_MEAN)), tuple(pixels.get("std", OPENAI_STD))
-            ),
-        )
+        return CLIPConfig(tensors.shape("text_projection")[1], vision, text)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"{where}: expected a CLIP with OpenAI's tensor names, but {error} is missing or of"
             " another rank; use a complete, unmodified checkpoint"
         ) from error
+
+
+def from_open_clip(tensors: Tensors, stated: Mapping[str, Any], where: str) -> CLIPConfig:
+    """Return the dimensions of a checkpoint with an `open_clip_config.json`, as `stated`.
+
+    Raises:
+        InputError: it says nothing of the model, or a tensor that the dimensions are read from is
+            missing.
+    """
+    if "model_cfg" not in stated:
+        raise InputError(
+            f"{where}: expected model_cfg in the open_clip_config.json beside it, got"
+            f" {', '.join(stated)}; fetch it again"
+        )
+    model, pixels = stated["model_cfg"], stated.get("preprocess_cfg", {})
+    config = from_openai_tensors(tensors, where)
+    vision = config.vision
+    width = vision.width * 32 if isinstance(vision, ResNetConfig) else vision.transformer.width
+    heads = (
+        max(width // model.get("vision_cfg", {}).get("head_width", HEAD_WIDTH), 1),
+        model.get("text_cfg", {}).get("heads", config.text.transformer.heads),
+    )
+    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    return dataclasses.replace(
+        with_words(config, activation, heads, where),
+        pixels=PixelConfig(
+            tuple(pixels.get("mean", OPENAI_MEAN)), tuple(pixels.get("std", OPENAI_STD))
+        ),
+    )
 
 
 def from_hugging_face(
