@@ -1,18 +1,24 @@
 """Where a CLIP comes from: what is known of a file, what must be said, and what is refused."""
 
+import argparse
+import collections
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import reference
+from flax import nnx
 from makers import OF_OPENAI, openai_tensors, refusal
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
 from coop_jax.clip import openai, source
+from coop_jax.errors import InputError
 
 TOKENIZER = source.EMBEDDED_FOLDER
 TRANSFORMERS = Path(__file__).parent / "data" / "transformers_quick_gelu"
@@ -26,6 +32,12 @@ def load(path, **words):
 
 def refused(path, **words):
     return refusal(load, path, **words)
+
+
+def load_refused(path):
+    with pytest.raises(InputError) as caught:
+        load(path, **OF_OPENAI)
+    return str(caught.value)
 
 
 def spoken(clip):
@@ -155,3 +167,182 @@ def test_a_file_of_transformers_is_read_with_its_config(tmp_path):
     assert "activation: expected quick_gelu" in refused(folder, activation="gelu")
     (folder / "config.json").unlink()
     assert "config.json beside" in refused(folder / "model.safetensors", **OF_OPENAI)
+
+
+def wrapped(tensors, prefix):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def equal(clip, other):
+    assert clip.config == other.config
+    got, expected = nnx.state(clip), nnx.state(other)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "clip_model.", "model.clip.module."])
+def test_names_in_front_of_a_clip_s_own_are_taken_off(lone, prefix):
+    expected = load(lone, **OF_OPENAI)
+    others = {"optimizer.step": np.zeros(3, np.float32), "head.weight": np.zeros(3, np.float32)}
+    save_file(wrapped(openai_tensors(), prefix) | others, lone)
+    equal(load(lone, **OF_OPENAI), expected)
+    save_file(wrapped(openai_tensors() | others, prefix), lone)
+    assert "head.weight: unknown; optimizer.step: unknown" in load_refused(lone)
+
+
+def test_several_clips_in_one_file_are_refused(lone):
+    save_file(wrapped(openai_tensors(), "model.") | wrapped(openai_tensors(), "clip_model."), lone)
+    assert "one under each of clip_model., model." in refused(lone, **OF_OPENAI)
+
+
+def test_a_prefix_in_files_of_transformers(tmp_path):
+    folder = Path(shutil.copytree(TRANSFORMERS, tmp_path / "clip"))
+    expected = load(folder)
+    save_file(
+        wrapped(load_file(folder / "model.safetensors"), "clip."), folder / "model.safetensors"
+    )
+    equal(load(folder), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "got an empty file"),
+        (b"PK not an archive", "begin with b'PK not"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
+        (b"<!DOCTYPE html>", "fetch it again"),
+    ],
+)
+@pytest.mark.parametrize("name", ["clip.safetensors", "clip.pt", "clip.ckpt"])
+def test_files_of_no_weights(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert expected in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int8])
+def test_numbers_that_a_clip_has_not(lone, dtype):
+    tensors = openai_tensors()
+    tensors["text_projection"] = tensors["text_projection"].astype(dtype)
+    save_file(tensors, lone)
+    assert "text_projection of" in refused(lone, **OF_OPENAI)
+
+
+class Options:
+    """An object of the user's own code in a checkpoint."""
+
+
+def checkpoints(state):
+    """Checkpoints as training codes write them, with the same weights, by a name."""
+    import torch
+
+    wrapped_state = {"module." + name: tensor for name, tensor in state.items()}
+    moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}}
+    options = argparse.Namespace(lr=1e-3, model="ViT-B-32", log=Path("log"))
+    plain = {"epoch": 3, "name": "run", "state_dict": wrapped_state, "optimizer": moments}
+    best = {"best": np.float64(71.5), "accuracy": np.zeros(3), "args": options}
+    lightning = {"model.clip." + name: tensor for name, tensor in state.items()}
+    return {
+        "open_clip": plain,
+        "numbers": {"model": state, **best},
+        "model_state_dict": {"model_state_dict": state, "epoch": 1},
+        "nested": {"model": {"state_dict": state}},
+        "lightning": {"state_dict": lightning, "hyper_parameters": {}, "callbacks": {}},
+        "ordered": collections.OrderedDict(state),
+    }
+
+
+NAMES = ["open_clip", "numbers", "model_state_dict", "nested", "lightning", "ordered"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_checkpoints_of_training(lone, kind, suffix):
+    import torch
+
+    expected = load(lone, **OF_OPENAI)
+    state = {name: torch.from_numpy(np.array(t)) for name, t in openai_tensors().items()}
+    path = lone.parent / f"epoch_3{suffix}"
+    torch.save(checkpoints(state)[kind], path, _use_new_zipfile_serialization=kind != "numbers")
+    equal(load(path, **OF_OPENAI), expected)
+    assert "got no activation and no heads" in refused(path)
+
+
+@pytest.mark.torch
+def test_checkpoints_that_hold_something_else(tmp_path):
+    import torch
+
+    path = tmp_path / "clip.pt"
+    state = {name: torch.from_numpy(np.array(t)) for name, t in openai_tensors().items()}
+    torch.save({"model": state, "state_dict": state}, path)
+    assert "got state_dict and model" in refused(path)
+    torch.save({"state_dict": state, "options": Options()}, path)
+    assert "test_sources.Options', which was not run" in refused(path)
+    torch.save({"epoch": 3}, path)
+    assert "is missing" in load_refused(path)
+    torch.save(torch.zeros(3), path)
+    assert "is missing" in load_refused(path)
+    state["text_projection"] = state["text_projection"].double()
+    torch.save(state, path)
+    assert "text_projection of float64" in refused(path, **OF_OPENAI)
+
+
+def pytorch_folder(folder, sharded):
+    """A folder of transformers with the weights of another one as PyTorch has them."""
+    import torch
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    halves = {"one.bin": names[::2], "two.bin": names[1::2]} if sharded else {"": names}
+    for file, chosen in halves.items():
+        state = {name: torch.from_numpy(tensors[name]) for name in chosen}
+        torch.save(state, folder / (file or "pytorch_model.bin"))
+    if sharded:
+        table = {name: file for file, chosen in halves.items() for name in chosen}
+        index = {"metadata": {}, "weight_map": table}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("sharded", [False, True])
+def test_folders_of_pytorch_s_weights(tmp_path, sharded):
+    expected = load(TRANSFORMERS)
+    folder = Path(shutil.copytree(TRANSFORMERS, tmp_path / "clip"))
+    equal(load(pytorch_folder(folder, sharded)), expected)
+
+
+@pytest.mark.torch
+def test_open_clip_s_folders_of_pytorch_s_weights(lone):
+    import torch
+
+    state = {name: torch.from_numpy(np.array(t)) for name, t in openai_tensors().items()}
+    torch.save(state, lone.parent / "open_clip_pytorch_model.bin")
+    (lone.parent / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP))
+    expected = load(lone)
+    equal(load(lone.parent), expected)
+
+
+def test_torch_files_without_torch(lone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = lone.parent / "clip.bin"
+    path.write_bytes(b"PK\x03\x04")
+    assert "coop_jax[torch]" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 3}}',
+        '{"weight_map": {"a": "../b"}}',
+        '{"weight_map": {"a": ""}}',
+    ],
+)
+def test_an_index_of_something_else(tmp_path, content):
+    folder = Path(shutil.copytree(TRANSFORMERS, tmp_path / "clip"))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert "index.json: expected" in refused(folder)

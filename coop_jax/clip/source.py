@@ -246,7 +246,7 @@ def _shard_names(index: Path) -> list[str]:
     names = read_json(index).get("weight_map")
     if isinstance(names, dict) and names:
         shards = list(names.values())
-        if all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+        if all(isinstance(shard, str) and shard and Path(shard).name == shard for shard in shards):
             return sorted(set(shards))
     raise InputError(
         f"{index}: expected a weight_map from names of tensors to files beside it, got"

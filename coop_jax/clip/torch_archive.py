@@ -167,8 +167,10 @@ def _load(torch: Any, path: Path) -> Any:
                 f"{path}: expected tensors alone, got a pickle that names"
                 f" {', '.join(refused)!a:.200}, which was not run; do not trust this file"
             )
-        with torch.serialization.safe_globals([(kind, name) for name, kind in allowed.items()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        kinds = [(kind, name) for name, kind in allowed.items()]
+        # A file that is open, as torch takes a path that ends in .safetensors for such a file.
+        with path.open("rb") as file, torch.serialization.safe_globals(kinds):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # whatever the bytes of a damaged file lead to
