@@ -38,8 +38,9 @@ def load(
     Args:
         name: "tiny" (the embedded one); RN50, RN101, RN50x4, RN50x16, RN50x64, ViT-B/32,
             ViT-B/16, ViT-L/14 or `ViT-L/14@336px`; a folder or a hub id, with transformers' config
-            or open_clip's; "hf-hub:" and a hub id, with open_clip's; or a file of weights, as
-            safetensors or as PyTorch saves them, with the config beside it if there is one.
+            or open_clip's; "hf-hub:" and a hub id, with open_clip's; MODEL/TAG, as open_clip
+            calls what it has pretrained, e.g. ViT-B-16/laion2b_s34b_b88k; or a file of weights,
+            as safetensors or as PyTorch saves them, with the config beside it if there is one.
         dtype: of the matrices and the arithmetic: float32, bfloat16 or float16.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
         activation: "quick_gelu" or "gelu"; and
@@ -76,7 +77,7 @@ def _described(
             )
         preprocessor = files.config("preprocessor_config.json")
         return architecture.from_hugging_face(stated, preprocessor, path), weights.HUGGING_FACE
-    if stated := files.config("open_clip_config.json"):
+    if stated := files.open_clip_config():
         return architecture.from_open_clip(read, stated, where), weights.OPENAI
     config = architecture.from_openai_tensors(read, where)
     if of_header := openai.from_header(config, tensors.header(read), where):

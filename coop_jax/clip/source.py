@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from coop_jax.clip import pretrained
 from coop_jax.errors import InputError
 
 BACKBONES = {
@@ -67,12 +68,14 @@ class Source:
         layout: whose config is beside them, "transformers" or "open_clip"; "" where a file was
             named, whose tensors tell.
         tokenizer: the folder of the tokenizer's files.
+        tag: open_clip's, by which it was named.
     """
 
     name: str
     weights: tuple[Path, ...]
     layout: str
     tokenizer: Path
+    tag: pretrained.Tag | None = None
 
     @property
     def folder(self) -> Path:
@@ -86,6 +89,15 @@ class Source:
             InputError: it is not JSON.
         """
         return read_json(self.folder / name)
+
+    def open_clip_config(self) -> dict[str, Any]:
+        """Return what open_clip says of the CLIP; {} where nothing is said.
+
+        Raises:
+            InputError: the file is not JSON, or contradicts the tag.
+        """
+        stated = self.config("open_clip_config.json")
+        return self.tag.config(stated) if self.tag else stated
 
     def files(self) -> list[Path]:
         """Every file that the numbers depend on."""
@@ -107,19 +119,28 @@ def backbone(name: str) -> str:
     return OPENAI_FILES.get(last, last if os.path.exists(path) else name)
 
 
+def repository(name: str) -> str:
+    """Return the hub id of what a CLIP is called; the name itself where it has none."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    with contextlib.suppress(InputError):
+        if tag := pretrained.find(name):
+            return tag.repository
+    return name.removeprefix(HUB)
+
+
 def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
     """Find (and where needed fetch) the files of a CLIP.
 
     Args:
-        name: "tiny" (the embedded one), a backbone name of the papers, a folder (Hugging Face
-            CLIP, or open_clip's), a `.safetensors` or `.pt` file with OpenAI's names, or the hub
-            id of a Hugging Face CLIP.
+        name: "tiny" (the embedded one), a backbone name of the papers, a folder or a file, a hub
+            id, "hf-hub:" and a hub id, or MODEL/TAG of open_clip, as `coop_jax.clip.load` has it.
         tokenizer: a folder with tokenizer files, where they do not lie beside the weights.
 
     Raises:
         InputError: nothing of that name, or files are missing.
     """
-    path = Path(os.path.expanduser(name))
+    path, tag = Path(os.path.expanduser(name)), None
     if name == EMBEDDED:
         folder, layout = EMBEDDED_FOLDER, ""
     elif name in BACKBONES:
@@ -128,6 +149,8 @@ def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
         folder, layout = path, ""
     elif os.path.isfile(path):
         return Source(name, (path,), "", _tokenizer(name, tokenizer or path.parent))
+    elif tag := pretrained.find(name):
+        folder, layout = _fetched(tag.repository, "open_clip"), "open_clip"
     elif name.startswith(HUB):
         folder, layout = _fetched(name.removeprefix(HUB), "open_clip"), "open_clip"
     elif (
@@ -139,10 +162,11 @@ def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
     else:
         raise InputError(
             f"unknown CLIP {name!r}: expected {EMBEDDED}, {', '.join(BACKBONES)}, an existing"
-            " folder or weights file, or a hub id ORGANISATION/NAME"
+            " folder or weights file, a hub id ORGANISATION/NAME, or MODEL/TAG of open_clip"
         )
     layout, first = _chosen(folder, _names_in(folder), layout)
-    return Source(name, _shards(folder / first), layout, _tokenizer(name, tokenizer or folder))
+    files = _shards(folder / first)
+    return Source(name, files, layout, _tokenizer(name, tokenizer or folder), tag)
 
 
 def _fetched(repository: str, layout: str) -> Path:
@@ -219,10 +243,9 @@ def _chosen(
         "open_clip": "open_clip_config.json with open_clip_model.safetensors or"
         " open_clip_pytorch_model.bin",
     }
-    raise InputError(
-        f"{folder}: expected {', or '.join(kinds[kind] for kind in kinds if layout in ('', kind))};"
-        f" got {', '.join(sorted(names)) or 'an empty folder'}"
-    )
+    expected = ", or ".join(kinds[kind] for kind in kinds if layout in ("", kind))
+    got = ", ".join(sorted(names)) or "an empty folder"
+    raise InputError(f"{folder}: expected {expected}, got {got:.300}; put both there")
 
 
 def _shards(first: Path) -> tuple[Path, ...]:
