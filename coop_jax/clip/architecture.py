@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from coop_jax.clip import pixels
 from coop_jax.clip.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     CLIPConfig,
-    PixelConfig,
     ResNetConfig,
     TextConfig,
     TransformerConfig,
@@ -74,10 +72,11 @@ def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str)
         InputError: a tensor that the dimensions are read from is missing.
     """
     names = tensors.names()
-    model, pixels = stated.get("model_cfg", {}), stated.get("preprocess_cfg", {})
+    model = stated.get("model_cfg", {})
     openai = "model_cfg" not in stated or model.get("quick_gelu", False)
     activation = "quick_gelu" if openai else "gelu"
     head_width = model.get("vision_cfg", {}).get("head_width", HEAD_WIDTH)
+    made = pixels.from_open_clip(stated.get("preprocess_cfg"), where)
     try:
         if "visual.proj" in names:
             width, _, patch, _ = tensors.shape("visual.conv1.weight")
@@ -111,9 +110,7 @@ def from_openai_tensors(tensors: Tensors, stated: Mapping[str, Any], where: str)
             tensors.shape("text_projection")[1],
             vision,
             text,
-            PixelConfig(
-                tuple(pixels.get("mean", OPENAI_MEAN)), tuple(pixels.get("std", OPENAI_STD))
-            ),
+            made,
         )
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
@@ -164,8 +161,5 @@ def from_hugging_face(
             transformer(text),
             end_token=None if end_token == 2 else end_token,
         ),
-        pixels=PixelConfig(
-            tuple(preprocessor.get("image_mean", OPENAI_MEAN)),
-            tuple(preprocessor.get("image_std", OPENAI_STD)),
-        ),
+        pixels=pixels.from_hugging_face(preprocessor, vision["image_size"], where),
     )
