@@ -44,7 +44,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_runtest_setup(item):
-    """Skip what needs the extra `torch` where it is not installed; CI has a stage for it."""
+    """Skip what needs an extra where that is not installed; CI has a stage for each."""
     if item.get_closest_marker("torch"):
         pytest.importorskip("torch", reason="needs the extra 'torch'")
     if item.get_closest_marker("makers"):

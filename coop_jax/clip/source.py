@@ -51,7 +51,12 @@ WEIGHTS = {
 }
 """The names of the weights in each maker's layout; the first that is there counts, as for them."""
 
-CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+CONFIGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "open_clip_config.json",
+)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 INDEX = ".index.json"
 HUB = "hf-hub:"

@@ -123,9 +123,9 @@ def program(method: Any, clip: Any, platforms: Sequence[str] = PLATFORMS) -> Exp
     """Return the whole classifier as one program that holds its weights; `call` runs it.
 
     It takes uint8 pixels [batch, size, size, 3], as `clip.preprocess.resize_and_center_crop` makes
-    them, with any batch of at least 1, and gives float32 logits [batch, classes]. Their softmax are
-    the probabilities. Of a method with several views of an image, these are a second axis: the
-    image itself, then augmented ones.
+    them with the CLIP's `config.pixels`, with any batch of at least 1, and gives float32 logits
+    [batch, classes]. Their softmax are the probabilities. Of a method with several views of an
+    image, these are a second axis: the image itself, then augmented ones.
 
     Args:
         method: what has learned.
