@@ -180,7 +180,7 @@ def _fetched(repository: str, layout: str) -> Path:
     Raises:
         InputError: they cannot be fetched, or are not there.
     """
-    wanted = ["open_clip_config.json"] if layout == "open_clip" else list(CONFIGS[:2])
+    wanted = ["open_clip_config.json"] if layout == "open_clip" else list(CONFIGS[:-1])
     folder = _snapshot(repository, [*wanted, *TOKENIZER_FILES])
     names = _names_on_hub(repository) or _names_in(folder)
     layout, first = _chosen(Path(repository), names, layout, _has_model_type(folder))
