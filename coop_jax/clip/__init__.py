@@ -80,7 +80,8 @@ def _described(
         )
         return architecture.from_hugging_face(stated, preprocessor, path)
     if stated := files.open_clip_config():
-        return architecture.from_open_clip(read, stated, where)
+        path = str(files.folder / "open_clip_config.json")
+        return architecture.from_open_clip(read, stated, path)
     config = architecture.from_openai_tensors(read, where)
     if of_header := openai.from_header(config, tensors.header(read), where):
         return of_header
