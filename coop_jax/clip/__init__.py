@@ -11,6 +11,7 @@ from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
 from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
+from coop_jax.clip.tokenizer import read as tokenizer_of
 
 __all__ = [
     "CLIP",
@@ -58,12 +59,14 @@ def load(
         if activation is not None or name in source.BACKBONES:
             stated.setdefault("model_cfg", {})["quick_gelu"] = activation != "gelu"
         config = architecture.from_openai_tensors(tensors, stated, str(first))
+        stated = stated.get("model_cfg", {}).get("text_cfg")
         naming = weights.OPENAI
     else:
+        stated = None
         preprocessor = source.read_json(found.config.parent / "preprocessor_config.json")
         config = architecture.from_hugging_face(
             source.read_json(found.config), preprocessor, str(found.config)
         )
         naming = weights.HUGGING_FACE
     clip = weights.build(tensors, config, naming, dtype, str(first))
-    return clip, Tokenizer(found.tokenizer, config.text.context_length)
+    return clip, tokenizer_of(found.tokenizer, first.parent, config.text, stated)
