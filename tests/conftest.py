@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hub_server
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,19 @@ CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD 
 def moved(names):
     """Classes that say which are among `CLASS_NAMES`."""
     return Classes(tuple(names)).moved_from(Classes(CLASS_NAMES))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A running hub, and huggingface_hub that knows no other."""
+    with hub_server.running() as running:
+        addresses = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", addresses)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -305,6 +305,10 @@ def refusal(call, *arguments, **named):
     return message
 
 
+OF_OPENAI = {"activation": "quick_gelu", "heads": (1, 1)}
+"""The words that `openai_tensors` need, from which neither can be read."""
+
+
 def openai_tensors() -> dict[str, np.ndarray]:
     """A small ViT under OpenAI's names, of OpenAI's proportions (heads of width 64)."""
     rng = np.random.default_rng(0)

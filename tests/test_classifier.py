@@ -185,7 +185,7 @@ def test_a_loaded_prompt_serves_other_classes(fitted, tests, tmp_path):
 def test_another_clip_is_refused(fitted, tmp_path):
     fitted.save(tmp_path / "prompt")
     other = tmp_path / "other.safetensors"
-    save_file(openai_tensors(), other)
+    save_file(openai_tensors(), other, {"naming": "openai"})
     tokenizer = clip_package.source.EMBEDDED_FOLDER
     message = refusal(Classifier.load, tmp_path / "prompt", other, tokenizer=tokenizer)
     assert "learned with, tiny" in message and f"got {other}" in message

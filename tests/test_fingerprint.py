@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import make_clip
 from flax import nnx
-from makers import openai_tensors
+from makers import OF_OPENAI, openai_tensors
 from safetensors.numpy import save_file
 
 from coop_jax import clip as clip_package
@@ -30,7 +30,7 @@ def load(tmp_path_factory):
     def load_tensors(tensors, dtype=jnp.float32, **others):
         save_file(tensors, path)
         folder = clip_package.source.EMBEDDED_FOLDER
-        return clip_package.load(path, tokenizer=folder, dtype=dtype, **others)[0]
+        return clip_package.load(path, tokenizer=folder, dtype=dtype, **OF_OPENAI | others)[0]
 
     return load_tensors
 
@@ -39,7 +39,7 @@ def test_it_depends_neither_on_the_dtype_nor_on_the_names_in_the_file(load):
     clips = [load(openai_tensors(), dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)]
     same = Tensors(weights.hugging_face_tensors(clips[0]))
     config = clips[0].config
-    clips.append(weights.build(same, config, weights.HUGGING_FACE, jnp.float16, "another file"))
+    clips.append(weights.build(same, config, jnp.float16, "another file"))
     clips.append(nnx.clone(clips[1]))
     assert len({fingerprint(clip) for clip in clips}) == 1
 

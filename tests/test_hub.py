@@ -29,19 +29,6 @@ NAME = "somebody/my-prompt"
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A running hub, and huggingface_hub that knows no other."""
-    with hub_server.running() as running:
-        addresses = f"{running.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.endpoint)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", addresses)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
-        yield running
-
-
-@pytest.fixture
 def folder(tmp_path):
     """A folder with a prompt."""
     PROMPT.save(tmp_path / "mine")

@@ -228,7 +228,7 @@ def test_what_is_read_of_the_vision_tower(tiny_clip, images):
     close(vision.tokens(images), tokens)
     close(vision.unprojected(images), unprojected)
     close(vision.to_embedding(vision.unprojected(images)), projected[:, 0])
-    close(vision.project(vision.tokens(images)), projected)
+    close(vision.to_embedding(vision.final_norm(vision.tokens(images))), projected)
     close(tiny_clip.encode_image(images), projected[:, 0])
 
 

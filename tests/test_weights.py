@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
-from makers import make_snapshot, openai_config, openai_tensors, write_hub_cache
+from makers import (
+    OF_OPENAI,
+    make_snapshot,
+    openai_config,
+    openai_tensors,
+    write_hub_cache,
+)
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
@@ -27,8 +33,8 @@ def folder(tmp_path):
     return Path(shutil.copytree(FOLDER, tmp_path / "clip"))
 
 
-def load(path):
-    return clip_package.load(str(path), tokenizer=TOKENIZER)[0]
+def load(path, **words):
+    return clip_package.load(str(path), tokenizer=TOKENIZER, **words)[0]
 
 
 def test_dimensions_come_from_the_files():
@@ -107,8 +113,8 @@ def test_official_archives_equal_safetensors(tmp_path, scripted):
         torch.jit.script(root).save(tmp_path / "clip.pt")
     else:
         torch.save(state, tmp_path / "clip.pt")
-    expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors")))
-    got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt")))
+    expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors", **OF_OPENAI)))
+    got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt", **OF_OPENAI)))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 

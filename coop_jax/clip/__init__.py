@@ -5,12 +5,13 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from coop_jax.clip import architecture, preprocess, source, weights
+from coop_jax.clip import architecture, openai, preprocess, source, tensors, weights
 from coop_jax.clip.config import CLIPConfig
 from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
 from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
+from coop_jax.errors import InputError
 
 __all__ = [
     "CLIP",
@@ -30,43 +31,58 @@ def load(
     dtype: DTypeLike = jnp.float32,
     tokenizer: str | Path | None = None,
     activation: str | None = None,
+    heads: tuple[int, int] | None = None,
 ) -> tuple[CLIP, Tokenizer]:
     """A pre-trained CLIP and its tokenizer.
 
     Args:
         name: "tiny" (the embedded one); RN50, RN101, RN50x4, RN50x16, RN50x64, ViT-B/32,
-            ViT-B/16, ViT-L/14 or `ViT-L/14@336px`; a folder; a `.safetensors` or `.pt` file with
-            OpenAI's tensor names; or the hub id of a Hugging Face CLIP.
+            ViT-B/16, ViT-L/14 or `ViT-L/14@336px`; a folder or a hub id, with transformers' config
+            or open_clip's; "hf-hub:" and a hub id, with open_clip's; MODEL/TAG, as open_clip
+            calls what it has pretrained, e.g. ViT-B-16/laion2b_s34b_b88k; or a file of weights,
+            as safetensors or as PyTorch saves them, with the config beside it if there is one.
         dtype: of the matrices and the arithmetic: float32, bfloat16 or float16.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
-        activation: "quick_gelu" or "gelu", where the checkpoint does not say (OpenAI's tensor
-            names without a config; default "quick_gelu").
+        activation: "quick_gelu" or "gelu"; and
+        heads: how many the image tower and the text tower have: both are needed for a file of
+            weights that no config lies beside, unless it is OpenAI's own. Of another CLIP they are
+            compared with what its config says.
 
     Raises:
-        InputError: an unknown name, missing files, or weights that do not fit.
+        InputError: an unknown name, missing files, weights that do not fit, or an activation or
+            heads that are not said or not its own.
     """
-    found = source.resolve(name, tokenizer)
-    first = found.weights[0]
-    if first.suffix == ".pt":
-        from coop_jax.clip.torch_archive import TorchArchive
+    files = source.resolve(name, tokenizer)
+    read, where = tensors.open_files(files.weights), str(files.weights[0])
+    config = _described(files, read, activation, heads, where)
+    openai.compare_words(config, activation or "", heads, where)
+    clip = weights.build(read, config, dtype, where)
+    return clip, Tokenizer(files.tokenizer, config.text.context_length)
 
-        tensors = TorchArchive(first)
-    else:
-        tensors = source.SafetensorsFiles(found.weights)
-    if found.config is None:
-        beside = first.parent / "open_clip_config.json"
-        if beside.is_file():
-            config = architecture.from_open_clip(tensors, source.read_json(beside), str(beside))
-        else:
-            config = architecture.from_openai_tensors(
-                tensors, str(first), activation=activation or "quick_gelu"
+
+def _described(
+    files: source.Source,
+    read: weights.Tensors,
+    activation: str | None,
+    heads: tuple[int, int] | None,
+    where: str,
+) -> CLIPConfig:
+    """Return what a CLIP's config says of it or, where it has none, OpenAI's code or the user."""
+    if files.layout == "transformers" or (not files.layout and tensors.is_of_transformers(read)):
+        path = str(files.folder / "config.json")
+        if not (stated := files.config("config.json")):
+            raise InputError(
+                f"{where}: expected config.json beside it, as its tensors have transformers' names,"
+                " got none; copy it there from the model's repository"
             )
-        naming = weights.OPENAI
-    else:
-        preprocessor = source.read_json(found.config.parent / "preprocessor_config.json")
-        config = architecture.from_hugging_face(
-            source.read_json(found.config), preprocessor, str(found.config)
-        )
-        naming = weights.HUGGING_FACE
-    clip = weights.build(tensors, config, naming, dtype, str(first))
-    return clip, Tokenizer(found.tokenizer, config.text.context_length)
+        preprocessor = files.config("preprocessor_config.json")
+        return architecture.from_hugging_face(stated, preprocessor, path)
+    if stated := files.open_clip_config():
+        return architecture.from_open_clip(read, stated, where)
+    config = architecture.from_openai_tensors(read, where)
+    if of_header := openai.from_header(config, tensors.header(read), where):
+        return of_header
+    if files.name not in source.BACKBONES and not openai.is_published(files.weights[0]):
+        openai.require_words(config, activation or "", heads, where)
+        config = openai.with_words(config, activation or "", heads, where)
+    return config

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from coop_jax.clip.model import scaled_cosines
+from coop_jax.clip.model import cosines
 from coop_jax.clip.tokenizer import Tokenizer
 from coop_jax.errors import InputError
 
@@ -60,4 +60,8 @@ class FeatureSpace(nnx.Module):
         text_features: Float[Array, "classes embedding"],
     ) -> Float[Array, "*batch classes"]:
         """Return scaled cosine similarities in float32; the features need not be normalised."""
-        return scaled_cosines(self.logit_scale[...], image_features, text_features)
+        return self.scaled(cosines(image_features, text_features))
+
+    def scaled(self, similarities: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return logits of cosine similarities: times the scale."""
+        return jnp.exp(self.logit_scale[...]) * similarities

@@ -13,7 +13,7 @@ from coop_jax.clip.vision import ModifiedResNet, VisionTransformer
 
 
 class CLIP(nnx.Module):
-    """Both towers and the logit scale (Radford et al., 2021).
+    """Both towers, the logit scale and, if any, the logit bias (Radford et al., 2021).
 
     Matrices are stored and multiplied in `dtype`; normalisations, embeddings, the logit scale and
     the logits stay in float32 (coop_protocol section 5).
@@ -35,6 +35,8 @@ class CLIP(nnx.Module):
             self.vision = ModifiedResNet(vision, config.embedding, dtype, rngs=rngs)
         self.text = TextTower(config.text, config.embedding, dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
+        if config.logit_bias:
+            self.logit_bias = nnx.Param(jnp.float32(0))
 
     def encode_image(
         self, images: Shaped[Array, "batch size size 3"]
@@ -68,22 +70,21 @@ class CLIP(nnx.Module):
         text_features: Float[Array, "classes embedding"],
     ) -> Float[Array, "*batch classes"]:
         """Return scaled cosine similarities in float32; the features need not be normalised."""
-        return scaled_cosines(self.logit_scale[...], image_features, text_features)
+        return self.scaled(cosines(image_features, text_features))
+
+    def scaled(self, similarities: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Return logits of cosine similarities: times the scale and, if any, plus the bias."""
+        logits = jnp.exp(self.logit_scale[...]) * similarities
+        return logits + self.logit_bias[...] if self.config.logit_bias else logits
 
 
-def scaled_cosines(
-    logit_scale: Float[Array, ""],
+def cosines(
     image_features: Float[Array, "*batch embedding"],
     text_features: Float[Array, "classes embedding"],
 ) -> Float[Array, "*batch classes"]:
-    """Return cosine similarities times the exponential of the scale, in float32."""
-    similarity = jnp.einsum(
-        "...e,ce->...c",
-        unit(image_features),
-        unit(text_features),
-        precision=precision(jnp.float32),
-    )
-    return jnp.exp(logit_scale) * similarity
+    """Return cosine similarities, in float32; the features need not be normalised."""
+    exact = precision(jnp.float32)
+    return jnp.einsum("...e,ce->...c", unit(image_features), unit(text_features), precision=exact)
 
 
 def unit(features: Float[Array, "*batch embedding"]) -> Float[Array, "*batch embedding"]:

@@ -21,7 +21,7 @@ class Parts:
         slots: row and place of every token, as one number into `places`; behind the last token -1.
         places: where the token at every place of a row's text lies; behind the text's end 0.
         within: whether a place is within the text.
-        end: where the last token of every row lies; 0 for rows without a class.
+        end: where the feature of every row is read; 0 for rows without a class.
     """
 
     position: Int[Array | np.ndarray, "*chunks shards tokens"]
@@ -74,6 +74,7 @@ def pack(
     shards: int = 1,
     limit: int = TOKENS_AT_ONCE,
     same_classes: bool = False,
+    read: Int[np.ndarray, " classes"] | None = None,
 ) -> Packing:
     """Lay texts end to end.
 
@@ -82,8 +83,10 @@ def pack(
         shards: number of parts, one for each device.
         limit: about how many tokens of a chunk on one device.
         same_classes: give shards the same number of classes, not of tokens.
+        read: at which place of its text every class's feature is read; by default the last.
     """
     lengths = np.asarray(lengths)
+    read = lengths - 1 if read is None else np.asarray(read)
     chunks = max(-(-int(lengths.sum()) // (shards * limit)), 1)
     of_shard = _cut(np.ones_like(lengths) if same_classes else lengths, shards)
     parts = [[first[part] for part in _cut(lengths[first], chunks)] for first in of_shard]
@@ -99,7 +102,7 @@ def pack(
     slots = np.full((chunks, shards, int(counts.sum(axis=-1).max())), -1)
     for at in np.ndindex(chunks, shards):
         slots[at][places[at][within[at]]] = np.flatnonzero(within[at])
-    end = np.where(counts > 0, start + counts - 1, 0)
+    end = np.where(counts > 0, start + read[label], 0)
     row = np.argsort(label.swapaxes(0, 1), axis=None)[-len(lengths) :]
     return Packing(
         parts=Parts(

@@ -1,4 +1,4 @@
-"""CLIP's causal text tower, entered with a shared prefix and the rest of every class's prompt."""
+"""The text tower, entered with a prefix that all classes share and the rest of their prompts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,16 +51,20 @@ class TextTower(nnx.Module):
         self.positional_embedding = nnx.Param(initial(rngs(), positions))
         self.blocks: Any = stack(config.transformer, dtype, rngs=rngs)
         self.final_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
-        self.projection = nnx.Param(
-            nnx.initializers.normal(width**-0.5)(rngs(), (width, embedding), dtype)
-        )
+        if config.projection != "none":
+            initial = nnx.initializers.normal(width**-0.5)
+            self.projection = nnx.Param(initial(rngs(), (width, embedding), dtype))
+        if config.projection == "linear":
+            self.projection_bias = nnx.Param(jnp.zeros(embedding, dtype))
 
     def embed(self, tokens: Int[Array | np.ndarray, "*texts"]) -> Float[Array, "*texts width"]:
         """Return token embeddings, without positions."""
         return jnp.take(self.token_embedding[...], tokens, axis=0).astype(self.dtype)
 
     def end(self, tokens: Int[Array, "texts length"]) -> Int[Array, " texts"]:
-        """Return where the text feature is read: the first end token of each text."""
+        """Return where the text feature is read: the first end token, or the last position."""
+        if self.config.pooling == "last":
+            return jnp.full(len(tokens), tokens.shape[-1] - 1)
         if self.config.end_token is None:
             return jnp.argmax(tokens, axis=-1)
         return jnp.argmax(tokens == self.config.end_token, axis=-1)
@@ -77,16 +81,18 @@ class TextTower(nnx.Module):
     ) -> Float[Array, "*batch classes width"]:
         """Return unnormalised features of prompts given in two parts, or what a head makes of them.
 
-        All classes share the prefix, and the tower is causal, so the prefix is computed once in a
-        chunk and the rest of every class's prompt, laid end to end behind it, attends to its keys
-        and values: exactly what the whole prompts would give (DESIGN section 2). The feature is
-        read at the last token of each class's part. If there are several chunks, the gradient
+        All classes share the prefix. In a causal tower it is computed once in a chunk, and the
+        rest of every class's prompt, laid end to end behind it, attends to its keys and values:
+        exactly what the whole prompts would give (DESIGN section 2). In a tower that is not, all
+        tokens of a class's prompt, its padding and its own copy of the prefix attend to each other.
+        The feature is read where the packing says. If there are several chunks, the gradient
         computes each chunk's activations again, so that those of one are in memory at a time.
 
         Args:
             prefix: embeddings without positions.
-            tokens: ids of the rest of the prompts.
-            packing: where the tokens of every class lie.
+            tokens: ids of the rest of the prompts, with their padding where the tower sees it.
+            packing: where the tokens of every class lie. Where the tower is not causal, all classes
+                have the same number.
             inserted: vectors in place of some tokens.
             deep: vectors in place of tokens of the prefix, at some layers.
             head: from features `[*batch, shards, rows, embedding]` to `[*batch, shards, rows,
@@ -130,7 +136,26 @@ class TextTower(nnx.Module):
         parts: Parts,
         deep: Deep | None,
     ) -> Float[Array, "*batch shards rows embedding"]:
-        """Return the features of one chunk; the prefix goes along, in front of every shard."""
+        """Return the features of one chunk."""
+        tower = self._causal if self.config.causal else self._bidirectional
+        features = self.final_norm(take(tower(prefix, rest, parts, deep), parts.end))
+        if self.config.projection == "none":
+            return features
+        projected = jnp.dot(features, self.projection[...], precision=precision(self.dtype))
+        return (
+            projected + self.projection_bias[...]
+            if self.config.projection == "linear"
+            else projected
+        )
+
+    def _causal(
+        self,
+        prefix: Float[Array, "*batch prefix width"],
+        rest: Float[Array, "*batch shards tokens width"],
+        parts: Parts,
+        deep: Deep | None,
+    ) -> Float[Array, "*batch shards tokens width"]:
+        """Return the last block's outputs; the prefix goes along, in front of every shard."""
         split, width = prefix.shape[-2:]
         shared = jnp.broadcast_to(prefix[..., None, :, :], (*rest.shape[:-2], split, width))
         x = jnp.concatenate([shared, rest], axis=-2)
@@ -142,9 +167,36 @@ class TextTower(nnx.Module):
             return block.finish(x, attend_packed(*block.project(x), split, parts)), None
 
         inputs = None if deep is None else (deep.vectors, deep.active)
-        x, _ = scan(self.blocks, step, x, inputs)
-        features = self.final_norm(take(x, split + parts.end))
-        return jnp.dot(features, self.projection[...], precision=precision(self.dtype))
+        return scan(self.blocks, step, x, inputs)[0][..., split:, :]
+
+    def _bidirectional(
+        self,
+        prefix: Float[Array, "*batch prefix width"],
+        rest: Float[Array, "*batch shards tokens width"],
+        parts: Parts,
+        deep: Deep | None,
+    ) -> Float[Array, "*batch shards tokens width"]:
+        """Return the last block's outputs; the prefix goes along, in front of every text."""
+        (split, width), (shards, rows, longest) = prefix.shape[-2:], parts.places.shape
+        places, within = (
+            array.reshape(shards, rows * longest) for array in (parts.places, parts.within)
+        )
+        texts = spread(rest, places, parts.slots)
+        texts = texts.reshape(*rest.shape[:-2], rows, longest, width)
+        shared = prefix[..., None, None, :, :]
+        shared = jnp.broadcast_to(shared, (*texts.shape[:-2], split, width))
+        x = jnp.concatenate([shared, texts], axis=-2)
+
+        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, None]:
+            if deep is not None:
+                vectors, active = replaced
+                x = replace(x, deep.start, vectors[..., None, None, :, :], active)
+            return block.finish(x, attend(*block.project(x))), None
+
+        inputs = None if deep is None else (deep.vectors, deep.active)
+        x = scan(self.blocks, step, x, inputs)[0][..., split:, :]
+        x = x.reshape(*x.shape[:-3], rows * longest, width)
+        return gather(x, parts.slots, places, within)
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
         """Return unnormalised features of tokenised texts, padding included.

@@ -51,6 +51,11 @@ class Tokenizer:
         self._tokenizer.add_special_tokens([START, END])
         _split_as_clip(self._tokenizer)
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Return the ids in front of every text."""
+        return (self.start,)
+
     def ids(self, text: str) -> list[int]:
         """The ids of one text, without start and end tokens, as many as there are."""
         return self._tokenizer.encode(clean(text), add_special_tokens=False).ids

@@ -12,11 +12,11 @@ import numpy as np
 from coop_jax.errors import InputError
 
 SKIPPED_PACKAGES = ("torch.optim.", "dassl.optim.")
-"""Whose objects are passed over: the official code saves its optimizer and scheduler, too."""
+"""Whose objects are passed over: training code saves its optimizer and scheduler, too."""
 
 
 class _Skipped:
-    """Stand in for an object of `SKIPPED_PACKAGES`: take whatever a pickle gives, keep nothing."""
+    """Stand in for an object that is passed over: take whatever a pickle gives, keep nothing."""
 
     def __new__(cls, *_: Any) -> "_Skipped":
         return object.__new__(cls)
@@ -27,17 +27,39 @@ class _Skipped:
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, name: Any, value: Any) -> None:
+        pass
+
 
 CONTAINERS = {"builtins.dict": dict, "collections.defaultdict": lambda _: {}}
 """Containers of an optimizer's state, besides those that torch allows by itself."""
+
+SKIPPED = (
+    "_codecs.encode",
+    "argparse.Namespace",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+)
+"""Names whose objects are passed over, too: options, and numbers such as the best accuracy."""
+
+HOLDERS = ("state_dict", "model_state_dict", "model")
+"""Under which of these names a checkpoint has the weights, if not at its root."""
 
 
 class TorchArchive:
     """The tensors in a file of PyTorch, by name.
 
     The file is a TorchScript archive (OpenAI's `.pt`), a state dict, or a checkpoint that has one
-    as `state_dict`. It is read by `torch.load(weights_only=True)`: no name in it is called but
-    those that torch knows as harmless, and objects of an optimizer are passed over.
+    under a name of `HOLDERS`. It is read by `torch.load(weights_only=True)`: no name in it is
+    called but those that torch knows as harmless, and objects of `SKIPPED` are passed over.
 
     Attributes:
         checkpoint: all that the file has by name, e.g. `epoch`.
@@ -53,10 +75,18 @@ class TorchArchive:
             raise InputError(f"expected a file of PyTorch, got {path}, no file; name one")
         content = _load(torch, path)
         self.checkpoint: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
-        state = self.checkpoint.get("state_dict", self.checkpoint)
+        state: Mapping[str, Any] = self.checkpoint
+        for _ in HOLDERS:
+            holders = [name for name in HOLDERS if isinstance(state.get(name), Mapping)]
+            if len(holders) > 1:
+                raise InputError(
+                    f"{path}: expected weights under one name, got {' and '.join(holders)}; save"
+                    " the state dict that is meant by itself"
+                )
+            state = state[holders[0]] if holders else state
         self._tensors: dict[str, Any] = {
             name: value.detach()
-            for name, value in (state.items() if isinstance(state, Mapping) else ())
+            for name, value in state.items()
             if isinstance(name, str) and isinstance(value, torch.Tensor)
         }
 
@@ -72,7 +102,7 @@ class TorchArchive:
         """One tensor: float16 as it is, bfloat16 as float32.
 
         Raises:
-            InputError: its numbers are of another kind than float16, bfloat16 and float32.
+            InputError: its numbers are of another kind.
         """
         tensor = self._tensors[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -129,15 +159,18 @@ def _load(torch: Any, path: Path) -> Any:
             named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         allowed: dict[str, Any] = {
             name: _Skipped for name in named if name.startswith(SKIPPED_PACKAGES)
-        } | CONTAINERS
+        }
+        allowed |= dict.fromkeys(SKIPPED, _Skipped) | CONTAINERS
         refused = sorted(set(named) - set(allowed))
         if refused:
             raise InputError(
                 f"{path}: expected tensors alone, got a pickle that names"
                 f" {', '.join(refused)!a:.200}, which was not run; do not trust this file"
             )
-        with torch.serialization.safe_globals([(kind, name) for name, kind in allowed.items()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        kinds = [(kind, name) for name, kind in allowed.items()]
+        # A file that is open, as torch takes a path that ends in .safetensors for such a file.
+        with path.open("rb") as file, torch.serialization.safe_globals(kinds):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # whatever the bytes of a damaged file lead to

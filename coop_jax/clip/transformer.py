@@ -32,6 +32,7 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
 
@@ -83,22 +84,33 @@ def create_linear(
     )
 
 
-class Block(nnx.Module):
+class FeedForward(nnx.Module):
+    """A residual MLP with one hidden layer, behind a layer normalisation."""
+
+    def __init__(self, config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.mlp_norm = LayerNorm(config.width, config.epsilon, rngs=rngs)
+        self.mlp_input = create_linear(config.width, config.mlp_width, dtype, rngs=rngs)
+        self.mlp_output = create_linear(config.mlp_width, config.width, dtype, rngs=rngs)
+
+    def feed_forward(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        """Return the sum of the input and of what the MLP makes of it."""
+        hidden = self.mlp_input(self.mlp_norm(x))
+        with jax.named_scope("activation"):
+            hidden = ACTIVATIONS[self.activation](hidden)
+        return x + self.mlp_output(hidden)
+
+
+class Block(FeedForward):
     """One residual attention block: attention and an MLP, each behind a layer normalisation."""
 
     def __init__(self, config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return create_linear(inputs, outputs, dtype, rngs=rngs)
-
         width = config.width
         self.heads = config.heads
-        self.activation = config.activation
         self.attention_norm = LayerNorm(width, config.epsilon, rngs=rngs)
-        self.query_key_value = linear(width, 3 * width)
-        self.attention_output = linear(width, width)
-        self.mlp_norm = LayerNorm(width, config.epsilon, rngs=rngs)
-        self.mlp_input = linear(width, config.mlp_width)
-        self.mlp_output = linear(config.mlp_width, width)
+        self.query_key_value = create_linear(width, 3 * width, dtype, rngs=rngs)
+        self.attention_output = create_linear(width, width, dtype, rngs=rngs)
+        super().__init__(config, dtype, rngs=rngs)
 
     def project(self, x: Float[Array, "... length width"]) -> tuple[Array, Array, Array]:
         """Return queries, keys and values `[..., length, heads, dim]` of the normalised input."""
@@ -111,11 +123,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "... length width"], attended: Float[Array, "... length width"]
     ) -> Float[Array, "... length width"]:
         """Return the block's output, given its input and what its queries attended to."""
-        x = x + self.attention_output(attended)
-        hidden = self.mlp_input(self.mlp_norm(x))
-        with jax.named_scope("activation"):
-            hidden = ACTIVATIONS[self.activation](hidden)
-        return x + self.mlp_output(hidden)
+        return self.feed_forward(x + self.attention_output(attended))
 
     def __call__(self, x: Float[Array, "... length width"]) -> Float[Array, "... length width"]:
         """Attend from everywhere to everywhere, as in the vision tower."""

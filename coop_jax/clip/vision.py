@@ -1,5 +1,6 @@
 """CLIP's two image towers: the vision transformer and the modified ResNet."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from coop_jax.clip.config import ResNetConfig, ViTConfig
+from coop_jax.clip.config import ResNetConfig, TransformerConfig, ViTConfig
 from coop_jax.clip.transformer import (
+    FeedForward,
     LayerNorm,
     attend,
     create_linear,
@@ -21,37 +23,78 @@ from coop_jax.clip.transformer import (
 from coop_jax.errors import InputError
 
 
+class AttentionHead(FeedForward):
+    """Attention of a learned query to all tokens, and an MLP (SigLIP, Zhai et al., ICCV 2023)."""
+
+    def __init__(self, config: TransformerConfig, dtype: DTypeLike, *, rngs: nnx.Rngs):
+        width = config.width
+        self.heads, self.dtype = config.heads, dtype
+        initial = nnx.initializers.normal(width**-0.5, jnp.float32)
+        self.probe = nnx.Param(initial(rngs(), (width,)))
+        self.query_key_value = create_linear(width, 3 * width, dtype, rngs=rngs)
+        self.attention_output = create_linear(width, width, dtype, rngs=rngs)
+        super().__init__(config, dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """Return one vector of each image, given its normalised tokens."""
+        batch, tokens, width = x.shape
+        joint: Any = self.query_key_value
+        kernel, bias = joint.kernel[...], joint.bias[...]
+        product = functools.partial(jnp.dot, precision=precision(self.dtype))
+        probe = self.probe[...].astype(self.dtype)
+        query = product(probe, kernel[:, :width]) + bias[:width]
+        query = query.reshape(1, self.heads, -1)
+        query = jnp.broadcast_to(query, (batch, *query.shape))
+        key_value = product(x, kernel[:, width:]) + bias[width:]
+        key, value = jnp.moveaxis(key_value.reshape(batch, tokens, 2, self.heads, -1), 2, 0)
+        return self.feed_forward(self.attention_output(attend(query, key, value)[:, 0]))
+
+
+def unchanged(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return what is given, in place of a normalisation that a tower does not have."""
+    return x
+
+
 class VisionTransformer(nnx.Module):
     """Normalised images `[batch, size, size, 3]` to unnormalised features `[batch, embedding]`."""
 
     def __init__(self, config: ViTConfig, embedding: int, dtype: DTypeLike, *, rngs: nnx.Rngs):
-        width = config.transformer.width
-        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        width, epsilon = config.transformer.width, config.transformer.epsilon
+        patches = (config.image_size // config.patch_size) ** 2
         initial = nnx.initializers.normal(width**-0.5, jnp.float32)
-        self.patch_size = config.patch_size
+        self.config = config
         self.dtype = dtype
         self.patch_embedding = create_linear(
-            config.patch_size**2 * 3, width, dtype, bias=False, rngs=rngs
+            config.patch_size**2 * 3, width, dtype, bias=config.patch_bias, rngs=rngs
         )
-        self.class_embedding = nnx.Param(initial(rngs(), (width,)))
-        self.positional_embedding = nnx.Param(initial(rngs(), (tokens, width)))
-        self.initial_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
+        self.first_patch = 0 if config.pooling == "attention" else 1
+        if self.first_patch:
+            self.class_embedding = nnx.Param(initial(rngs(), (width,)))
+        positions = patches + self.first_patch
+        self.positional_embedding = nnx.Param(initial(rngs(), (positions, width)))
+        normed = config.initial_norm
+        self.initial_norm = LayerNorm(width, epsilon, rngs=rngs) if normed else unchanged
         self.blocks: Any = stack(config.transformer, dtype, rngs=rngs)
-        self.final_norm = LayerNorm(width, config.transformer.epsilon, rngs=rngs)
-        self.projection = nnx.Param(initial(rngs(), (width, embedding), dtype))
+        self.final_norm = LayerNorm(width, epsilon, rngs=rngs)
+        if config.pooling == "attention":
+            self.head = AttentionHead(config.transformer, dtype, rngs=rngs)
+        if config.projection:
+            self.projection = nnx.Param(initial(rngs(), (width, embedding), dtype))
 
     def embed(
         self, images: Float[Array, "batch size size 3"]
     ) -> Float[Array, "batch tokens width"]:
-        """Return the class embedding and the patches' embeddings, with positions."""
+        """Return the class embedding, if any, and the patches' embeddings, with positions."""
         batch, size = images.shape[:2]
-        grid, patch = size // self.patch_size, self.patch_size
+        patch = self.config.patch_size
+        grid = size // patch
         patches = images.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, -1)
-        embedded = self.patch_embedding(patches)
-        first = self.class_embedding[...].astype(self.dtype)
-        first = jnp.broadcast_to(first, (batch, 1, first.shape[-1]))
-        x = jnp.concatenate([first, embedded], axis=1)
+        x = self.patch_embedding(patches)
+        if self.first_patch:
+            first = self.class_embedding[...].astype(self.dtype)
+            first = jnp.broadcast_to(first, (batch, 1, first.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
         return x + self.positional_embedding[...].astype(self.dtype)[None]
 
     def layers(
@@ -70,14 +113,23 @@ class VisionTransformer(nnx.Module):
 
     def pool(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch embedding"]:
         """Return unnormalised features, given the output of the last block."""
-        return self.project(x[:, 0])
+        return self.to_embedding(self.pooled(x))
 
-    def project(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
-        """Return some of the last block's outputs in the space that images and texts share."""
-        return self.to_embedding(self.final_norm(x))
+    def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        """Return what the projection makes features of, given the output of the last block."""
+        if self.config.pooling == "class":
+            return self.final_norm(x[:, 0])
+        if self.config.pooling == "attention":
+            return self.head(self.final_norm(x))
+        patches = x[:, self.first_patch :]
+        if self.config.pool_first:
+            return self.final_norm(patches.mean(axis=1))
+        return self.final_norm(patches).mean(axis=1)
 
     def to_embedding(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:
-        """Return the projection of what the last normalisation made."""
+        """Return normalised outputs of the last block in the space that images and texts share."""
+        if not self.config.projection:
+            return x
         return jnp.dot(x, self.projection[...], precision=precision(self.dtype))
 
     def tokens(
@@ -88,7 +140,7 @@ class VisionTransformer(nnx.Module):
 
     def unprojected(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch width"]:
         """Return what the projection makes features of."""
-        return self.final_norm(self.tokens(images)[:, 0])
+        return self.pooled(self.tokens(images))
 
     def local(
         self, images: Float[Array, "batch size size 3"]
@@ -99,12 +151,21 @@ class VisionTransformer(nnx.Module):
         calls local features, before its own projection and `to_embedding`.
         """
         x = self.layers(self.initial_norm(self.embed(images)), part(self.blocks, slice(-1)))
-        x, last = x[:, 1:], part(self.blocks, -1)
+        x, last = x[:, self.first_patch :], part(self.blocks, -1)
         return self.final_norm(last.finish(x, last.project(x)[2].reshape(x.shape)))
 
     @property
     def local_width(self) -> int:
-        """The width of what `local` returns."""
+        """The width of what `local` returns.
+
+        Raises:
+            InputError: the tower pools with an attention of its own, which no patch goes through.
+        """
+        if self.config.pooling == "attention":
+            raise InputError(
+                "expected an image tower whose projection is that of its patches, too, got one that"
+                " pools them with a learned query; choose another method or CLIP, e.g. ViT-B/16"
+            )
         return self.final_norm.norm.num_features
 
     def project_local(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch embedding"]:

@@ -110,4 +110,4 @@ class Method(base.Method):
             similarity = jax.lax.map(grouped, features, batch_size=at_once)
         else:
             similarity = of_images(features)
-        return jnp.exp(clip.logit_scale[...]) * similarity
+        return clip.scaled(similarity)

@@ -122,21 +122,23 @@ class Method(base.Method):
         """Return the scaled mean of what whole images and their patches are similar to, float32."""
         whole = self.whole(texts, images).mean(axis=-1)
         patches = self.most_similar(clip, texts, images).mean(axis=-1)
-        return jnp.exp(clip.logit_scale[...]) * (whole + patches) / 2
+        return clip.scaled((whole + patches) / 2)
 
     def losses(self, clip: CLIP, texts: Texts, batch: Batch) -> Terms:
         """Return the cross-entropies of whole images and, averaged over prompts, of patches.
 
         Each image sees the mean of some global prompts, which are drawn.
         """
-        scale, targets = jnp.exp(clip.logit_scale[...]), (batch.labels, batch.weights)
+        targets = batch.labels, batch.weights
         whole = self.whole(texts, batch.images)
         index = draw(batch.key, len(whole), self.keep, whole.shape[-1])
         kept = jnp.take_along_axis(whole, index[:, None], axis=-1).mean(axis=-1)
         local = jnp.moveaxis(self.most_similar(clip, texts, batch.images), -1, 0)
-        of_prompts = jax.vmap(lambda similarities: cross_entropy(scale * similarities, *targets))
+        of_prompts = jax.vmap(
+            lambda similarities: cross_entropy(clip.scaled(similarities), *targets)
+        )
         return {
-            "global": cross_entropy(scale * kept, *targets),
+            "global": cross_entropy(clip.scaled(kept), *targets),
             "local": of_prompts(local).mean(),
         }
 

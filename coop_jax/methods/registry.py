@@ -22,7 +22,7 @@ from coop_jax.methods.base import USES, Fixed, Given, Images, Kept, Learned, Met
 DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
 
-NOT_METHODS = ("base", "cache", "checks", "deep", "layers", "registry", "text", "views")
+NOT_METHODS = ("base", "cache", "checks", "deep", "layers", "layout", "registry", "text", "views")
 
 
 def available() -> list[str]:

@@ -12,40 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from coop_jax.classes import spelled
-from coop_jax.clip import CLIP, Tokenizer, unit
+from coop_jax.clip import CLIP, unit
 from coop_jax.clip.features import needed
 from coop_jax.clip.packing import TOKENS_AT_ONCE, Packing, Parts, pack
 from coop_jax.clip.text import Deep, Inserted
 from coop_jax.errors import InputError
 from coop_jax.methods.base import Fixed, Given, Learned, Method
+from coop_jax.methods.layout import Layout, extents, layout
 
 logger = logging.getLogger(__name__)
-
-
-def end_positions(tokens: Int[np.ndarray, "*texts length"], end: int) -> Int[np.ndarray, "*texts"]:
-    """The position of each text's end token."""
-    return np.argmax(tokens == end, axis=-1).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The places of tokens and context vectors in each class's prompt (coop_protocol section 5).
-
-    All classes share a prefix: the start token and the first `shared_context` context vectors.
-    What follows differs by class, ends with the end token, and holds at each place either the
-    token of `tokens` or, where `context` is not negative, that context vector.
-    """
-
-    shared_context: int
-    tokens: Int[np.ndarray, "classes suffix"]
-    context: Int[np.ndarray, "classes suffix"]
-    lengths: Int[np.ndarray, " classes"]
-
-    @property
-    def alike(self) -> int:
-        """The number of tokens right behind the prefix that are the same for all classes."""
-        same = ((self.tokens == self.tokens[:1]) & (self.context < 0)).all(axis=0)
-        return min(int(np.append(same, False).argmin()), int(self.lengths.min()) - 1)
 
 
 class Packed(nnx.Module):
@@ -58,8 +33,9 @@ class Packed(nnx.Module):
         shards: int,
         *,
         same_classes: bool = False,
+        read: Int[np.ndarray, " classes"] | None = None,
     ):
-        packing = pack(lengths, shards=shards, same_classes=same_classes)
+        packing = pack(lengths, shards=shards, same_classes=same_classes, read=read)
         for field in dataclasses.fields(Parts):
             setattr(self, field.name, self.sharded(getattr(packing.parts, field.name)))
         self.label = self.sharded(packing.label)
@@ -80,62 +56,6 @@ class Packed(nnx.Module):
         """The places of the tokens."""
         parts = {field.name: getattr(self, field.name)[...] for field in dataclasses.fields(Parts)}
         return Packing(Parts(**parts), self.label[...], self.row[...])
-
-
-def layout(
-    tokenizer: Tokenizer,
-    class_names: Sequence[str],
-    placeholder: str,
-    n_ctx: int,
-    position: str | int,
-    *,
-    shared: bool,
-    ending: str = ".",
-) -> Layout:
-    """Lay out the prompts "placeholder class name." with `n_ctx` context vectors.
-
-    Args:
-        tokenizer: the CLIP's tokenizer.
-        class_names: one per label.
-        placeholder: text of at least `n_ctx` tokens; the first ones hold the context's place.
-        n_ctx: number of context vectors M.
-        position: class token position: "end", "middle" (after the first M // 2 context vectors)
-            or "front"; or the number of context vectors in front of the class name.
-        shared: whether all classes have the same context, which may then stand in the prefix.
-        ending: what follows the class name.
-
-    Raises:
-        InputError: no such position, or a prompt that is longer than the tokenizer's context.
-    """
-    counts = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}
-    before = position if isinstance(position, int) else counts.get(position)
-    if before is None:
-        raise InputError(
-            f"class_token_position: expected one of {', '.join(counts)}, got {position!r}"
-        )
-    texts = [f"{placeholder} {name}{ending}".strip() for name in class_names]
-    tokens = tokenizer(texts)
-    places = np.empty_like(tokens)
-    context = np.full_like(tokens, -1)
-    for row, name in enumerate(class_names):
-        name_length = len(tokenizer.ids(name))
-        order = np.arange(tokens.shape[1])
-        # Token positions 1..n_ctx are the placeholder's: the context vectors in order.
-        order[1 : 1 + before + name_length + n_ctx - before] = np.concatenate(
-            [
-                np.arange(before) + 1,
-                np.arange(name_length) + 1 + n_ctx,
-                np.arange(before, n_ctx) + 1,
-            ]
-        )
-        places[row] = tokens[row, order]
-        is_context = (order >= 1) & (order <= n_ctx)
-        context[row, is_context] = order[is_context] - 1
-    shared_context = before if shared else 0
-    start = 1 + shared_context
-    lengths = end_positions(tokens, tokenizer.end) + 1 - start
-    stop = start + int(lengths.max())
-    return Layout(shared_context, places[:, start:stop], context[:, start:stop], lengths)
 
 
 class HandCrafted(nnx.Module):
@@ -170,9 +90,10 @@ class HandCrafted(nnx.Module):
             [template.replace("{}", name) for template in templates for name in names]
         )
         self.templates = len(templates)
-        self.start = Fixed(given.clip.text.embed(tokens[0, :1]))
-        lengths = end_positions(tokens, tokenizer.end)
-        self.packed = Packed(tokens[:, 1:], lengths, given.shards)
+        first = len(tokenizer.starts)
+        self.start = Fixed(given.clip.text.embed(tokens[0, :first]))
+        lengths, read = extents(tokens, tokenizer.end, given.clip.config.text)
+        self.packed = Packed(tokens[:, first:], lengths - first, given.shards, read=read - first)
 
     def encode(self, clip: CLIP) -> Float[Array, "templates classes embedding"]:
         """Return unnormalised text features."""
@@ -212,21 +133,20 @@ class Prompts(nnx.Module):
         ending: str = ".",
     ):
         tokenizer = needed(given.tokenizer)
-        names, start = names or given.classes.spelled, np.asarray([tokenizer.start], np.int32)
-        laid = layout(tokenizer, names, placeholder, n_ctx, position, shared=shared, ending=ending)
+        tower, names = given.clip.config.text, names or given.classes.spelled
+        laid = layout(
+            tokenizer, tower, names, placeholder, n_ctx, position, shared=shared, ending=ending
+        )
         alike = laid.alike if laid.shared_context else 0
         self.shared_context = laid.shared_context
-        self.start = Fixed(given.clip.text.embed(start))
+        self.start = Fixed(given.clip.text.embed(np.asarray(tokenizer.starts, np.int32)))
         self.common = Fixed(jnp.asarray(laid.tokens[0, :alike], jnp.int32))
-        laid = dataclasses.replace(
-            laid,
-            tokens=laid.tokens[:, alike:],
-            context=laid.context[:, alike:],
-            lengths=laid.lengths - alike,
-        )
+        laid = laid.after(alike)
         # Each device can keep the contexts of its own classes if they have the same number of them.
         self.groups = 1 if shared or len(names) % given.shards else given.shards
-        self.packed = Packed(laid.tokens, laid.lengths, given.shards, same_classes=self.groups > 1)
+        self.packed = Packed(
+            laid.tokens, laid.lengths, given.shards, same_classes=self.groups > 1, read=laid.read
+        )
         self.inserted = self._numbers(laid, None if shared else n_ctx)
 
     @property
@@ -266,6 +186,8 @@ class Prompts(nnx.Module):
             head: as `TextTower.encode` takes it.
         """
         prefix = self.start[...]
+        if deep is not None:
+            deep = deep._replace(start=len(prefix))
         inserted = None
         if self.inserted is not None:
             vectors = context.reshape(self.groups, -1, context.shape[-1])

@@ -163,4 +163,4 @@ class Method(base.Method):
             return jnp.einsum("e,gre->gr", unit(image), unit(texts), precision=exact)[..., None]
 
         similarities = self.prompts.encode(clip, context, head=similarity)[..., 0]
-        return jnp.exp(clip.logit_scale[...]) * similarities
+        return clip.scaled(similarities)

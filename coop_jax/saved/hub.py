@@ -117,7 +117,7 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
 
     names = spelled(record["class_names"])
     backbone: str = record["backbone"]
-    base = source.BACKBONES.get(backbone, backbone)
+    base = source.repository(backbone)
     data = ModelCardData(
         library_name="coop_jax",
         pipeline_tag="zero-shot-image-classification",
