@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from coop_jax import finite, parallel
 from coop_jax.errors import InputError
 
 
@@ -77,7 +78,8 @@ class Checkpoints:
         The number and kind of devices may differ from those that saved it.
 
         Raises:
-            InputError: the checkpoint holds other variables or shapes than `state`.
+            InputError: the checkpoint holds other variables or shapes than `state`, or numbers that
+                are not finite.
         """
         step = self.latest_step()
         if step is None:
@@ -95,6 +97,8 @@ class Checkpoints:
                 " method, settings and (if class-specific) classes it was trained with"
             )
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        advice = "; it cannot be gone on from: run it again in another --workdir"
+        finite.check(parallel.fetch(restored), f"in the checkpoint {self.folder}/{step}", advice)
         return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in target])
 
     def close(self) -> None:

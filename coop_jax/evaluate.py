@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int, Real
 
-from coop_jax import parallel
+from coop_jax import finite, parallel
 from coop_jax.clip import CLIP
-from coop_jax.methods import Images, Method
+from coop_jax.errors import InputError
+from coop_jax.methods import Images, Kept, Learned, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,14 @@ class Scorer:
     """
 
     def __init__(self, method: Method, clip: CLIP, mesh: Mesh):
+        self._method = method
         method_graph, state = nnx.split(method)
         clip_graph, frozen = nnx.split(clip)
         self.mesh, whole = mesh, parallel.replicated(mesh)
         state, frozen = parallel.place(state, mesh), parallel.put(frozen, whole)
         with jax.threefry_partitionable(True):
             texts = compile_texts(method_graph, clip_graph, whole)(state, frozen)
-        self._constant = state, frozen, texts
+        self._constant, self._clip = (state, frozen, texts), clip
         self._start = self.memory = parallel.put(method.start_stream(), whole)
         self.remembers = bool(jax.tree.leaves(self.memory))
         per_image = method.texts_per_image or self.remembers
@@ -130,6 +132,31 @@ class Scorer:
         with jax.threefry_partitionable(True):
             return np.asarray(self._logits(*self._constant, padded))[:count]
 
+    def check(
+        self, logits: Float[np.ndarray, "images classes"], images: Images, names: Sequence[str]
+    ) -> None:
+        """Refuse logits that are not finite.
+
+        Args:
+            logits: of the images.
+            images: as many, or more.
+            names: of as many images as there are logits.
+
+        Raises:
+            InputError: the line names the first such image, and why.
+        """
+        faulty = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(faulty):
+            first = int(faulty[0])
+            more = f" and {len(faulty) - 1} more" if len(faulty) > 1 else ""
+            image = jax.tree.map(lambda array: array[first], images)
+            learned = nnx.to_pure_dict(nnx.state(self._method, nnx.Any(Learned, Kept)))
+            raise InputError(
+                f"{names[first]}{more}: expected finite logits, got"
+                f" {logits[first][~np.isfinite(logits[first])][0]}:"
+                f" {finite.cause(self._clip, image, learned)}"
+            )
+
 
 def logits(
     method: Method, clip: CLIP, images: Images, mesh: Mesh
@@ -145,12 +172,10 @@ def evaluate(
     labels: Int[np.ndarray, " images"],
     mesh: Mesh,
     *,
+    names: Sequence[str] | None = None,
     batch_size: int = 1024,
 ) -> Metrics:
     """Return the accuracy as the official evaluator computes it (coop_protocol section 7).
-
-    Ties go to the lowest label; macro F1 is `macro_f1`. A method that remembers test images sees
-    them in an order that depends on nothing but their number.
 
     Args:
         method: what is evaluated.
@@ -158,19 +183,53 @@ def evaluate(
         images_of: the test images.
         labels: of every test image.
         mesh: the devices.
+        names: of the test images, for errors.
         batch_size: images at once at most; it changes nothing.
+
+    Raises:
+        InputError: a logit is not finite.
     """
-    scorer = Scorer(method, clip, mesh)
-    order = scorer.order(len(labels))
-    batches = max(-(-len(labels) // batch_size), 1)
-    batch_size = -(-len(labels) // batches)
-    predicted, classes = np.empty(len(labels), np.int64), 0
-    for start in range(0, len(labels), batch_size):
+    names = [f"test image {index}" for index in range(len(labels))] if names is None else names
+    return measure(*classify(method, clip, images_of, names, mesh, batch_size=batch_size), labels)
+
+
+def classify(
+    method: Method,
+    clip: CLIP,
+    images_of: ImagesOf,
+    names: Sequence[str],
+    mesh: Mesh,
+    *,
+    batch_size: int = 1024,
+) -> tuple[Int[np.ndarray, " images"], int]:
+    """Return the likeliest class of every test image, and the number of classes.
+
+    Ties go to the lowest label. A method that remembers test images sees them in an order that
+    depends on nothing but their number. The arguments are those of `evaluate`.
+
+    Raises:
+        InputError: a logit is not finite.
+    """
+    scorer, count = Scorer(method, clip, mesh), len(names)
+    order = scorer.order(count)
+    batches = max(-(-count // batch_size), 1)
+    batch_size = -(-count // batches)
+    predicted, classes = np.empty(count, np.int64), 0
+    for start in range(0, count, batch_size):
         places = order[start : start + batch_size]
         # The last batch is filled up, so that one size is compiled.
         filled = np.resize(places, batch_size) if not scorer.remembers else places
-        found = scorer.logits(images_of(filled))[: len(places)]
-        predicted[places], classes = found.argmax(axis=1), found.shape[1]
+        images = images_of(filled)
+        logits = scorer.logits(images)[: len(places)]
+        scorer.check(logits, images, [names[int(place)] for place in places])
+        predicted[places], classes = logits.argmax(axis=1), logits.shape[1]
+    return predicted, classes
+
+
+def measure(
+    predicted: Int[np.ndarray, " images"], classes: int, labels: Int[np.ndarray, " images"]
+) -> Metrics:
+    """Return what is counted over predictions; macro F1 is `macro_f1`."""
     count = functools.partial(np.bincount, minlength=classes)
     return Metrics(
         accuracy=100 * float(np.mean(predicted == labels)),

@@ -239,12 +239,14 @@ class Experiment:
             run: what the method has learned in; None for a hand-crafted prompt.
             prompt: which hand-crafted prompt that is.
         """
+        examples = target.dataset.test
         metrics = evaluate.evaluate(
             method,
             self.frozen.clip,
             self.test_images(method, target),
-            target.dataset.test.labels,
+            examples.labels,
             self.frozen.mesh,
+            names=examples.file_names.tolist(),
         )
         learned_from = [] if run is None else run.learned_from
         settings = {} if run is None else {**self.config["method"], **method.settings()}

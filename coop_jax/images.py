@@ -280,7 +280,7 @@ class Encoder:
         tell: Callable[[int], None] = lambda images: None,
     ) -> dict[str, np.ndarray]:
         """Return fields of a CLIP by name; every image is decoded once for all of them."""
-        transform = _transform(clip.config.vision.image_size, augmentation, tell)
+        transform = _transform(clip, augmentation, tell)
 
         def decoded(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
             return pipeline.pixels(
@@ -314,15 +314,18 @@ class Encoder:
 
 
 def _transform(
-    size: int, augmentation: Mapping[str, Any] | None, tell: Callable[[int], None]
+    clip: CLIP, augmentation: Mapping[str, Any] | None, tell: Callable[[int], None]
 ) -> pipeline.Transform:
-    """Return the test transform or, with an augmentation, the training transform."""
+    """Return a CLIP's test transform or, with an augmentation, the training transform."""
+    size, settings = clip.config.vision.image_size, clip.config.pixels
 
     def transform(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         if augmentation is None:
-            pixels = preprocess.resize_and_center_crop(image, size)
+            pixels = preprocess.resize_and_center_crop(image, size, settings)
         else:
-            pixels = preprocess.augment(image, size, rng, **augmentation)
+            pixels = preprocess.augment(
+                image, size, rng, interpolation=settings.interpolation, **augmentation
+            )
         tell(1)
         return pixels
 

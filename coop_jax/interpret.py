@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from coop_jax import finite
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.frozen import Frozen
 from coop_jax.printing import escaped
@@ -38,6 +39,9 @@ def nearest_words(
     Distances are Euclidean, in the space of token embeddings, as in the paper's Table 4. Like the
     paper's, the words are all tokens, pieces of words (which end in "-") included; `whole_words`
     leaves only tokens that are words of letters.
+
+    Raises:
+        InputError: a distance is not finite.
     """
     names = tokenizer.words()
     chosen = [i for i, name in enumerate(names) if name.isalpha() or not whole_words]
@@ -53,6 +57,8 @@ def nearest_words(
         return -negative, index
 
     distances, indices = jax.lax.map(nearest, vectors)
+    advice = "; learn again, with a lower learning rate"
+    finite.check({"vectors": distances}, "as distances of words", advice)
     return [
         [Neighbour(names[chosen[i]], float(d)) for d, i in zip(row_d, row_i, strict=True)]
         for row_d, row_i in zip(distances.tolist(), indices.tolist(), strict=True)

@@ -101,7 +101,8 @@ class Writer:
         # The loggers come last: then what they have is in the file, whenever the process ends.
         with self.path.open("a") as file:
             file.writelines(
-                json.dumps({"step": step, **values}) + "\n" for step, values in numbered
+                json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+                for step, values in numbered
             )
         for logger in self._loggers:
             logger.log(numbered)

@@ -64,7 +64,7 @@ class Predictor:
             images: as `examples` takes them, or a split of a dataset.
 
         Raises:
-            InputError: what is given are no images.
+            InputError: what is given are no images, or a logit is not finite.
         """
         examples, failures, found = self._examine(images)
         kept = np.setdiff1d(np.arange(len(examples)), sorted(failures))
@@ -74,7 +74,8 @@ class Predictor:
         """The logits of all images under the test transform.
 
         Raises:
-            InputError: what is given are no images, or some cannot be read: names all of them.
+            InputError: what is given are no images, some cannot be read: names all of them; or a
+                logit is not finite.
         """
         examples, failures, found = self._examine(images)
         if len(failures) == 1:
@@ -105,7 +106,7 @@ class Predictor:
         """Return the logits of a split.
 
         Raises:
-            InputError: an image cannot be read.
+            InputError: an image cannot be read, or a logit is not finite.
         """
         return self._classify(replace(examples, cache=ImageCache(0)), set())
 
@@ -144,8 +145,10 @@ class Predictor:
                 places = order[start : start + IMAGES_AT_ONCE]
                 images = encoder.test_images(examples, places, self._method.views.test)
                 good = ~np.isin(places, list(failures))
-                logits.append(self._logits(jax.tree.map(lambda a, good=good: a[good], images)))
+                images = jax.tree.map(lambda a, good=good: a[good], images)
                 seen.append(places[good])
+                logits.append(self._logits(images))
+                self._scorer.check(logits[-1], images, examples.file_names[seen[-1]])
         return np.concatenate(logits)[np.argsort(np.concatenate(seen))]
 
     def _logits(self, images: Any) -> Float32[np.ndarray, "images classes"]:

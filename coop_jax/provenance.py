@@ -23,7 +23,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, default=list).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, default=list, allow_nan=False).encode()).hexdigest()
 
 
 VERSIONED = (

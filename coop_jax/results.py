@@ -1,25 +1,31 @@
 """Results: `results.jsonl`, one JSON object per evaluation.
 
-Everything that is printed or plotted is computed from this file, so its numbers are unrounded.
+Everything that is printed or plotted is computed from this file, so its numbers are unrounded. Each
+line ends with a digest of itself, `sha256`: that of the JSON of all other keys, sorted, in ASCII,
+without spaces.
 """
 
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from coop_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "results.jsonl"
+
+DIGEST = "sha256"
+"""The key of a line's digest."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Errors of a file system that knows no locks."""
@@ -146,7 +152,8 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
     A last line that a crash cut short is dropped, with a warning in the log.
 
     Raises:
-      InputError: there is no such file, or another line is corrupt (the message has its number).
+      InputError: there is no such file, or another line is corrupt or not as it was written (the
+        message has its number).
     """
     path = Path(path)
     if not path.is_file():
@@ -200,12 +207,25 @@ def _to_json(result: Result) -> bytes:
     for name in ("prompt", "trained_on"):
         if record[name] is None:
             del record[name]
+    record[DIGEST] = _digest(record)
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return the digest of a line without its own."""
+    said = json.dumps(record, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(said.encode("ascii")).hexdigest()
 
 
 def _parse(line: bytes, place: str) -> Result:
     try:
         record = json.loads(line)
+        digest = record.pop(DIGEST)
+        if (got := _digest(record)) != digest:
+            raise InputError(
+                f"expected the line that was written ({DIGEST} {digest!s:.8}), got another"
+                f" ({got:.8}); restore it, or run the evaluation again in another --workdir"
+            )
         hashes = Hashes(**record.pop("hashes"))
         return Result(**record, hashes=hashes)
     except InputError as error:
@@ -214,7 +234,8 @@ def _parse(line: bytes, place: str) -> Result:
         reason = str(error).replace("\n", " ")
         raise InputError(
             f"{place}: expected one result as a JSON object, got {line!r:.80} "
-            f"({type(error).__name__}: {reason}); repair or delete the line"
+            f"({type(error).__name__}: {reason}); restore the line, or run the evaluation again in"
+            " another --workdir"
         ) from None
 
 

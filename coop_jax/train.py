@@ -13,10 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt32
 
-from coop_jax import optim, parallel
+from coop_jax import finite, optim, parallel
 from coop_jax.chunks import IMAGES_AT_ONCE, Batches, Piece, ahead, plan
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
+from coop_jax.finite import Sizes
 from coop_jax.methods import Batch, Images, Kept, Learned, Stage
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def compile_steps(
     *,
     averages: bool,
     texts_per_image: bool,
-) -> Callable[..., tuple[list[State], dict[str, Float[jax.Array, "runs steps"]]]]:
-    """Return a jitted `steps(states, fixed, frozen, data) -> (states, terms)`.
+) -> Callable[..., tuple[list[State], dict[str, Float[jax.Array, "runs steps"]], Sizes]]:
+    """Return a jitted `steps(states, fixed, frozen, data) -> (states, terms, sizes)`.
 
     It takes a state for each of several runs of the same method on the same classes, and trains
     them side by side. Data are (images, labels, weights, rates, shares, keys): images are `Images`
@@ -130,7 +131,8 @@ def compile_steps(
     shares in the average `[runs, steps]`, keys `[runs, steps, 2]`: it scans over steps, whose
     batches are split over the mesh. So are the classes, where `fixed` says so, and what is computed
     for them is gathered once a step. The states are donated. The frozen CLIP is an argument: it
-    gets no gradient and comes back from no step.
+    gets no gradient and comes back from no step. The sizes are the largest magnitudes, `[runs,
+    steps]`, of what is learned before and after a step, and of its gradient.
     """
     whole = parallel.replicated(mesh)
     split = whole if texts_per_image else parallel.over_data(mesh, 2)
@@ -166,18 +168,19 @@ def compile_steps(
             if averages:
                 add = lambda total, value: total + share * value  # noqa: E731
                 new["average"] = jax.tree.map(add, state["average"], learned)
-            return parallel.constrain(new, mesh), values
+            sizes = Sizes(*map(finite.magnitude, (state["learned"], gradient, learned)))
+            return parallel.constrain(new, mesh), (values, sizes)
 
         def run(state, data):
             return jax.lax.scan(step, state, data)
 
-        states, terms = _side_by_side(run, states, data)
-        return [parallel.constrain(state, mesh) for state in states], terms
+        states, (terms, sizes) = _side_by_side(run, states, data)
+        return [parallel.constrain(state, mesh) for state in states], terms, sizes
 
     return jax.jit(
         steps,
         in_shardings=(None, None, whole, (split, split, split, whole, whole, whole)),
-        out_shardings=(None, whole),
+        out_shardings=(None, whole, whole),
         donate_argnums=0,
     )
 
@@ -222,13 +225,15 @@ def fit(
         After every chunk, what its runs have done.
 
     Raises:
-        InputError: a loss is not finite, or what the runs share differs.
+        InputError: a loss or what is learned is not finite, or what the runs share differs.
     """
     alike: dict[Any, list[int]] = {}
     for place, run in enumerate(runs):
         if stage.epochs == 0:
+            state = initial_state(run.method, clip, stage)
+            _checked(state, "once the stage is prepared")
             if run.checkpoints is not None:
-                run.checkpoints.save(initial_state(run.method, clip, stage), last=True)
+                run.checkpoints.save(state, last=True)
             yield [Progress(place, 1, {})]
             continue
         leaves = jax.tree.leaves(nnx.state(run.method, STAYS))
@@ -266,17 +271,18 @@ def _fit_together(
     load = lambda chunk: place([_data(runs[p.run], p, batch, stage) for p in chunk])  # noqa: E731
     for chunk, data in zip(chunks, ahead(load, chunks), strict=True):
         with jax.threefry_partitionable(True):
-            active, terms = steps([states[piece.run] for piece in chunk], fixed, frozen, data)
+            begun = [states[piece.run] for piece in chunk]
+            active, terms, sizes = steps(begun, fixed, frozen, data)
         terms = {name: np.asarray(values) for name, values in terms.items()}
         done = [
             Progress(piece.run, piece.stop, {name: rows[place] for name, rows in terms.items()})
             for place, piece in enumerate(chunk)
         ]
-        _check_finite(chunk, done)
+        _check_steps(chunk, done, sizes, clip, data[0])
         for piece, state in zip(chunk, active, strict=True):
             states[piece.run] = state
-            run = runs[piece.run]
-            _update(run.method, state, ends=piece.stop == run.batches.steps)
+            run, when = runs[piece.run], f"after step {piece.stop - 1}"
+            _update(run.method, state, ends=piece.stop == run.batches.steps, when=when)
         yield done
         for index, _, stop in chunk:
             run = runs[index]
@@ -306,15 +312,24 @@ def restore(method: Any, clip: CLIP, stage: Stage, checkpoints: "Checkpoints") -
     Raises:
         InputError: the checkpoint holds other variables or shapes than the method has.
     """
-    _update(method, checkpoints.restore(initial_state(method, clip, stage)), ends=True)
+    state = checkpoints.restore(initial_state(method, clip, stage))
+    _update(method, state, ends=True, when="in the checkpoint")
 
 
-def _update(method: Any, state: State, *, ends: bool) -> None:
+def _update(method: Any, state: State, *, ends: bool, when: str) -> None:
     """Give a method the state's values; at the end of the stage the average, if there is one."""
-    nnx.update(
-        method, parallel.fetch(state["average" if ends and "average" in state else "learned"])
-    )
-    nnx.update(method, parallel.fetch(state["kept"]))
+    state = _checked(state, when)
+    nnx.update(method, state["average" if ends and "average" in state else "learned"])
+    nnx.update(method, state["kept"])
+
+
+def _checked(state: State, when: str) -> State:
+    """Return a state in this process, all of it finite."""
+    state = parallel.fetch(state)
+    advice = "; lower the learning rate, or look at what the method computes"
+    finite.check(state["learned"] | state["kept"], when, advice)
+    finite.check({name: state[name] for name in state if name != "step"}, when, advice)
+    return state
 
 
 def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
@@ -325,7 +340,7 @@ def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
     if run.checkpoints is not None:
         state = run.checkpoints.restore(state)
         ends = int(state["step"]) == run.batches.steps
-        _update(run.method, state, ends=ends)
+        _update(run.method, state, ends=ends, when="before the first step")
         if ends:  # a process was killed before it could say so
             run.checkpoints.complete()
     return state
@@ -364,13 +379,18 @@ def _data(run: Run, piece: Piece, batch: int, stage: Stage) -> tuple[Any, ...]:
     )
 
 
-def _check_finite(chunk: list[Piece], done: list[Progress]) -> None:
-    for piece, progress in zip(chunk, done, strict=True):
-        losses = progress.losses
-        if not np.isfinite(losses).all():
-            first = int(np.argmin(np.isfinite(losses)))
-            which = f" of run {piece.run + 1}" if len(chunk) > 1 else ""
-            raise InputError(
-                f"the loss of step {piece.start + first}{which} is {losses[first]}: expected a"
-                " finite number; lower the learning rate or use float32"
-            )
+def _check_steps(
+    chunk: list[Piece], done: list[Progress], sizes: Sizes, clip: CLIP, images: Images
+) -> None:
+    """Refuse steps of a chunk that are not finite; `images` are `[runs, steps, batch, ...]`."""
+    for place, (piece, progress) in enumerate(zip(chunk, done, strict=True)):
+        which = f" of run {piece.run + 1}" if len(chunk) > 1 else ""
+        finite.check_steps(
+            progress.losses,
+            Sizes(*(np.asarray(magnitudes)[place] for magnitudes in sizes)),
+            called=lambda step, first=piece.start, which=which: f"step {first + step}{which}",
+            clip=clip,
+            images=lambda step, place=place: parallel.fetch(
+                jax.tree.map(lambda array: array[place, step], images)
+            ),
+        )

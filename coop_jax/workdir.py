@@ -62,7 +62,8 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
 def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as it is read from its file, with a digest of a method's own file."""
     code = methods.code_of(config["method"]["name"])
-    return json.loads(json.dumps({**config, **({"method_code": code} if code else {})}))
+    recorded = {**config, **({"method_code": code} if code else {})}
+    return json.loads(json.dumps(recorded, allow_nan=False))
 
 
 def _grows(key: str, earlier: Any, now: Any) -> bool:
@@ -80,7 +81,7 @@ def claim(config: Mapping[str, Any], workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         unfinished = workdir / UNFINISHED_FILE
-        unfinished.write_text(json.dumps(recorded, indent=2))
+        unfinished.write_text(json.dumps(recorded, indent=2, allow_nan=False))
         unfinished.replace(path)
     except OSError as error:
         raise _not_writable(workdir, error) from error

@@ -65,6 +65,7 @@ def test_it_learns_colours(folder, given, tests):
     assert classifier.fit(*given) is classifier
     assert classifier.classes_.tolist() == ["blue", "green", "red"]
     assert (classifier.training_["images"], classifier.training_["epochs"]) == (6, 100)
+    assert classifier.training_["uses"] == [] == unlearned.training_["uses"]
     assert classifier.losses_.shape == (100,)
     assert classifier.losses_[-9:].mean() < classifier.losses_[:9].mean() / 2
     assert classifier.score(folder) == 1

@@ -29,11 +29,13 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write_features, run, r
     zero_shot, learned = results.read(workdir / results.FILE_NAME)
     assert zero_shot.prompt == "given text features (1 per class)"
     assert (learned.method, learned.backbone) == ("tip_adapter", "12-dimensional features")
+    assert learned.uses == ["validation"]
     code, _, err = run(*words, "--config.shots=(1,2)")
     assert code == 0 and not any("1 shot," in line for line in err)
     rows = results.read(workdir / results.FILE_NAME)
     assert [row.shots for row in rows] == [0, 1, 2]
     classifier = Classifier.load(workdir / "saved" / "2_shots_seed_1")
+    assert classifier.training_["uses"] == ["validation"]
     assert 100 * classifier.score(path) == pytest.approx(rows[-1].accuracy)
     code, out, _ = run("report", workdir)
     assert code == 0 and any("12-dimensional features" in line for line in out)

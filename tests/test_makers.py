@@ -73,7 +73,7 @@ def test_configurations_of_open_clip(name, tmp_path):
         check_open_clip(json.dumps(maker_models.shrunk(config), sort_keys=True))
         return
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / source.OPEN_CLIP_WEIGHTS)
+    save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(InputError, match="not supported, use another CLIP") as error:
         load(tmp_path)
     message = maker_models.plain(error.value)
@@ -230,6 +230,6 @@ def test_other_models_of_transformers_are_refused(kind, tmp_path):
     from transformers import AutoConfig
 
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / source.WEIGHTS)
+    save_file({"logit_scale": np.zeros((), np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"'clip' or 'siglip', got '{kind}'"):
         load(tmp_path)

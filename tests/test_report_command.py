@@ -154,6 +154,35 @@ def test_command_reads_several_workdirs_and_folders_of_them(
         assert "85.0±5.0" in capsys.readouterr().out
 
 
+def test_rows_that_saw_other_images_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plain = {"settings": {}, "accuracy": 90.0}
+    written = [
+        make(method="tda", uses=["test_images"], **plain),
+        make(method="upl", uses=["teacher", "unlabeled"], **plain),
+        make(method="linear_probe", uses=["validation"], **plain),
+        make(accuracy=90.0),
+    ]
+    write(tmp_path / "results.jsonl", written)
+    assert main([str(tmp_path), "--markdown", "--csv", str(tmp_path / "table.csv")]) == 0
+    said = capsys.readouterr().out
+    labels = [line.split(" | ")[0] for line in said.splitlines() if "90.0" in line]
+    assert [label[-2:] for label in labels] == [" †", " ‡", " §", "nd"], labels
+    assert "; † saw the test images; ‡ saw unlabelled training images; § saw labelled vali" in said
+    with (tmp_path / "table.csv").open() as file:
+        uses = [line["uses"] for line in csv.DictReader(file)]
+    assert uses == ["test_images", "teacher, unlabeled", "validation", ""]
+
+
+def test_command_names_a_line_that_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "results.jsonl"
+    write(path, [make(seed=1, accuracy=81.25), make(seed=2, accuracy=82.25)])
+    path.write_text(path.read_text().replace("82.25", "92.25"))
+    assert main([str(tmp_path)]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith(f"error: {path}:2: expected the line that was written (sha256 ")
+
+
 def test_command_says_that_there_is_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     changes = {"protocol": "cross_dataset", "dataset": "dtd"}
     write(tmp_path / "results.jsonl", [zero_shot(TEMPLATE, 40.0, **changes)])

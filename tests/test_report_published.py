@@ -223,7 +223,7 @@ def test_csv_equals_the_results():
     sheets = report.tables(written)
     lines = list(csv.DictReader(io.StringIO(csv_text(sheets))))
     assert " ".join(lines[0]) == (
-        "protocol dataset split backbone method shots mean deviation seeds published status"
+        "protocol dataset split backbone method uses shots mean deviation seeds published status"
         " difference"
     )
     assert len(lines) == sum(

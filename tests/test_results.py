@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import logging
 import threading
@@ -63,7 +64,7 @@ def test_the_keys_of_a_line(tmp_path: Path):
     assert " ".join(first) == (
         "protocol method dataset split backbone shots seed settings uses "
         "epochs accuracy macro_f1 n_classes n_examples seconds commit hashes "
-        "versions config trained_on"
+        "versions config trained_on sha256"
     )
     assert list(first["hashes"]) == [
         "data",
@@ -112,10 +113,16 @@ def test_whole_line_without_newline_is_kept(tmp_path: Path):
     assert results.read(path) == [RESULT, ZERO_SHOT]
 
 
+def signed(record: Any) -> str:
+    """A line with the digest of what it says."""
+    said = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({**record, "sha256": hashlib.sha256(said).hexdigest()})
+
+
 def without(key: str) -> str:
     record = dataclasses.asdict(RESULT)
     del record[key]
-    return json.dumps(record)
+    return signed(record)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +134,10 @@ def without(key: str) -> str:
         "\udcff",
         without("accuracy"),
         without("hashes"),
-        json.dumps(dataclasses.asdict(RESULT) | {"learning_rate": 1}),
-        json.dumps(dataclasses.asdict(RESULT) | {"accuracy": "91"}),
-        json.dumps(dataclasses.asdict(RESULT) | {"accuracy": float("nan")}),
-        json.dumps(dataclasses.asdict(RESULT) | {"hashes": "none"}),
+        signed(dataclasses.asdict(RESULT) | {"learning_rate": 1}),
+        signed(dataclasses.asdict(RESULT) | {"accuracy": "91"}),
+        signed(dataclasses.asdict(RESULT) | {"accuracy": float("nan")}),
+        signed(dataclasses.asdict(RESULT) | {"hashes": "none"}),
     ],
 )
 def test_corrupt_line_is_named(tmp_path: Path, line: str):
@@ -141,6 +148,29 @@ def test_corrupt_line_is_named(tmp_path: Path, line: str):
     with pytest.raises(InputError, match=r"results\.jsonl:2: expected") as error:
         results.read(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_line_that_was_changed_is_named(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    for result in (ZERO_SHOT, RESULT):
+        results.append(path, result)
+    first, line = path.read_text().splitlines()
+    record = json.loads(line)
+    del record["sha256"]
+    for changed in (
+        line.replace("92.16", "92.26"),
+        line.replace('"seed": 1', '"seed": 2'),
+        line.replace('"uses": ["validation"]', '"uses": []'),
+        line.replace('"shots": [1, 16]', '"shots": [1, 8]'),
+        line.replace('"sha256": "', '"sha256": "0'),
+        json.dumps(record),
+    ):
+        assert changed != line
+        path.write_text(f"{first}\n{changed}\n{line}\n")
+        with pytest.raises(InputError, match=r"results\.jsonl:2: expected .*sha256"):
+            results.read(path)
+    path.write_text(f"{first}\n{signed(record)}\n")
+    assert results.read(path) == [ZERO_SHOT, RESULT]
 
 
 def test_missing_file_and_folder(tmp_path: Path):

@@ -134,7 +134,7 @@ def check_dtypes(method, clip, mesh):
     numbers = np.ones(2, np.float32), np.float32(0.1), np.float32(0), np.zeros(2, np.uint32)
     batch = (Images(features=FEATURES), LABELS, *numbers)
     data = jax.tree.map(lambda array: array[None, None], batch)
-    (after,), terms = jax.eval_shape(steps, [before], fixed, frozen, data)
+    (after,), terms, _ = jax.eval_shape(steps, [before], fixed, frozen, data)
     assert terms["cross_entropy"].dtype == np.float32
     assert jax.tree.map(dtype_of, after) == jax.tree.map(dtype_of, before)
 

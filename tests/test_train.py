@@ -112,7 +112,7 @@ def test_frozen_weights_cost_no_gradient_and_no_optimizer_memory(
         np.zeros((1, 2, 2), np.uint32),
     )
     arguments = [state], fixed, frozen, data
-    [new_state], terms = jax.eval_shape(steps, *arguments)
+    [new_state], terms, _ = jax.eval_shape(steps, *arguments)
     program = jax.make_jaxpr(steps)(*arguments)
     kernels = {leaf.shape[-2:] for leaf in jax.tree.leaves(frozen) if leaf.ndim == 3}
     made = {
@@ -337,11 +337,3 @@ def test_chunks_cover_every_step_of_every_run_once(lengths, images, data):
         assert steps == list(range(start, run.steps))
     for chunk in chunks:
         assert len({piece.stop - piece.start for piece in chunk}) == 1
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_clip, tiny_tokenizer, one_device):
-    method, stage, batches, _ = problem(tiny_clip, tiny_tokenizer)
-    nothing = lambda wanted: Images(features=np.full((len(wanted), 24), np.nan))  # noqa: E731
-    broken = (method, stage, batches, nothing)
-    with pytest.raises(InputError, match="the loss of step 0 is nan"):
-        run(tiny_clip, broken, one_device)

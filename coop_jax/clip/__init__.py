@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from coop_jax.clip import architecture, openai, preprocess, source, tensors, weights
+from coop_jax.clip import architecture, openai, pixels, preprocess, source, tensors, weights
 from coop_jax.clip.config import CLIPConfig
 from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
@@ -75,7 +75,9 @@ def _described(
                 f"{where}: expected config.json beside it, as its tensors have transformers' names,"
                 " got none; copy it there from the model's repository"
             )
-        preprocessor = files.config("preprocessor_config.json")
+        preprocessor = pixels.image_processor(
+            files.config("processor_config.json"), files.config("preprocessor_config.json")
+        )
         return architecture.from_hugging_face(stated, preprocessor, path)
     if stated := files.open_clip_config():
         return architecture.from_open_clip(read, stated, where)

@@ -95,13 +95,30 @@ class ResNetConfig:
 class PixelConfig:
     """The pixels that a checkpoint was trained on, as the transforms make them.
 
+    The test transform resizes, then crops the centre to the tower's image size; where the image is
+    smaller it is padded.
+
     Attributes:
         mean: per channel, of values in [0, 1].
         std: per channel, of values in [0, 1].
+        resize: the sides that the resize brings to those of `resize_to`: "shortest", "longest",
+            the other one in proportion; "squash", both; or "none".
+        resize_to: height and width in pixels; None means the tower's image size.
+        interpolation: Pillow's filter: "bicubic", "bilinear", "nearest", "box", "hamming" or
+            "lanczos".
+        offsets: "rounded", half the surplus to the nearest integer, a half to the even one, and
+            half of a lack rounded down; or "floor", half the surplus or, below zero, the lack
+            rounded down. torchvision does the former, transformers the latter.
+        fill: level of the padding, between 0 and 255.
     """
 
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
+    resize: str = "shortest"
+    resize_to: tuple[int, int] | None = None
+    interpolation: str = "bicubic"
+    offsets: str = "rounded"
+    fill: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,9 @@ transformers' defaults, and those that any model of transformers has and that ch
 from collections.abc import Mapping
 from typing import Any
 
-from coop_jax.clip import tables
+from coop_jax.clip import pixels, tables
 from coop_jax.clip.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     CLIPConfig,
-    PixelConfig,
     TextConfig,
     TransformerConfig,
     ViTConfig,
@@ -224,7 +221,7 @@ def _clip(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
             _transformer(text, "text_config", where),
             end_token=None if end_token == 2 else end_token,
         ),
-        _pixels(preprocessor, where),
+        pixels.from_hugging_face(preprocessor, vision["image_size"], where),
     )
 
 
@@ -266,7 +263,7 @@ def _siglip(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: s
             pad_token=text["pad_token_id"] or 0,
             projection="linear",
         ),
-        _pixels(preprocessor, where),
+        pixels.from_hugging_face(preprocessor, vision["image_size"], where, "siglip"),
         logit_bias=True,
     )
 
@@ -286,10 +283,4 @@ def _transformer(tower: Mapping[str, Any], path: str, where: str) -> Transformer
         mlp_width=tower["intermediate_size"],
         activation=ACTIVATIONS[tower["hidden_act"]],
         epsilon=tower["layer_norm_eps"],
-    )
-
-
-def _pixels(stated: Mapping[str, Any], where: str) -> PixelConfig:
-    return PixelConfig(
-        tuple(stated.get("image_mean", OPENAI_MEAN)), tuple(stated.get("image_std", OPENAI_STD))
     )

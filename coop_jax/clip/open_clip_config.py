@@ -8,12 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from coop_jax.clip import tables
+from coop_jax.clip import pixels, tables
 from coop_jax.clip.config import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     CLIPConfig,
-    PixelConfig,
     ResNetConfig,
     TextConfig,
     TransformerConfig,
@@ -258,7 +255,7 @@ def from_open_clip(tensors: Tensors, stated: Mapping[str, Any], where: str) -> C
         model["embed_dim"],
         vision,
         _text(text, model["embed_dim"], where),
-        _pixels(file["preprocess_cfg"] or {}, where),
+        pixels.from_open_clip(file["preprocess_cfg"], where),
         # Without one in the file, open_clip adds zero.
         logit_bias=model["init_logit_bias"] is not None and "logit_bias" in tensors.names(),
     )
@@ -349,7 +346,3 @@ def _text(text: Mapping[str, Any], embedding: int, where: str) -> TextConfig:
         pooling="last" if text["pool_type"] == "last" else "end",
         projection="none" if text["proj_type"] == "none" else linear,
     )
-
-
-def _pixels(stated: Mapping[str, Any], where: str) -> PixelConfig:
-    return PixelConfig(tuple(stated.get("mean", OPENAI_MEAN)), tuple(stated.get("std", OPENAI_STD)))

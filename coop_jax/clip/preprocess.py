@@ -10,8 +10,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD
+from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD, PixelConfig
 from coop_jax.errors import InputError
+
+OPENAI_PIXELS = PixelConfig()
 
 PILLOW = PIL.__version__.split(".")[0]
 """Pillow's major version: what it resizes to has changed between them, by one level of 255."""
@@ -26,16 +28,20 @@ class Box(NamedTuple):
     width: int
 
 
-def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The test transform: resize the shorter side to `size`, then crop the centre.
+def resize_and_center_crop(
+    image: Image.Image, size: int, pixels: PixelConfig = OPENAI_PIXELS
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The test transform: resize as the CLIP's maker does, then crop the centre.
 
-    The longer side is truncated to an integer, the resize is bicubic and antialiased, and the
-    crop's offsets are half the surplus, Python-rounded (protocol section 3).
+    OpenAI's, the default, resizes the shorter side to `size`; the longer one is truncated to an
+    integer, the resize is bicubic and antialiased, and the crop's offsets are half the surplus,
+    Python-rounded (protocol section 3).
 
     Args:
         image: of any mode but floating point; converted to RGB by Pillow, and not modified. Of
             16-bit greyscale the high byte counts, where the official code clips at 255.
         size: side of the result in pixels.
+        pixels: of the CLIP: `clip.config.pixels`.
 
     Returns:
         uint8 pixels, rows first, channels red, green, blue.
@@ -45,24 +51,30 @@ def resize_and_center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "
     """
     _check_size(size)
     image = _to_rgb(image)
-    width, height = image.size
-    longer = int(size * max(width, height) / min(width, height))
-    width, height = (size, longer) if width <= height else (longer, size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    sides = _resized(*image.size, pixels, pixels.resize_to or (size, size))
+    image = image.resize(sides, _filter(pixels.interpolation))
+    left, top = (_offset(side - size, pixels.offsets) for side in sides)
+    if pixels.fill and min(sides) < size:
+        square = Image.new("RGB", (size, size), (pixels.fill,) * 3)
+        square.paste(image, (-left, -top))
+        return np.array(square)
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
 def crop_and_resize(
-    image: Image.Image, box: tuple[int, int, int, int], size: int
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    size: int,
+    interpolation: str = PixelConfig.interpolation,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Cut a box out of an image, then resize it to a square (bicubic, antialiased).
+    """Cut a box out of an image, then resize it to a square, antialiased.
 
     Args:
         image: of any mode but floating point; converted to RGB by Pillow, and not modified. Of
             16-bit greyscale the high byte counts, where the official code clips at 255.
         box: (top, left, height, width) in pixels.
         size: side of the result in pixels.
+        interpolation: as `PixelConfig` has it.
 
     Returns:
         uint8 pixels, rows first, channels red, green, blue.
@@ -72,7 +84,7 @@ def crop_and_resize(
             reaches outside the image.
     """
     _check_size(size)
-    return np.array(_crop_and_resize(_to_rgb(image), Box(*map(int, box)), size))
+    return np.array(_crop_and_resize(_to_rgb(image), Box(*map(int, box)), size, interpolation))
 
 
 def sample_crop_box(
@@ -120,6 +132,7 @@ def augment(
     size: int,
     rng: np.random.Generator,
     *,
+    interpolation: str = PixelConfig.interpolation,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
@@ -131,6 +144,7 @@ def augment(
             16-bit greyscale the high byte counts, where the official code clips at 255.
         size: side of the result in pixels.
         rng: source of the draws: those of `sample_crop_box`, then one for the flip.
+        interpolation: as `PixelConfig` has it.
         scale: smallest and largest fraction of the image's area.
         ratio: smallest and largest aspect ratio (width / height).
         flip: probability of the flip, between 0 and 1.
@@ -144,7 +158,7 @@ def augment(
     _check_size(size)
     image = _to_rgb(image)
     box = sample_crop_box(*image.size, rng, scale, ratio)
-    image = _crop_and_resize(image, box, size)
+    image = _crop_and_resize(image, box, size, interpolation)
     if rng.random() < flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(image)
@@ -202,7 +216,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
+def _crop_and_resize(image: Image.Image, box: Box, size: int, interpolation: str) -> Image.Image:
     top, left, height, width = box
     right, bottom = left + width, top + height
     inside = 0 <= top < bottom <= image.height and 0 <= left < right <= image.width
@@ -216,7 +230,33 @@ def _crop_and_resize(image: Image.Image, box: Box, size: int) -> Image.Image:
     # since `crop` warns of large photographs.
     crop = Image.new(image.mode, (width, height))
     crop.paste(image, (-left, -top))
-    return crop.resize((size, size), Image.Resampling.BICUBIC)
+    return crop.resize((size, size), _filter(interpolation))
+
+
+def _filter(interpolation: str) -> Image.Resampling:
+    return Image.Resampling[interpolation.upper()]
+
+
+def _resized(
+    width: int, height: int, pixels: PixelConfig, wanted: tuple[int, int]
+) -> tuple[int, int]:
+    """The width and height of an image after the resize of the test transform."""
+    if pixels.resize == "none":
+        return width, height
+    if pixels.resize == "squash":
+        return wanted[1], wanted[0]
+    (size, _), longer = wanted, max(width, height)
+    if pixels.resize == "shortest":
+        longer = int(size * longer / min(width, height))
+        return (size, longer) if width <= height else (longer, size)
+    ratio = longer / size
+    return max(round(width / ratio), 1), max(round(height / ratio), 1)
+
+
+def _offset(surplus: int, offsets: str) -> int:
+    if offsets == "floor":
+        return surplus // 2
+    return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
 
 
 def _check_size(size: int) -> None:

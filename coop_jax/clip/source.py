@@ -51,7 +51,12 @@ WEIGHTS = {
 }
 """The names of the weights in each maker's layout; the first that is there counts, as for them."""
 
-CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+CONFIGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "open_clip_config.json",
+)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 INDEX = ".index.json"
 HUB = "hf-hub:"
@@ -175,7 +180,7 @@ def _fetched(repository: str, layout: str) -> Path:
     Raises:
         InputError: they cannot be fetched, or are not there.
     """
-    wanted = ["open_clip_config.json"] if layout == "open_clip" else list(CONFIGS[:2])
+    wanted = ["open_clip_config.json"] if layout == "open_clip" else list(CONFIGS[:-1])
     folder = _snapshot(repository, [*wanted, *TOKENIZER_FILES])
     names = _names_on_hub(repository) or _names_in(folder)
     layout, first = _chosen(Path(repository), names, layout, _has_model_type(folder))

@@ -95,7 +95,8 @@ def run(chosen: argparse.Namespace) -> int:
         contents[chosen.csv] = _csv(rows, names)
     if chosen.json:
         record = {"dataset": dataset.full_name, "split": chosen.split, "unreadable": len(failures)}
-        contents[chosen.json] = json.dumps(record | found.record(), indent=2) + "\n"
+        record |= found.record()
+        contents[chosen.json] = json.dumps(record, indent=2, allow_nan=False) + "\n"
     if chosen.png:
         contents[chosen.png] = confusion.png(found, title)
     terminal.write_new(contents)

@@ -119,4 +119,5 @@ def _json(rows: Sequence[Row], failures: dict[str, str]) -> str:
         image = images.setdefault(path, {"path": path, "classes": []})
         image["classes"].append({"class": name, "probability": probability})
     wrong = [{"path": path, "error": line} for path, line in failures.items()]
-    return json.dumps([*images.values(), *wrong], indent=2, ensure_ascii=False) + "\n"
+    every = [*images.values(), *wrong]
+    return json.dumps(every, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -64,13 +64,14 @@ class Forgiving:
 
     Attributes:
         indices: those of the examples.
+        file_names: theirs.
         failures: what is wrong with each unreadable image that was asked for, by position.
     """
 
     def __init__(self, examples: Examples):
         self._examples = examples
         self.indices, self.split = examples.indices, examples.split
-        self.features = examples.features
+        self.features, self.file_names = examples.features, examples.file_names
         self.failures: dict[int, str] = {}
 
     def __len__(self) -> int:

@@ -17,8 +17,16 @@ from coop_jax.report.published import FROM_MEMORY, Published
 ZERO_SHOT = "zero-shot CLIP, "
 """Begins the labels of hand-crafted prompts; tables leave it out, to fit 80 columns."""
 
+MARKS = {"test_images": "†", "unlabeled": "‡", "validation": "§"}
+"""Marks behind the labels of what has seen other images than the labelled training images."""
+
 _MISSING = "\N{EN DASH}"
 _NARROWEST_LABEL = 14
+_SEEN = {
+    "test_images": "the test images",
+    "unlabeled": "unlabelled training images",
+    "validation": "labelled validation images",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +60,21 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One hand-crafted prompt or learned method: a value, or None, for each column."""
+    """One hand-crafted prompt or learned method: a value, or None, for each column.
+
+    `uses` is all that it learned from besides the labelled training images (`Result.uses`).
+    """
 
     label: str
     is_zero_shot: bool
     values: tuple[Value | None, ...]
+    uses: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> str:
+        """The marks of the images that it has seen; each stands for itself in the caption."""
+        marks = "".join(mark for use, mark in MARKS.items() if use in self.uses)
+        return f" {marks}" if marks else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +110,9 @@ class Sheet:
             caption += f" over {plural(max(counts), 'seed')}"
         if len(counts) > 1:
             caption += ", or (n) where fewer"
-        return "; ".join([caption, *filter(None, [self.note]), *self._about_published()])
+        used = {use for row in self.rows for use in row.uses}
+        seen = [f"{mark} saw {_SEEN[use]}" for use, mark in MARKS.items() if use in used]
+        return "; ".join([caption, *filter(None, [self.note]), *seen, *self._about_published()])
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -122,6 +142,7 @@ class Sheet:
                     "split": value.split,
                     "backbone": self.backbone,
                     "method": row.label,
+                    "uses": ", ".join(row.uses),
                     "shots": value.shots,
                     **dataclasses.asdict(value.cell),
                     "published": value.published and value.published.value,
@@ -165,7 +186,7 @@ class Sheet:
 
     def _lines(self, row: Row) -> Iterator[list[str]]:
         most = max(_seed_counts(self.rows), default=1)
-        label = row.label.removeprefix(ZERO_SHOT)
+        label = row.label.removeprefix(ZERO_SHOT) + row.marks
         yield [label, *(_text(row, value, most, self.is_wide) for value in row.values)]
         deviations = [_deviation(row, value) for value in row.values]
         if self.is_wide and any(deviations):

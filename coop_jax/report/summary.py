@@ -54,6 +54,12 @@ class Series:
         """The datasets that have a result."""
         return {point.dataset for point in self.results}
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """All that one of them learned from besides the labelled training images."""
+        rows = (result for seeds in self.results.values() for result in seeds.values())
+        return tuple(sorted({use for result in rows for use in result.uses}))
+
     def accuracies(self, point: Point) -> dict[int, float]:
         """Accuracy in percent by seed."""
         return {seed: one.accuracy for seed, one in self.results.get(point, {}).items()}
@@ -105,7 +111,8 @@ def row(
         where = point._asdict()
         number = cell and published.find(members, protocol=protocol, averaged=averaged, **where)
         values.append(cell and Value(**where, cell=cell, published=number))
-    return Row(label=label, is_zero_shot=series.is_zero_shot, values=tuple(values))
+    said = {"is_zero_shot": series.is_zero_shot, "uses": series.uses}
+    return Row(label=label, values=tuple(values), **said)
 
 
 def by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:

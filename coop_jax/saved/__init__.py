@@ -279,6 +279,7 @@ def training_record(run: "TrainingRun") -> dict[str, Any]:
         "shots": run.shots,
         "seed": run.seed,
         "epochs": run.epochs,
+        "uses": sorted(run.method.uses),
         **{key: config[key] for key in ("batch_size", "optimizer", "augmentation")},
         "dtype": config["clip"]["dtype"],
         "versions": versions(),

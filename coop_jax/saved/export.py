@@ -17,11 +17,11 @@ from jax.export import Exported, deserialize, symbolic_shape
 from jax.export import export as trace
 from jaxtyping import Array, Float, Float32, UInt8
 
-from coop_jax import parallel
+from coop_jax import finite, parallel
 from coop_jax.clip import CLIP, FeatureSpace
 from coop_jax.errors import InputError
 from coop_jax.images import of_tower
-from coop_jax.methods import Images
+from coop_jax.methods import Images, saved
 from coop_jax.printing import one_line
 from coop_jax.terminal import write_new
 
@@ -53,7 +53,7 @@ def class_weights(method: Any, clip: Any) -> ClassWeights:
     It is read off the logits of the axes of the feature space, and tried on other features.
 
     Raises:
-        InputError: the method's logits are not linear in image features.
+        InputError: the method's logits are not linear in image features, or not finite.
     """
     method, clip = _on_one_device(method, clip)
 
@@ -65,6 +65,11 @@ def class_weights(method: Any, clip: Any) -> ClassWeights:
     if takes_one and not method.texts_per_image and not _remembers(method):
         texts, axes = _encode_classes(method, clip), np.eye(clip.config.embedding)
         along, against = logits(axes), logits(-axes)
+        if not np.isfinite([along, against]).all():
+            learned = {name: variable[...] for name, variable in saved(method).items()}
+            raise InputError(
+                f"expected finite logits, got others: {finite.cause(clip, axes, learned)}"
+            )
         weight, bias = (along - against).T / 2, (along + against)[0] / 2
         random = np.random.default_rng(0).normal(size=(8, len(axes)))
         tried = np.concatenate([random, 2 * weight[:TRIED] + 1e-3])
@@ -123,9 +128,9 @@ def program(method: Any, clip: Any, platforms: Sequence[str] = PLATFORMS) -> Exp
     """Return the whole classifier as one program that holds its weights; `call` runs it.
 
     It takes uint8 pixels [batch, size, size, 3], as `clip.preprocess.resize_and_center_crop` makes
-    them, with any batch of at least 1, and gives float32 logits [batch, classes]. Their softmax are
-    the probabilities. Of a method with several views of an image, these are a second axis: the
-    image itself, then augmented ones.
+    them with the CLIP's `config.pixels`, with any batch of at least 1, and gives float32 logits
+    [batch, classes]. Their softmax are the probabilities. Of a method with several views of an
+    image, these are a second axis: the image itself, then augmented ones.
 
     Args:
         method: what has learned.
@@ -144,6 +149,7 @@ def program(method: Any, clip: Any, platforms: Sequence[str] = PLATFORMS) -> Exp
     method, clip = _on_one_device(method, clip)
     per_image, views = method.texts_per_image, method.views.test
     classes = _encode_classes(method, clip)
+    finite.check(classes, "of every class", "; learn again, with a lower learning rate")
     shape = (*(views,) * (views > 1), *(clip.config.vision.image_size,) * 2, 3)
 
     def logits(pixels: UInt8[Array, "batch *views size size 3"]) -> Float[Array, "batch classes"]:
@@ -204,7 +210,7 @@ def save_program(
         "readable_until": (today + LIFETIME).isoformat(),
     }
     named = dataclasses.replace(exported, fun_name=f"coop_jax {today} jax {jax.__version__}")
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     beside = path.with_suffix(".json")
     write_new({path: bytes(named.serialize()), beside: text.encode()})
     return beside

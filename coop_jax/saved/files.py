@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from coop_jax import finite
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name, why_not_made
 
@@ -50,13 +51,13 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
 
     Raises:
         InputError: there is something else in that place, it cannot be written to, the record is
-            not JSON, or a tensor is of another type than `DTYPES`.
+            not JSON, or a tensor is of another type than `DTYPES` or not finite.
     """
     from safetensors.numpy import save
 
     check_name(folder)
     folder = folder.absolute()
-    _check_dtypes(folder / TENSORS, tensors)
+    _check_numbers(folder / TENSORS, tensors, "learn it again, with a lower learning rate")
     content = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
     contents = {TENSORS: content, RECORD: signed(record, content)}
     if _holds(folder, contents):
@@ -100,7 +101,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the record of a saved method (the keys of `FIELDS`) and its tensors by name.
 
     Raises:
-        InputError: the folder holds no saved method, a damaged one, or one of a newer format.
+        InputError: the folder holds no saved method, a damaged one, one of a newer format, or one
+            whose numbers are not finite.
     """
     check_name(folder)
     record = _read_record(folder)
@@ -197,13 +199,14 @@ def _check_fields(path: Path, record: dict[str, Any]) -> None:
         )
 
 
-def _check_dtypes(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _check_numbers(path: Path, tensors: Mapping[str, np.ndarray], advice: str) -> None:
     strange = [name for name, array in tensors.items() if str(array.dtype) not in DTYPES]
     if strange:
         raise InputError(
             f"{path}: expected tensors of {', '.join(DTYPES)}, got {', '.join(strange)} of others;"
             " convert them"
         )
+    finite.check(dict(tensors), f"in {path}", f"; {advice}")
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
@@ -222,5 +225,5 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path}: expected a safetensors file, got a damaged one ({error}); fetch it again"
         ) from error
-    _check_dtypes(path, tensors)
+    _check_numbers(path, tensors, "it cannot be used; learn it again")
     return dict(sorted(tensors.items()))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coop_jax import methods
+from coop_jax import finite, methods
 from coop_jax.classes import Classes, spelled
 from coop_jax.clip import CLIP, fingerprint
 from coop_jax.clip.torch_archive import TorchArchive, dumps
@@ -67,7 +67,8 @@ def read(
 
     Raises:
         InputError: torch is not installed; no such file, or one that is damaged, names anything to
-            run, or holds no prompt that fits the CLIP, the classes and the phrase.
+            run, or holds no prompt that fits the CLIP, the classes and the phrase, or one that is
+            not finite.
     """
     path = Path(path).expanduser()
     checkpoint, learned = _load(path)
@@ -161,6 +162,7 @@ def _load(path: Path) -> tuple[Mapping[str, Any], dict[str, np.ndarray]]:
     for name, parameter in parameters.items():
         array = archive.read(names[name])
         learned[parameter.path] = np.array(array.T if parameter.transposed else array, order="C")
+    finite.check(learned, f"in {path}", "; learn it again, e.g. in float32")
     return archive.checkpoint, learned
 
 
