@@ -44,11 +44,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def pytest_runtest_setup(item):
-    """Skip what needs an extra where that is not installed; CI has a stage for each."""
-    if item.get_closest_marker("torch"):
-        pytest.importorskip("torch", reason="needs the extra 'torch'")
-    if item.get_closest_marker("makers"):
-        pytest.importorskip("open_clip", reason="needs the extra 'makers'")
+    """Skip what needs the extras `torch` or `makers` where they are absent; CI has a stage each."""
+    for extra, module in (("torch", "torch"), ("makers", "open_clip")):
+        if item.get_closest_marker(extra):
+            pytest.importorskip(module, reason=f"needs the extra {extra!r}")
 
 
 CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD player", "anemone")
