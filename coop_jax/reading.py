@@ -2,6 +2,7 @@
 
 import html
 import re
+import string
 
 CONTEXT_LENGTH = 77
 """Tokens that OpenAI's CLIPs read, the start and the end token among them."""
@@ -10,12 +11,22 @@ LONGEST_TOKEN = 32
 """Bytes of the longest token of OpenAI's vocabulary: eight times the same face."""
 
 
-def clean(text: str) -> str:
-    """Return a text after OpenAI's `basic_clean`, `whitespace_clean` and lower-casing."""
+def unescaped(text: str) -> str:
+    """Return a text after OpenAI's `basic_clean`: repaired, and without HTML's escapes."""
     import ftfy  # takes a tenth of a second, which what reads no names can do without
 
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text.strip()).strip().lower()
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def clean(text: str) -> str:
+    """Return a text after OpenAI's `basic_clean`, `whitespace_clean` and lower-casing."""
+    return re.sub(r"\s+", " ", unescaped(text)).strip().lower()
+
+
+def canonical(text: str) -> str:
+    """Return a text as SigLIP's makers write it: lower case, without ASCII's punctuation."""
+    text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())
 
 
 def least_tokens(text: str) -> int:

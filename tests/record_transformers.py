@@ -1,10 +1,11 @@
-"""Record tiny random CLIPs of transformers (which needs torch), with what they compute.
+"""Record tiny random CLIPs and a SigLIP of transformers (which needs torch), with their outputs.
 
 python tests/record_transformers.py tests/data
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,35 +15,50 @@ CASES = {
 }
 
 
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 20,
+    "bos_token_id": 97,
+    "pad_token_id": 1,
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 20,
+    "patch_size": 5,
+}
+
+
 def record(folder: Path, *, seed: int, activation: str, end_token: int, shard: str) -> None:
     """Save a random CLIP into the folder, and inputs with their features as `expected.npz`."""
-    import torch
     from transformers import CLIPConfig, CLIPModel
 
-    text = {
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 20,
-        "hidden_act": activation,
-        "eos_token_id": end_token,
-        "bos_token_id": 97,
-        "pad_token_id": 1,
-    }
-    vision = {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": 20,
-        "patch_size": 5,
-        "hidden_act": activation,
-    }
+    text, vision = TEXT | {"eos_token_id": end_token}, VISION
+    towers = [tower | {"hidden_act": activation} for tower in (text, vision)]
+    config = CLIPConfig(text_config=towers[0], vision_config=towers[1], projection_dim=16)
+    save(folder, CLIPModel, config, seed, shard)
+
+
+def record_siglip(folder: Path, *, seed: int) -> None:
+    """Save a random SigLIP into the folder, and inputs with their features as `expected.npz`."""
+    from transformers import SiglipConfig, SiglipModel
+
+    text = TEXT | {"projection_size": 24, "eos_token_id": 98}
+    save(folder, SiglipModel, SiglipConfig(text_config=text, vision_config=VISION), seed)
+
+
+def save(folder: Path, kind: Any, config: Any, seed: int, shard: str = "1GB") -> None:
+    """Save a random model and what it computes."""
+    import torch
+
     torch.manual_seed(seed)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
-    model = CLIPModel(config).eval()
+    model = kind(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -67,3 +83,4 @@ def record(folder: Path, *, seed: int, activation: str, end_token: int, shard: s
 if __name__ == "__main__":
     for name, case in CASES.items():
         record(Path(sys.argv[1]) / f"transformers_{name}", **case)
+    record_siglip(Path(sys.argv[1]) / "transformers_siglip", seed=2)

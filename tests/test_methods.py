@@ -108,7 +108,7 @@ def test_bad_class_names(tiny_clip, tiny_tokenizer, names, message):
 
 def test_a_tokenizer_of_other_weights(tiny_clip, openai_tokenizer):
     tokenizer = Tokenizer(openai_tokenizer)
-    with pytest.raises(InputError, match=r"at most 929 tokens, .* got one of 49408; name the one"):
+    with pytest.raises(InputError, match=r"of 929 tokens, .* got one of 49408; name the folder"):
         create("coop", tiny_clip, tokenizer)
 
 

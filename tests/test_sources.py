@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
-from makers import OF_OPENAI, openai_tensors, refusal
+from makers import OF_OPENAI, openai_config, openai_tensors, refusal
 from safetensors.numpy import load_file, save, save_file
 
 from coop_jax import clip as clip_package
@@ -26,7 +26,9 @@ from coop_jax.errors import InputError
 
 TOKENIZER = source.EMBEDDED_FOLDER
 TRANSFORMERS = Path(__file__).parent / "data" / "transformers_quick_gelu"
-OPEN_CLIP = {"model_cfg": {"vision_cfg": {"head_width": 32}, "text_cfg": {"heads": 4}}}
+OPEN_CLIP = {"model_cfg": openai_config()}
+OPEN_CLIP["model_cfg"]["vision_cfg"]["head_width"] = 32
+OPEN_CLIP["model_cfg"]["text_cfg"]["heads"] = 4
 """Heads that are not OpenAI's, and its activation: gelu."""
 
 

@@ -16,7 +16,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def check_against_transformers(folder):
-    clip, _ = clip_package.load(str(folder), tokenizer=source.EMBEDDED_FOLDER)
+    clip, _ = clip_package.load(str(folder), tokenizer=DATA / "tokenizer_of_99")
     expected = np.load(folder / "expected.npz")
     images = jnp.asarray(expected["images"].transpose(0, 2, 3, 1))
     image_features = jax.jit(lambda images: clip.encode_image(images))(images)
@@ -40,7 +40,7 @@ def test_live_transformers_clip(tmp_path):
 
 def test_exported_weights_are_the_loaded_ones():
     folder = DATA / "transformers_quick_gelu"
-    clip, _ = clip_package.load(str(folder), tokenizer=source.EMBEDDED_FOLDER)
+    clip, _ = clip_package.load(str(folder), tokenizer=DATA / "tokenizer_of_99")
     original = source.SafetensorsFiles((folder / "model.safetensors",))
     exported = weights.hugging_face_tensors(clip)
     assert exported.keys() == original.names()

@@ -24,7 +24,7 @@ from coop_jax.clip.config import ResNetConfig, ViTConfig
 from coop_jax.errors import InputError
 
 FOLDER = Path(__file__).parent / "data" / "transformers_quick_gelu"
-TOKENIZER = source.EMBEDDED_FOLDER
+TOKENIZER = FOLDER.parent / "tokenizer_of_99"
 
 
 @pytest.fixture
@@ -33,13 +33,13 @@ def folder(tmp_path):
     return Path(shutil.copytree(FOLDER, tmp_path / "clip"))
 
 
-def load(path, **words):
-    return clip_package.load(str(path), tokenizer=TOKENIZER, **words)[0]
+def load(path, tokenizer=TOKENIZER, **words):
+    return clip_package.load(str(path), tokenizer=tokenizer, **words)[0]
 
 
-def test_dimensions_come_from_the_files():
+def test_dimensions_come_from_the_files(openai_tokenizer):
     clip, _ = clip_package.load(
-        str(reference.path("golden/clip_tiny_rn.safetensors")), tokenizer=TOKENIZER
+        str(reference.path("golden/clip_tiny_rn.safetensors")), tokenizer=openai_tokenizer
     )
     assert clip.config.vision == ResNetConfig(64, 16, (1, 2, 1, 1), 8)
     clip = load(FOLDER)
@@ -66,8 +66,8 @@ def test_hub_ids_load_from_the_hub_cache(kind, tmp_path, monkeypatch):
     local = FOLDER.parent / f"transformers_{kind}"
     for file in (*local.glob("*.json"), *local.glob("*.safetensors")):
         shutil.copy(file, snapshot)
-    for name in source.TOKENIZER_FILES:
-        shutil.copy(TOKENIZER / name, snapshot)
+    for file in TOKENIZER.iterdir():
+        shutil.copy(file, snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fetched, _ = clip_package.load("somebody/tiny-clip")
@@ -89,7 +89,7 @@ def test_open_clip_says_which_activation(tmp_path, stated, expected):
     save_file(openai_tensors(), tmp_path / "open_clip_model.safetensors")
     config = {"model_cfg": openai_config() | stated}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    assert load(tmp_path).config.text.transformer.activation == expected
+    assert load(tmp_path, source.EMBEDDED_FOLDER).config.text.transformer.activation == expected
 
 
 @pytest.mark.torch
@@ -113,8 +113,9 @@ def test_official_archives_equal_safetensors(tmp_path, scripted):
         torch.jit.script(root).save(tmp_path / "clip.pt")
     else:
         torch.save(state, tmp_path / "clip.pt")
-    expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors", **OF_OPENAI)))
-    got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt", **OF_OPENAI)))
+    words = {"tokenizer": source.EMBEDDED_FOLDER, **OF_OPENAI}
+    expected = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.safetensors", **words)))
+    got = nnx.to_pure_dict(nnx.state(load(tmp_path / "clip.pt", **words)))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 

@@ -1,6 +1,8 @@
 """The frozen CLIP: towers, weights, tokenizer and pixels, usable without the rest of coop_jax."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -11,6 +13,7 @@ from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
 from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
+from coop_jax.clip.tokenizer import read as read_tokenizer
 from coop_jax.errors import InputError
 
 __all__ = [
@@ -54,10 +57,10 @@ def load(
     """
     files = source.resolve(name, tokenizer)
     read, where = tensors.open_files(files.weights), str(files.weights[0])
-    config = _described(files, read, activation, heads, where)
+    config, text_config = _described(files, read, activation, heads, where)
     openai.compare_words(config, activation or "", heads, where)
     clip = weights.build(read, config, dtype, where)
-    return clip, Tokenizer(files.tokenizer, config.text.context_length)
+    return clip, read_tokenizer(files.tokenizer, files.folder, config.text, text_config)
 
 
 def _described(
@@ -66,8 +69,11 @@ def _described(
     activation: str | None,
     heads: tuple[int, int] | None,
     where: str,
-) -> CLIPConfig:
-    """Return what a CLIP's config says of it or, where it has none, OpenAI's code or the user."""
+) -> tuple[CLIPConfig, Mapping[str, Any]]:
+    """Return what a CLIP's config says of it or, where it has none, OpenAI's code or the user.
+
+    Besides what open_clip says of the text tower, the tokenizer included; {} of other CLIPs.
+    """
     if files.layout == "transformers" or (not files.layout and tensors.is_of_transformers(read)):
         path = str(files.folder / "config.json")
         if not (stated := files.config("config.json")):
@@ -78,13 +84,14 @@ def _described(
         preprocessor = pixels.image_processor(
             files.config("processor_config.json"), files.config("preprocessor_config.json")
         )
-        return architecture.from_hugging_face(stated, preprocessor, path)
+        return architecture.from_hugging_face(stated, preprocessor, path), {}
     if stated := files.open_clip_config():
-        return architecture.from_open_clip(read, stated, where)
+        path = str(files.folder / "open_clip_config.json")
+        return architecture.from_open_clip(read, stated, path), stated["model_cfg"]["text_cfg"]
     config = architecture.from_openai_tensors(read, where)
     if of_header := openai.from_header(config, tensors.header(read), where):
-        return of_header
+        return of_header, {}
     if files.name not in source.BACKBONES and not openai.is_published(files.weights[0]):
         openai.require_words(config, activation or "", heads, where)
         config = openai.with_words(config, activation or "", heads, where)
-    return config
+    return config, {}

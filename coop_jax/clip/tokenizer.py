@@ -1,69 +1,130 @@
-"""OpenAI's byte-pair encoding."""
+"""Texts to the token ids that a text tower reads."""
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tokenizers
 from jaxtyping import Int
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from coop_jax.clip import vocabulary
+from coop_jax.clip.config import TextConfig
 from coop_jax.errors import InputError
-from coop_jax.reading import CONTEXT_LENGTH, clean
+from coop_jax.reading import CONTEXT_LENGTH
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"
-WORD = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
-"""A word, as OpenAI's `simple_tokenizer.py` has it."""
+PADDED = 128
+"""Embeddings without a token that a tower of OpenAI's vocabulary may have: sizes are rounded up."""
+
+SMALLEST = 0.9
+"""The same for others, as a share: CLIPA has 32,000 embeddings for BERT's 30,522 tokens."""
 
 
 class Tokenizer:
     """Texts to token ids, with the tokenizer files of the model's own repository.
 
-    The ids are those of transformers' `CLIPTokenizer`, which takes longer to import than a command
-    may take.
+    OpenAI's byte-pair encoding, of any vocabulary, has the ids of OpenAI's code. All others have
+    those of transformers, which is imported for them alone (and imports torch where that is).
+
+    Attributes:
+        context_length: tokens of every text, padding included.
+        starts: ids in front of every text: one for CLIP, none for SigLIP.
+        end: the id behind every text.
+        pad: the id behind that.
+
+    Raises:
+        InputError: the files are damaged, of a kind that is not supported, or do not belong to the
+            text tower.
     """
 
-    def __init__(self, folder: str | Path, context_length: int = CONTEXT_LENGTH):
-        """Read `tokenizer.json` or, where there is none, `vocab.json` and `merges.txt`.
+    def __init__(
+        self,
+        folder: str | Path,
+        text: TextConfig | None = None,
+        stated: Mapping[str, Any] | None = None,
+    ):
+        """Read a tokenizer and compare it with a text tower.
 
-        Raises:
-            InputError: the files are damaged, or those of another kind of tokenizer.
+        Args:
+            folder: of the files.
+            text: the tower that reads the ids; None leaves them uncompared, with OpenAI's context.
+            stated: the `text_cfg` of an `open_clip_config.json`, where there is one.
         """
-        self.context_length = context_length
-        try:
-            self._tokenizer = _read(Path(folder))
-        except Exception as error:  # the tokenizers library raises bare Exceptions
-            raise InputError(
-                f"{folder}: expected the tokenizer files of a CLIP, but they are damaged"
-                f" ({error}); fetch them again"
-            ) from error
-        start, end = map(self._tokenizer.token_to_id, (START, END))
-        if start is None or end is None or not isinstance(self._tokenizer.model, models.BPE):
-            kind = type(self._tokenizer.model).__name__
-            raise InputError(
-                f"{folder}: expected the tokenizer of a CLIP, a BPE with {START} and {END}, got a"
-                f" {kind} without; name the folder of the one that belongs to the weights"
-            )
-        self.start, self.end = start, end
-        self._tokenizer.add_special_tokens([START, END])
-        _split_as_clip(self._tokenizer)
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """Return the ids in front of every text."""
-        return (self.start,)
+        self._folder, self._vocabulary = str(folder), vocabulary.read(Path(folder), stated or {})
+        self._embeddings = max(self._vocabulary.ids().values()) + 1
+        self._is_openai = isinstance(self._vocabulary, vocabulary.OpenAIVocabulary)
+        self.context_length = CONTEXT_LENGTH
+        self.starts, self.end = self._vocabulary.starts, self._vocabulary.end
+        self.pad = self._vocabulary.pad
+        if text is not None:
+            self.context_length, self._embeddings = text.context_length, text.vocabulary_size
+            self.check(text)
 
     def ids(self, text: str) -> list[int]:
-        """The ids of one text, without start and end tokens, as many as there are."""
-        return self._tokenizer.encode(clean(text), add_special_tokens=False).ids
+        """The ids of one text, without start and end tokens, as many as there are.
+
+        Raises:
+            InputError: one of them has no embedding.
+        """
+        ids = self._vocabulary.encode(text)
+        if ids and max(ids) >= self._embeddings:
+            raise InputError(
+                f"expected a text of tokens that the CLIP has embeddings for, got {text!r:.80},"
+                f" with token {max(ids)} of {self._embeddings}; change it"
+            )
+        return ids
+
+    @functools.cached_property
+    def placeholder(self) -> str:
+        """A word of a single token, however often it stands in a text: "X" where that is such.
+
+        Raises:
+            InputError: there is none.
+        """
+        words = (word.strip() for word in self.words())
+        for word in itertools.chain(("X", "x", "a"), filter(str.isalpha, words)):
+            counts = [len(self.ids(" ".join([word] * count))) for count in (1, 2, 3, 16)]
+            if counts == [1, 2, 3, 16]:
+                return word
+        raise InputError(
+            f"{self._folder}: expected a tokenizer with a word of one token, got none; use another"
+        )
+
+    def name_tokens(self, before: str, name: str, after: str = "") -> int:
+        """Return the number of tokens that a class name has between other words.
+
+        They are those of the text "before name" + after that follow the tokens of `before`, without
+        those that `after` has for itself. OpenAI's words are encoded each for itself, so a name has
+        as many as it has alone, as in the official code.
+
+        Args:
+            before: words in front of the name, without a space at their end.
+            name: the name.
+            after: what follows the name directly.
+
+        Raises:
+            InputError: the tokens of `before` are others where a name follows.
+        """
+        if self._is_openai:
+            return len(self.ids(name))
+        first, named = self.ids(before), self.ids(f"{before} {name}".strip())
+        whole = self.ids(f"{before} {name}{after}".strip())
+        if whole[: len(first)] != first:
+            raise InputError(
+                f"expected words that are tokens of their own in front of a class name, got"
+                f" {before!r:.80} in front of {name!r:.80}; use others"
+            )
+        if whole[: len(named)] == named:
+            return len(named) - len(first)
+        pairs = zip(reversed(self.ids(after)), reversed(whole[len(first) :]), strict=False)
+        tail = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return len(whole) - tail - len(first)
 
     def __call__(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Int[np.ndarray, "texts length"]:
-        """Token ids between start and end tokens, padded with zeros, as OpenAI's `tokenize`.
+        """Token ids between start and end tokens, padded up to the context's length.
 
         Args:
             texts: the texts.
@@ -72,9 +133,9 @@ class Tokenizer:
         Raises:
             InputError: a text is too long and `truncate` is off.
         """
-        tokens = np.zeros((len(texts), self.context_length), np.int32)
+        tokens = np.full((len(texts), self.context_length), self.pad, np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [self.start, *self.ids(text), self.end]
+            ids = [*self.starts, *self.ids(text), self.end]
             if len(ids) > self.context_length:
                 if not truncate:
                     raise InputError(
@@ -89,42 +150,84 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """Return the number of ids."""
-        return self._tokenizer.get_vocab_size()
+        return len(self._vocabulary.ids())
 
     def words(self) -> list[str]:
-        """The vocabulary in the order of its ids; a token that ends no word keeps a final "-"."""
-        vocabulary = self._tokenizer.get_vocab()
-        tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-        decode = self._tokenizer.decode
-        texts = [decode([vocabulary[token]], skip_special_tokens=False) for token in tokens]
-        return [
-            text.removesuffix(WORD_END).strip() + ("" if token.endswith(WORD_END) else "-")
-            for token, text in zip(tokens, texts, strict=True)
-        ]
+        """The vocabulary in the order of its ids, "" where an id has no token.
+
+        Of OpenAI's kind a token that ends no word keeps a final "-".
+        """
+        ids = self._vocabulary.ids().values()
+        words = [""] * min(max(ids) + 1, self._embeddings)
+        for index in ids:
+            if index < len(words):
+                words[index] = self._vocabulary.decode(index)
+        return words
+
+    def check(self, text: TextConfig) -> None:
+        """Refuse a text tower that another tokenizer belongs to.
+
+        Raises:
+            InputError: the tower has embeddings for fewer tokens or for many more, reads its
+                feature at another token, or is padded to another length.
+        """
+        embeddings, size = text.vocabulary_size, self._vocabulary.size
+        least = embeddings - PADDED + 1 if self._is_openai else SMALLEST * embeddings
+        if not least <= size <= embeddings:
+            self._refuse(f"of {embeddings} tokens, which the CLIP has embeddings for", f"of {size}")
+        if (largest := max(*self.starts, self.end, self.pad)) >= embeddings:
+            self._refuse(f"of ids below {embeddings}", f"with a special token {largest}")
+        if text.pooling == "end":
+            others = [index for index in self._vocabulary.ids().values() if index < embeddings]
+            if text.end_token is None and self.end != max(others):
+                self._refuse(
+                    "whose end token has the largest id, where the CLIP reads its feature",
+                    f"with end token {self.end} of {max(others) + 1}",
+                )
+            if text.end_token not in (None, self.end):
+                self._refuse(f"with end token {text.end_token}", f"with {self.end}")
+        longest = self._vocabulary.longest
+        if text.sees_padding and longest is not None and longest < text.context_length:
+            self._refuse(f"of {text.context_length} positions", f"with model_max_length {longest}")
+
+    def check_same(self, own: "Tokenizer") -> None:
+        """Refuse to stand for a tokenizer with other ids, which lies beside the weights.
+
+        Raises:
+            InputError: a token has another id.
+        """
+        mine, others = self._vocabulary.ids(), own._vocabulary.ids()
+        differing = sorted(key for key in {*mine, *others} if mine.get(key) != others.get(key))
+        if differing:
+            first = differing[0]
+            self._refuse(
+                f"with the ids of the one beside the weights ({first!r:.40}: {others.get(first)})",
+                f"with others ({first!r:.40}: {mine.get(first)})",
+            )
+
+    def _refuse(self, expected: str, got: str) -> None:
+        raise InputError(
+            f"{self._folder}: expected a tokenizer {expected}, got one {got}; name the folder of"
+            " the one that belongs to the weights (config.clip.tokenizer)"
+        )
 
 
-def _read(folder: Path) -> tokenizers.Tokenizer:
-    whole = folder / "tokenizer.json"
-    if whole.is_file():
-        return tokenizers.Tokenizer.from_file(str(whole))
-    files = (str(folder / name) for name in ("vocab.json", "merges.txt"))
-    return tokenizers.Tokenizer(
-        models.BPE.from_file(*files, unk_token=END, end_of_word_suffix=WORD_END)
-    )
+def read(
+    folder: Path, own: Path, text: TextConfig, stated: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """Return the tokenizer of a text tower.
 
+    Args:
+        folder: of the tokenizer files.
+        own: of the weights; where it has tokenizer files too, both must have the same ids.
+        text: the tower.
+        stated: the `text_cfg` of an `open_clip_config.json`, where there is one.
 
-def _split_as_clip(tokenizer: tokenizers.Tokenizer) -> None:
-    """Let a tokenizer cut texts into words as OpenAI's does, whatever its file says."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    spaces = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), spaces, normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    Raises:
+        InputError: as `Tokenizer`; or other ids.
+    """
+    tokenizer = Tokenizer(folder, text, stated)
+    has_own = any((own / name).is_file() for name in vocabulary.FILES[:-3])
+    if has_own and folder.resolve() != own.resolve():
+        tokenizer.check_same(Tokenizer(own, text, stated))
+    return tokenizer

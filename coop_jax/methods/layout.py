@@ -100,7 +100,7 @@ def layout(
     context = np.full_like(tokens, -1)
     first = len(tokenizer.starts)  # the placeholder's token, and so the first context vector's
     for row, name in enumerate(class_names):
-        name_length = len(tokenizer.ids(f"{placeholder} {name}")) - len(tokenizer.ids(placeholder))
+        name_length = tokenizer.name_tokens(placeholder, name, ending)
         order = np.arange(tokens.shape[1])
         order[first : first + n_ctx + name_length] = first + np.concatenate(
             [np.arange(before), n_ctx + np.arange(name_length), np.arange(before, n_ctx)]

@@ -208,7 +208,7 @@ def create(
     made_of = module(name)
     classes = classes if isinstance(classes, Classes) else Classes(tuple(classes))
     if tokenizer is not None:
-        _check_tokenizer(clip, tokenizer)
+        tokenizer.check(clip.config.text)
     classes.check()
     check_settings(name, settings or {})
     chosen = {**made_of.default_config(), **(settings or {})}
@@ -255,16 +255,6 @@ def _check_method(method: Method, name: str) -> None:
                 f"method {name}: expected variables that are Learned, Kept or Fixed, got"
                 f" {dotted(path)} as {type(variable).__name__}; say which it is"
             )
-
-
-def _check_tokenizer(clip: CLIP, tokenizer: Tokenizer) -> None:
-    embeddings = clip.config.text.vocabulary_size
-    if tokenizer.size > embeddings:
-        raise InputError(
-            f"expected a tokenizer of at most {embeddings} tokens, which the CLIP has embeddings"
-            f" for, got one of {tokenizer.size}; name the one that belongs to the weights"
-            " (config.clip.tokenizer)"
-        )
 
 
 def create_rngs(seed: int) -> nnx.Rngs:

@@ -268,13 +268,13 @@ def learned_prompts(
     if context_init and class_specific:
         logger.warning("context_init gives a shared context: class_specific is ignored")
     shared = bool(context_init) or not class_specific
-    context, placeholder = initial_context(given, context_init, n_ctx, class_specific=not shared)
+    context, holder = initial_context(given, context_init, n_ctx, class_specific=not shared)
     if context_init and (missing := at_least - len(context)) > 0:
         context = jnp.pad(context, ((missing, 0), (0, 0)))
-        placeholder = " ".join([*["X"] * missing, placeholder])
+        holder = " ".join([placeholder(given, missing), holder])
     learned = Learned(context, per_class=not shared, shard_axis=None if shared else 0)
     position = class_token_position
-    return learned, Prompts(given, placeholder, context.shape[-2], position, shared=shared)
+    return learned, Prompts(given, holder, context.shape[-2], position, shared=shared)
 
 
 def initial_context(
@@ -298,7 +298,7 @@ def initial_context(
         width = given.clip.config.text.transformer.width
         shape = (len(given.classes),) * class_specific + (n_ctx, width)
         drawn = 0.02 * jax.random.normal(given.rngs.params(), shape, jnp.float32)
-        return drawn, " ".join(["X"] * n_ctx)
+        return drawn, placeholder(given, n_ctx)
     text = " ".join(words)
     vectors = embedded_words(given, text)
     if len(vectors) != n_ctx:
@@ -310,6 +310,11 @@ def initial_context(
             n_ctx,
         )
     return vectors[:n_ctx], text
+
+
+def placeholder(given: Given, n_ctx: int) -> str:
+    """Return a text of so many tokens, which holds the place of as many context vectors."""
+    return " ".join([needed(given.tokenizer).placeholder] * n_ctx)
 
 
 def embedded_words(given: Given, phrase: str) -> Float[Array, "tokens width"]:
