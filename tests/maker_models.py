@@ -141,6 +141,20 @@ def difference(got, expected, largest=None):
     return float(np.abs(got - expected).max() / largest)
 
 
+def save_clip_tokenizer(folder: Path) -> Path:
+    """Write OpenAI's vocabulary, as it comes with open_clip, in transformers' files; the folder."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    words = {names.get(word, word): index for word, index in tokenizer.encoder.items()}
+    (folder / "vocab.json").write_text(json.dumps(words))
+    ranks = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.get)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in ranks)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
 def plain(error) -> str:
     """An error's message without the path of the file that it begins with."""
     return re.sub(r"^\S*/", "", str(error))

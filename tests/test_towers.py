@@ -68,3 +68,9 @@ def test_half_precision_follows_float32(tiny_tokenizer, vision, dtype):
         assert cosine.min() > 1 - 100 * float(jnp.finfo(dtype).eps) ** 2
     logits = half.logits(*features(half, images, tokens))
     assert logits.dtype == jnp.float32
+
+
+def test_pixels_that_fill_no_patch_are_left_out(tiny_clip):
+    images = np.random.default_rng(0).normal(size=(2, 37, 37, 3)).astype(np.float32)
+    features = tiny_clip.encode_image(jnp.asarray(images))
+    np.testing.assert_array_equal(features, tiny_clip.encode_image(images[:, :32, :32]))

@@ -31,6 +31,7 @@ from coop_jax.clip.tables import (
     number,
     refusal,
     unsupported,
+    whole,
 )
 from coop_jax.clip.weights import Tensors
 
@@ -105,7 +106,7 @@ def _is_tower(value: Any) -> bool:
 
 def _is_layers(value: Any) -> bool:
     if isinstance(value, list):
-        return len(value) == 4 and all(map(tables.LAYERS.hold, value))
+        return len(value) == 4 and all(map(whole(1, 48).hold, value))
     return tables.LAYERS.hold(value)
 
 
@@ -134,7 +135,9 @@ VISION = {
     ),
     "attentional_pool": unsupported("pooling by several queries (CoCa)"),
     **BLOCKS,
-    "layers": Key(Values("from 1 to 512 layers, or four such numbers", _is_layers), "depth", 12),
+    "layers": Key(
+        Values("a whole number from 1 to 512, or four from 1 to 48", _is_layers), "depth", 12
+    ),
     "width": Key(tables.WIDTH, "the image tower's width", 768),
     "head_width": Key(tables.WIDTH, "the heads are as many as fit into the width", 64),
     "patch_size": Key(_square(tables.SIDE).or_null(), "side of the patches", 16),

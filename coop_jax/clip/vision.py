@@ -84,11 +84,15 @@ class VisionTransformer(nnx.Module):
     def embed(
         self, images: Float[Array, "batch size size 3"]
     ) -> Float[Array, "batch tokens width"]:
-        """Return the class embedding, if any, and the patches' embeddings, with positions."""
+        """Return the class embedding, if any, and the patches' embeddings, with positions.
+
+        Pixels at the right and below that fill no patch are left out.
+        """
         batch, size = images.shape[:2]
         patch = self.config.patch_size
         grid = size // patch
-        patches = images.astype(self.dtype).reshape(batch, grid, patch, grid, patch, 3)
+        images = images[:, : grid * patch, : grid * patch].astype(self.dtype)
+        patches = images.reshape(batch, grid, patch, grid, patch, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, -1)
         x = self.patch_embedding(patches)
         if self.first_patch:

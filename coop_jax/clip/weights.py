@@ -16,6 +16,8 @@ from coop_jax.clip.naming import namings, slots, transformers_namings
 from coop_jax.errors import InputError
 
 IGNORED = ("position_ids", "num_batches_tracked", "attn_mask")
+LISTED = 8
+"""Tensors that do not fit which an error names."""
 IGNORED_NAMES = {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -39,7 +41,7 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
     """A CLIP of this config filled from the tensors.
 
     Raises:
-        InputError: tensors are missing, unknown or of another shape; all of them are listed.
+        InputError: tensors are missing, unknown or of another shape; the first are listed.
     """
     abstract = nnx.eval_shape(lambda: CLIP(config, dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
@@ -53,9 +55,10 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
         for name in sorted(present - {slot.name for slot in table} - IGNORED_NAMES)
         if not name.endswith(IGNORED)
     ]
-    values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
+    # Nothing is allocated before all shapes fit: a damaged config may state huge ones.
+    shapes = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in flat.items()}
     for slot in table:
-        place = slot.place(values[slot.path])
+        place = slot.place(shapes[slot.path])
         if slot.name not in present:
             problems.append(f"{slot.name}: missing")
             continue
@@ -63,13 +66,16 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
         leading = len(got) - len(expected)
         if got[leading:] != expected or math.prod(got[:leading]) != 1:
             problems.append(f"{slot.name}: expected {list(expected)}, got {list(got)}")
-            continue
-        place[...] = slot.to_module(np.asarray(tensors.read(slot.name)), place.shape)
     if problems:
+        others = [f"and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit a CLIP of these dimensions"
-            f" ({'; '.join(problems)}); use a complete, unmodified checkpoint"
+            f" ({'; '.join([*problems[:LISTED], *others])}); use a complete, unmodified checkpoint"
         )
+    values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
+    for slot in table:
+        place = slot.place(values[slot.path])
+        place[...] = slot.to_module(np.asarray(tensors.read(slot.name)), place.shape)
     rounded = {path: values[path].astype(leaf.dtype, copy=False) for path, leaf in flat.items()}
     filled = [(path, leaf.replace(jax.device_put(rounded[path]))) for path, leaf in flat.items()]
     clip = nnx.merge(graphdef, nnx.from_flat_state(filled))
