@@ -26,12 +26,11 @@ WORD = (
 """A word, as OpenAI's `simple_tokenizer.py` has it."""
 
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+WHOLE = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE)
+PARTS = ("vocab.json", "merges.txt")
 FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    *SENTENCEPIECE,
+    *WHOLE,
+    *PARTS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -150,6 +149,13 @@ class OtherVocabulary(Vocabulary):
         return made
 
 
+def is_in(folder: Path) -> bool:
+    """Return True where a folder has one of `WHOLE`, or `PARTS`."""
+    return any((folder / name).is_file() for name in WHOLE) or all(
+        (folder / name).is_file() for name in PARTS
+    )
+
+
 def read(folder: Path, stated: Mapping[str, Any]) -> Vocabulary:
     """Read the tokenizer of a folder.
 
@@ -230,7 +236,7 @@ def _is_openai(folder: Path) -> bool:
 def _from_files(folder: Path) -> Any:
     """Read `tokenizer.json` or, where there is none, `vocab.json` and `merges.txt`."""
     whole = folder / "tokenizer.json"
-    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    files = [str(folder / name) for name in PARTS]
     try:
         if whole.is_file():
             return tokenizers.Tokenizer.from_file(str(whole))
