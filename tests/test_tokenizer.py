@@ -5,6 +5,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,6 +194,12 @@ def test_a_tokenizer_can_be_pickled(folders):
         tokenizer = Tokenizer(folder)
         again = pickle.loads(pickle.dumps(tokenizer))
         np.testing.assert_array_equal(again(["a cat"]), tokenizer(["a cat"]))
+
+
+def test_transformers_says_nothing(folders):
+    code = f"from coop_jax.clip import Tokenizer; Tokenizer({str(folders['siglip2'])!r})"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert finished.stdout == finished.stderr == b""
 
 
 def refusal(make, *arguments):

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -367,14 +366,20 @@ def _auto_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let transformers say nothing of PyTorch, of classes and of lengths."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    """Let transformers say nothing of PyTorch, of classes and of other fields of a config."""
+    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.set_verbosity(level)
+            os.environ.pop(switch)
+            if before is not None:
+                os.environ[switch] = before
