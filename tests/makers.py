@@ -375,8 +375,8 @@ def make_snapshot(cache: Path, repository: str) -> Path:
 def write_hub_cache(cache: Path, backbone: str) -> dict[str, np.ndarray]:
     """Lay small weights out as huggingface_hub caches a backbone's repository; the tensors."""
     snapshot = make_snapshot(cache, source.BACKBONES[backbone])
-    for file in source.TOKENIZER_FILES:
-        shutil.copy(source.EMBEDDED_FOLDER / file, snapshot)
+    for file in source.EMBEDDED_FOLDER.glob("[mtv]*.[jt]*"):  # the tokenizer's
+        shutil.copy(file, snapshot)
     tensors = openai_tensors()
     save_file(tensors, snapshot / "open_clip_model.safetensors")
     (snapshot / "config.json").write_text(json.dumps({"architecture": "timm's, not CLIP's"}))
