@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from lone import (
     OPEN_CLIP,
+    TOKENIZER,
     TRANSFORMERS,
     equal,
     load,
@@ -20,6 +21,8 @@ from lone import (
 )
 from makers import OF_OPENAI, openai_tensors
 from safetensors.numpy import load_file, save_file
+
+from coop_jax import clip as clip_package
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "clip_model.", "model.clip.module."])
@@ -120,6 +123,8 @@ def test_checkpoints_that_hold_something_else(tmp_path):
     assert "got state_dict and model" in refusal_of(path)
     torch.save({"state_dict": state, "options": Options()}, path)
     assert "test_files.Options', which was not run" in refusal_of(path)
+    torch.save({"state_dict": state, "model": {"width": 64}, "epoch": 3}, path)
+    load(path, **OF_OPENAI)
     torch.save({"epoch": 3}, path)
     assert "is missing" in load_refused(path)
     torch.save(torch.zeros(3), path)
@@ -226,3 +231,36 @@ def test_weights_in_half_precision(tmp_path, dtype, suffix):
     expected = state["text_projection"].float().numpy()
     np.testing.assert_array_equal(clip.text.projection[...], expected)
     assert clip.text.projection[...].dtype == np.float32
+
+
+@pytest.mark.makers
+@pytest.mark.parametrize(("activation", "heads"), [("gelu", (2, 4)), ("quick_gelu", (5, 2))])
+def test_a_checkpoint_of_open_clip_s_training_has_its_features(tmp_path, activation, heads):
+    import open_clip
+    import torch
+
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "width": 160, "head_width": 160 // heads[0]}
+    text = {"vocab_size": 929, "width": 64, "heads": heads[1], "layers": 3}
+    quick = activation == "quick_gelu"
+    theirs = open_clip.model.CLIP(32, {**vision, "layers": 3}, text, quick_gelu=quick).eval()
+    images = torch.randn(4, 3, 32, 32)
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    theirs.encode_image(images).sum().backward()
+    optimizer.step()
+    state = wrapped(theirs.state_dict(), "module.")
+    saved = {"epoch": 3, "name": "mine", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "epoch_3.pt")
+    ours, tokenizer = clip_package.load(
+        str(tmp_path / "epoch_3.pt"), tokenizer=TOKENIZER, activation=activation, heads=heads
+    )
+    tokens = tokenizer(["a circle", "three stars"])
+    with torch.no_grad():
+        of_images, of_texts = theirs.encode_image(images), theirs.encode_text(torch.tensor(tokens))
+    got = ours.encode_image(images.permute(0, 2, 3, 1).numpy())
+    scale = of_images.abs().max().item()
+    np.testing.assert_allclose(got, of_images.numpy(), rtol=0, atol=3e-6 * scale)
+    scale = of_texts.abs().max().item()
+    np.testing.assert_allclose(
+        ours.encode_text(tokens), of_texts.numpy(), rtol=0, atol=3e-6 * scale
+    )

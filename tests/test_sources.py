@@ -111,6 +111,9 @@ def test_repositories_of_something_else(publish):
     for name in (ID, f"hf-hub:{ID}"):
         message = refusal(clip_package.load, name)
         assert message.startswith(f"{ID}: expected") and "README.md" in message
+    publish("somebody/else", files_of_transformers())
+    message = refusal(clip_package.load, "hf-hub:somebody/else")
+    assert "expected open_clip_config.json" in message and "name somebody/else" in message
     with pytest.raises(InputError, match="could not fetch somebody/absent"):
         clip_package.load("somebody/absent")
 

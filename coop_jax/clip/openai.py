@@ -1,7 +1,8 @@
 """OpenAI's own checkpoints, and what others have to say of a file that no config lies beside.
 
 Neither the activation nor the number of heads can be read off tensors. OpenAI's code has QuickGELU
-and heads of width 64; whoever trained with other code may have others, under the same names.
+and heads of width 64; whoever trained with other code may have others, under the same names. That
+holds of TorchScript archives as well, which not only OpenAI writes: the digest is what counts.
 """
 
 import dataclasses
