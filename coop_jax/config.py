@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from coop_jax import images, methods, metrics, optim
-from coop_jax.clip import source
+from coop_jax.clip import openai, source
 from coop_jax.clip.config import DTYPES
+from coop_jax.clip.transformer import ACTIVATIONS
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
@@ -41,6 +42,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "data_dir": (_is_of_this_machine, "a folder that this machine sees"),
     "feature_cache": (_is_of_this_machine, "a folder that this machine sees"),
+    "clip.activation": (
+        lambda value: value in ("", *ACTIVATIONS),
+        f"one of {', '.join(ACTIVATIONS)}, or none (what the checkpoint says)",
+    ),
+    "clip.heads": (
+        lambda value: len(value) == 0 or openai.are_heads(value),
+        "two numbers, the heads of the image tower and of the text tower, or none (what the"
+        " checkpoint says)",
+    ),
     "targets": (_are_texts, "names of datasets"),
     "parts": (
         lambda value: value and set(value) <= set(PARTS) and len(value) == len(set(value)),
@@ -101,8 +111,8 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
             TFDS's default).
         targets: datasets that cross_dataset and domain_generalization evaluate on, besides.
         parts: which classes base_to_new evaluates on: "base", "new", "all" of them together.
-        clip: name, dtype and (where they do not lie beside the weights) tokenizer folder, as
-            `coop_jax.clip.load` takes them.
+        clip: name, dtype, (where they do not lie beside the weights) tokenizer folder and
+            (where no config lies there) activation and heads, as `coop_jax.clip.load` takes them.
         method: its name and its settings.
         templates: hand-crafted prompts for zero-shot CLIP, each with {} for the class name;
             "dataset" is the dataset's own, "imagenet_7" and "imagenet_80" are ensembles (empty:
@@ -131,7 +141,13 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
         "data_dir": "",
         "targets": (),
         "parts": ("base", "new"),
-        "clip": {"name": source.EMBEDDED, "dtype": "float32", "tokenizer": ""},
+        "clip": {
+            "name": source.EMBEDDED,
+            "dtype": "float32",
+            "tokenizer": "",
+            "activation": "",
+            "heads": (),
+        },
         "method": {"name": method, **methods.default_config(method)},
         "templates": (),
         "shots": (1, 2, 4, 8, 16),

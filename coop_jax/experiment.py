@@ -17,7 +17,7 @@ from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
-from coop_jax.frozen import Frozen
+from coop_jax.frozen import Frozen, said_of
 from coop_jax.images import orientation_settings, pixel_settings
 from coop_jax.methods import ZERO_SHOT, code_of, move, saved
 from coop_jax.printing import plural
@@ -87,7 +87,7 @@ class Experiment:
             InputError: the config names one of them.
         """
         default = config_module.default()
-        for name in ("clip.name", "templates"):
+        for name in ("clip.name", "clip.activation", "clip.heads", "templates"):
             got, unused = (config_module.flat(config)[name] for config in (self.config, default))
             if self.dataset.texts is not None and got != unused:
                 raise InputError.of_setting(
@@ -183,7 +183,8 @@ class Experiment:
         """Return digests of what results depend on; `trained_on` are the files learned from."""
         config, tested = self.config, _listed(target.dataset, "test")
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-        settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
+        chosen = config["clip"]
+        settings["clip"] = {"name": self.backbone, "dtype": chosen["dtype"], **said_of(chosen)}
         settings["method_code"] = code_of(self.method_name)
         turned = orientation_settings(self.dataset.train, target.dataset.test)
         transform = [config["augmentation"], *pixel_settings(self.frozen.clip), *turned]
