@@ -319,12 +319,12 @@ def learn(
                 begun[place] |= done is not None
                 if checkpoints is not None and checkpoints.is_complete:
                     train.restore(run.method, clip, stage, checkpoints)
-                    watcher.begins(max(done or 0, 1), max(done or 0, 1), None)
+                    watcher.begins(done or 0, max(done or 0, 1), None)
                     continue
                 member = run.member(number, checkpoints)
                 has_steps = member.batches.steps > 0
                 watcher.begins(
-                    max(member.batches.steps, 1), done or 0, member.batches if has_steps else None
+                    member.batches.steps, done or 0, member.batches if has_steps else None
                 )
                 members.append(member)
                 of_members.append(watcher)
