@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import logging
+import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +28,8 @@ from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
 from coop_jax.saved import Saved
 from coop_jax.saved.use import warn_of_embedded_clip
+
+logger = logging.getLogger(__name__)
 
 NOT_SETTINGS = (
     "protocol",
@@ -159,9 +164,8 @@ class Experiment:
 
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
-        if parallel.is_first():
-            workdir_module.claim(self.config, self.workdir)
-        parallel.wait("claimed the workdir")
+        claim = functools.partial(workdir_module.claim, self.config, self.workdir)
+        parallel.first_does(claim, "claim the workdir")
 
     @property
     def results_path(self) -> Path:
@@ -272,15 +276,28 @@ class Experiment:
             versions=versions(),
             config=dict(self.config),
         )
-        if parallel.is_first():
-            results.append(self.results_path, row)
+        append = functools.partial(results.append, self.results_path, row)
+        parallel.first_does(append, "record a result")
         return row
 
     def save(self, run: TrainingRun) -> None:
-        """Keep what a run has learned, if anything, in `saved/<run>`, unless that is there."""
+        """Keep what a run has learned, if anything, in `saved/<run>`.
+
+        What is there already stays, unless another run of this name has learned it.
+        """
+        if saved(run.method):
+            parallel.first_does(lambda: self._save(run), "save what was learned")
+
+    def _save(self, run: TrainingRun) -> None:
         folder = self.workdir / "saved" / run_name(run.shots or 0, run.seed)
-        if parallel.is_first() and saved(run.method) and not folder.exists():
+        if not folder.exists():
             Saved.of_run(run, self.backbone).save(folder)
+        elif not _holds(folder, run.method):
+            logger.warning("%s: holds what another run has learned; it is replaced", folder)
+            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            folder.rename(aside)
+            Saved.of_run(run, self.backbone).save(folder)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
     @functools.cached_property
     def _data_hash(self) -> str:
@@ -291,6 +308,16 @@ class Experiment:
 def run_name(shots: int, seed: int) -> str:
     """Return what the files of a run are called."""
     return f"{shots}_shots_seed_{seed}"
+
+
+def _holds(folder: Path, method: Any) -> bool:
+    """Tell whether what is saved in a folder is what a method has learned."""
+    try:
+        kept = Saved.load(folder).learned
+    except InputError:
+        return False
+    now = {name: np.asarray(variable[...]) for name, variable in saved(method).items()}
+    return kept.keys() == now.keys() and all(np.array_equal(kept[name], now[name]) for name in now)
 
 
 def _listed(dataset: Dataset, split: str) -> list[Any]:
