@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizer_files
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 from tensorflow_datasets.core import tfds_path
 
-from coop_jax.clip import source
+from coop_jax.clip import CLIP, config, source, weights
 from coop_jax.errors import InputError
 
 SMALL = {
@@ -373,8 +375,8 @@ def make_snapshot(cache: Path, repository: str) -> Path:
 def write_hub_cache(cache: Path, backbone: str) -> dict[str, np.ndarray]:
     """Lay small weights out as huggingface_hub caches a backbone's repository; the tensors."""
     snapshot = make_snapshot(cache, source.BACKBONES[backbone])
-    for file in source.TOKENIZER_FILES:
-        shutil.copy(source.EMBEDDED_FOLDER / file, snapshot)
+    for file in source.EMBEDDED_FOLDER.glob("[mtv]*.[jt]*"):  # the tokenizer's
+        shutil.copy(file, snapshot)
     tensors = openai_tensors()
     save_file(tensors, snapshot / "open_clip_model.safetensors")
     (snapshot / "config.json").write_text(json.dumps({"architecture": "timm's, not CLIP's"}))
@@ -399,3 +401,47 @@ def feature_arrays(seed=0, views=1, shots=3, **changes):
     if views == 1:
         arrays["train_features"] = arrays["train_features"][0]
     return {key: value for key, value in (arrays | changes).items() if value is not None}
+
+
+def write_siglip(folder: Path) -> Path:
+    """A small random SigLIP with transformers' files and T5's tokenizer, in a new folder."""
+    folder.mkdir()
+    tokenizer_files.t5(folder)
+    words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    blocks = config.TransformerConfig(24, 2, 2, 40, "gelu_tanh", 1e-6)
+    vision = config.ViTConfig(
+        16, 4, blocks, "attention", initial_norm=False, patch_bias=True, projection=False
+    )
+    blocks = config.TransformerConfig(16, 2, 4, 24, "gelu_tanh", 1e-6)
+    text = config.TextConfig(
+        words, 40, blocks, causal=False, pooling="last", pad_token=1, projection="linear"
+    )
+    dimensions = config.CLIPConfig(24, vision, text, logit_bias=True)
+    clip = CLIP(dimensions, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: np.asarray(tensor + 0.1 * rng.normal(size=tensor.shape), np.float32)
+        for name, tensor in weights.transformers_tensors(clip).items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    sizes = {
+        "text_config": {
+            "vocab_size": words,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 40,
+            "projection_size": 24,
+        },
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **sizes}))
+    return folder

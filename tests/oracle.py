@@ -24,6 +24,12 @@ def numbers(module: nnx.Module) -> Callable[..., np.ndarray]:
     return array
 
 
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
 def plain_layers(tower, config, x, *, causal, deep=None, low_rank=None, adapter=None):
     """Outputs of all blocks of a tower, layer by layer, head by head.
 
@@ -79,7 +85,7 @@ def plain_layers(tower, config, x, *, causal, deep=None, low_rank=None, adapter=
             beside = np.maximum(first @ down, 0) @ up
         x = x + linear(mixed, "attention_output") + update(mixed, "output")
         inner = linear(norm(x, "mlp_norm"), "mlp_input")
-        x = x + linear(inner / (1 + np.exp(-1.702 * inner)), "mlp_output") + beside
+        x = x + linear(ACTIVATIONS[config.activation](inner), "mlp_output") + beside
     return x
 
 
@@ -99,9 +105,10 @@ def plain_text_features(
     array, config = numbers(clip.text), clip.config.text.transformer
     x = np.asarray(embeddings, np.float64)
     x = x + array("positional_embedding")[: x.shape[1]]
-    x = plain_layers(clip.text, config, x, causal=True, **inside)
+    x = plain_layers(clip.text, config, x, causal=clip.config.text.causal, **inside)
     x = plain_norm(clip.text, config, x[np.arange(len(x)), end], "final_norm")
-    return x @ array("projection")
+    bias = array("projection_bias") if clip.config.text.projection == "linear" else 0
+    return x @ array("projection") + bias
 
 
 def plain_vision_tokens(clip: CLIP, images: np.ndarray, prompts=None, **inside) -> np.ndarray:
@@ -144,17 +151,18 @@ def plain_prompts(clip, tokenizer, class_names, context, position) -> tuple[np.n
     """CoOp's whole prompts, pieced together class by class as the official code does.
 
     `context` is `[M, width]` or `[C, M, width]`. Returns embeddings `[C, 77, width]` and the end
-    positions `[C]`.
+    positions `[C]`; of a tower that reads the last token, the last ones.
     """
     table = np.asarray(clip.text.token_embedding[...])
     context = np.broadcast_to(context, (len(class_names), *np.shape(context)[-2:]))
     count = context.shape[1]
     prompts, ends = [], []
     for name, vectors in zip(class_names, context, strict=True):
-        ids = tokenizer([" ".join(["X"] * count) + " " + name + "."])[0]
-        ends.append(int(np.argmax(ids == tokenizer.end)))
-        embedded = table[ids]
-        start, rest = embedded[:1], embedded[1 + count :]
+        ids = tokenizer([" ".join([tokenizer.placeholder] * count) + " " + name + "."])[0]
+        reads_last = clip.config.text.pooling == "last"
+        ends.append(len(ids) - 1 if reads_last else int(np.argmax(ids == tokenizer.end)))
+        embedded, first = table[ids], len(tokenizer.starts)
+        start, rest = embedded[:first], embedded[first + count :]
         length = len(tokenizer.ids(name))
         label, rest = rest[:length], rest[length:]
         half = {"end": count, "middle": count // 2, "front": 0}[position]

@@ -37,7 +37,7 @@ def load(tmp_path_factory):
 
 def test_it_depends_neither_on_the_dtype_nor_on_the_names_in_the_file(load):
     clips = [load(openai_tensors(), dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)]
-    same = Tensors(weights.hugging_face_tensors(clips[0]))
+    same = Tensors(weights.transformers_tensors(clips[0]))
     config = clips[0].config
     clips.append(weights.build(same, config, jnp.float16, "another file"))
     clips.append(nnx.clone(clips[1]))

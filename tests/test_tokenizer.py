@@ -5,6 +5,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,6 +196,12 @@ def test_a_tokenizer_can_be_pickled(folders):
         np.testing.assert_array_equal(again(["a cat"]), tokenizer(["a cat"]))
 
 
+def test_transformers_says_nothing(folders):
+    code = f"from coop_jax.clip import Tokenizer; Tokenizer({str(folders['siglip2'])!r})"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert finished.stdout == finished.stderr == b""
+
+
 def refusal(make, *arguments):
     with pytest.raises(InputError) as refused:
         make(*arguments)
@@ -318,6 +326,14 @@ def test_a_token_without_an_embedding_is_refused(folders):
     assert f"with token {size} of {size}" in refusal(tokenizer.ids, "a <more> cat")
 
 
+def test_another_padding_than_beside_the_weights_is_refused(tmp_path, folders):
+    other = shutil.copytree(folders["bert"], tmp_path / "bert")
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "[MASK]"}))
+    message = refusal(Tokenizer(other).check_same, Tokenizer(folders["bert"]))
+    assert "('padding': 0), got one with others ('padding': 4)" in message
+
+
 def another_vocabulary(tmp_path, change):
     """The embedded CLIP's tokenizer with changed ids."""
     folder = tmp_path / "other"
@@ -348,7 +364,7 @@ def test_a_clip_with_the_ids_of_another_is_refused(tmp_path, refused):
 def test_a_clip_with_another_vocabulary_is_refused(tmp_path, folders, refused):
     folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
     for name in source.TOKENIZER_FILES:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
     out = ("fit", "digits", tmp_path / "out", "--method", "zero_shot", "--clip", folder)
     line = refused(*out, "--tokenizer", folders["bert"])
     assert "of 929 tokens, which the CLIP has embeddings for, got one of" in line

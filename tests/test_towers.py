@@ -42,7 +42,7 @@ def test_exported_weights_are_the_loaded_ones():
     folder = DATA / "transformers_quick_gelu"
     clip, _ = clip_package.load(str(folder), tokenizer=DATA / "tokenizer_of_99")
     original = source.SafetensorsFiles((folder / "model.safetensors",))
-    exported = weights.hugging_face_tensors(clip)
+    exported = weights.transformers_tensors(clip)
     assert exported.keys() == original.names()
     for name, tensor in exported.items():
         np.testing.assert_array_equal(tensor, original.read(name))

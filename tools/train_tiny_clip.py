@@ -17,7 +17,7 @@ from tiny_clip import captions, fonts, pool, training, vocabulary
 
 from coop_jax.clip.config import OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from coop_jax.clip.model import CLIP
-from coop_jax.clip.weights import hugging_face_tensors
+from coop_jax.clip.weights import transformers_tensors
 
 
 def describe(config: CLIPConfig) -> dict:
@@ -72,7 +72,7 @@ PREPROCESSOR = {
 
 def save(clip: CLIP, folder: Path) -> None:
     """Weights and configuration in the layout of a Hugging Face CLIP."""
-    weights = safetensors.numpy.save(hugging_face_tensors(clip), metadata={"format": "pt"})
+    weights = safetensors.numpy.save(transformers_tensors(clip), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text(json.dumps(describe(clip.config), indent=2) + "\n")
     text = json.dumps(PREPROCESSOR, indent=2) + "\n"

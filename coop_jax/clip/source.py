@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coop_jax.clip import pretrained
+from coop_jax.clip import pretrained, vocabulary
 from coop_jax.errors import InputError
 
 BACKBONES = {
@@ -57,7 +57,7 @@ CONFIGS = (
     "processor_config.json",
     "open_clip_config.json",
 )
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+TOKENIZER_FILES = vocabulary.FILES
 INDEX = ".index.json"
 HUB = "hf-hub:"
 """The beginning of open_clip's spelling of a hub id."""
@@ -284,11 +284,11 @@ def _shard_names(index: Path) -> list[str]:
 
 def _tokenizer(name: str, folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
-    joint = (folder / "tokenizer.json").is_file()
-    if not joint and not all((folder / part).is_file() for part in ("vocab.json", "merges.txt")):
+    if not vocabulary.is_in(folder):
         raise InputError(
-            f"no tokenizer for {name}: expected tokenizer.json, or vocab.json and merges.txt, in"
-            f" {folder}; copy them there from the model's repository or name their folder"
+            f"no tokenizer for {name}: expected {', '.join(vocabulary.WHOLE)}, or vocab.json and"
+            f" merges.txt, in {folder}; copy them there from the model's repository or name their"
+            " folder"
         )
     return folder
 

@@ -194,12 +194,15 @@ class Tokenizer:
         """Refuse to stand for a tokenizer with other ids, which lies beside the weights.
 
         Raises:
-            InputError: a token has another id.
+            InputError: a token, or what is in front of a text or behind it, has another id.
         """
-        mine, others = self._vocabulary.ids(), own._vocabulary.ids()
+        mine, others = (
+            {**tokenizer._vocabulary.ids(), "padding": tokenizer.pad, "end": tokenizer.end}
+            for tokenizer in (self, own)
+        )
         differing = sorted(key for key in {*mine, *others} if mine.get(key) != others.get(key))
-        if differing:
-            first = differing[0]
+        if differing or self.starts != own.starts:
+            first = differing[0] if differing else "start"
             self._refuse(
                 f"with the ids of the one beside the weights ({first!r:.40}: {others.get(first)})",
                 f"with others ({first!r:.40}: {mine.get(first)})",
@@ -219,7 +222,8 @@ def read(
 
     Args:
         folder: of the tokenizer files.
-        own: of the weights; where it has tokenizer files too, both must have the same ids.
+        own: of the weights; where it has tokenizer files too that belong to the tower, both must
+            have the same ids.
         text: the tower.
         stated: the `text_cfg` of an `open_clip_config.json`, where there is one.
 
@@ -227,7 +231,10 @@ def read(
         InputError: as `Tokenizer`; or other ids.
     """
     tokenizer = Tokenizer(folder, text, stated)
-    has_own = any((own / name).is_file() for name in vocabulary.FILES[:-3])
-    if has_own and folder.resolve() != own.resolve():
-        tokenizer.check_same(Tokenizer(own, text, stated))
+    if folder.resolve() != own.resolve() and vocabulary.is_in(own):
+        try:
+            beside = Tokenizer(own, text, stated)
+        except InputError:
+            return tokenizer
+        tokenizer.check_same(beside)
     return tokenizer

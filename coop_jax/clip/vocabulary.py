@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +25,11 @@ WORD = (
 """A word, as OpenAI's `simple_tokenizer.py` has it."""
 
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+WHOLE = ("tokenizer.json", "vocab.txt", *SENTENCEPIECE)
+PARTS = ("vocab.json", "merges.txt")
 FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    *SENTENCEPIECE,
+    *WHOLE,
+    *PARTS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -150,6 +148,13 @@ class OtherVocabulary(Vocabulary):
         return made
 
 
+def is_in(folder: Path) -> bool:
+    """Return True where a folder has one of `WHOLE`, or `PARTS`."""
+    return any((folder / name).is_file() for name in WHOLE) or all(
+        (folder / name).is_file() for name in PARTS
+    )
+
+
 def read(folder: Path, stated: Mapping[str, Any]) -> Vocabulary:
     """Read the tokenizer of a folder.
 
@@ -230,7 +235,7 @@ def _is_openai(folder: Path) -> bool:
 def _from_files(folder: Path) -> Any:
     """Read `tokenizer.json` or, where there is none, `vocab.json` and `merges.txt`."""
     whole = folder / "tokenizer.json"
-    files = [str(folder / name) for name in ("vocab.json", "merges.txt")]
+    files = [str(folder / name) for name in PARTS]
     try:
         if whole.is_file():
             return tokenizers.Tokenizer.from_file(str(whole))
@@ -361,14 +366,20 @@ def _auto_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let transformers say nothing of PyTorch, of classes and of lengths."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    """Let transformers say nothing of PyTorch, of classes and of other fields of a config."""
+    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.set_verbosity(level)
+            os.environ.pop(switch)
+            if before is not None:
+                os.environ[switch] = before

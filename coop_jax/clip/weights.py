@@ -84,12 +84,12 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
     return clip
 
 
-def hugging_face_tensors(clip: CLIP) -> dict[str, np.ndarray]:
+def transformers_tensors(clip: CLIP) -> dict[str, np.ndarray]:
     """The weights under transformers' names, as `model.safetensors` of a CLIP folder holds them."""
     flat = dict(nnx.to_flat_state(nnx.state(clip)))
     vision = clip.config.vision
     if not isinstance(vision, ViTConfig):
-        raise InputError("transformers' CLIP has no ResNet: expected a ViT image tower")
+        raise InputError("expected a ViT image tower, as transformers' CLIP has, got a ResNet")
     return {
         slot.name: np.array(
             slot.to_checkpoint(slot.place(np.asarray(flat[slot.path][...])), vision.patch_size),
