@@ -103,7 +103,7 @@ def check_transformers(folder, model, processor):
     return check(folder, expected), np.array(tokens)
 
 
-def test_clip_of_transformers(tmp_path):
+def test_clips_with_files_of_their_own(tmp_path):
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     maker_models.save_clip_tokenizer(tmp_path)
@@ -117,7 +117,7 @@ def test_clip_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_siglips_of_transformers(second, tmp_path):
+def test_siglips_with_files_of_their_own(second, tmp_path):
     from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
     files = tmp_path / "tokenizer"
