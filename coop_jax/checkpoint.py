@@ -1,14 +1,19 @@
 """Orbax checkpoints of what is learned, the optimizer state and the step: nothing frozen."""
 
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from coop_jax import finite, parallel
 from coop_jax.errors import InputError
+from coop_jax.printing import one_line
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
@@ -19,6 +24,16 @@ def _named(tree: Any) -> dict[str, jax.Array]:
 
 COMPLETE = "complete"
 """The file that says that the latest checkpoint is the last."""
+
+
+def _digest(named: Mapping[str, jax.Array]) -> str:
+    """Return SHA-256, hexadecimal, of arrays with their names, types and shapes."""
+    sha = hashlib.sha256()
+    for name, value in sorted(parallel.fetch(dict(named)).items()):
+        array = np.asarray(value)
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
 
 
 def _varying(state: dict[str, Any]) -> list[str]:
@@ -38,16 +53,13 @@ class Checkpoints:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder).absolute()
         latest = ocp.checkpoint_managers.LatestN(1)
-        handler, registry = (
-            ocp.StandardCheckpointHandler(),
-            ocp.handlers.DefaultCheckpointHandlerRegistry(),
-        )
-        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
-            registry.add("default", arguments, handler)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(preservation_policy=latest, create=True),
-            handler_registry=registry,
+            item_handlers={
+                "default": ocp.StandardCheckpointHandler(),
+                "digest": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest_step(self) -> int | None:
@@ -61,8 +73,12 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> None:
         """Save the state under its step; wait for the file only if it is the last one."""
-        step = int(state["step"])
-        self._manager.save(step, args=ocp.args.StandardSave(_named(state)))
+        named = _named(state)
+        items = {
+            "default": ocp.args.StandardSave(named),
+            "digest": ocp.args.JsonSave({"sha256": _digest(named)}),
+        }
+        self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
         if last:
             self.complete()
 
@@ -79,14 +95,16 @@ class Checkpoints:
 
         Raises:
             InputError: the checkpoint holds other variables or shapes than `state`, or numbers that
-                are not finite.
+                are not those that were saved, or not finite.
         """
         step = self.latest_step()
         if step is None:
             return state
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
-        saved: Any = self._manager.metadata(step).item_metadata
-        got = {name: tuple(leaf.shape) for name, leaf in dict(saved).items()}
+        with self._whole(step):
+            items: Any = self._manager.metadata(step).item_metadata
+            saved = dict(items["default"])
+        got = {name: tuple(leaf.shape) for name, leaf in saved.items()}
         for name in _varying(state):
             if got.get(name, ())[1:] == target[name].shape[1:]:
                 target[name] = target[name].update(shape=got[name])
@@ -96,10 +114,27 @@ class Checkpoints:
                 f"{self.folder}: expected a checkpoint of {expected}, got {got}; restore with the"
                 " method, settings and (if class-specific) classes it was trained with"
             )
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        wanted = {"default": ocp.args.StandardRestore(target), "digest": ocp.args.JsonRestore()}
+        with self._whole(step):
+            both = self._manager.restore(step, args=ocp.args.Composite(**wanted))
+            restored = both["default"]
+            if both["digest"] != {"sha256": _digest(restored)}:
+                raise ValueError("a digest of other numbers")
         advice = "; it cannot be gone on from: run it again in another --workdir"
         finite.check(parallel.fetch(restored), f"in the checkpoint {self.folder}/{step}", advice)
         return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in target])
+
+    @contextlib.contextmanager
+    def _whole(self, step: int) -> Iterator[None]:
+        """Turn whatever a damaged checkpoint leads to into one line."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have no exception of their own for it
+            raise InputError(
+                f"{self.folder / str(step)}: expected a checkpoint as it was saved, got a damaged"
+                f" one ({one_line(error)}); delete {self.folder}, and the same command trains from"
+                " the start"
+            ) from error
 
     def close(self) -> None:
         """Wait for pending saves and release the folder."""

@@ -1,5 +1,7 @@
 """The step and the loop: frozen weights, devices, resuming, and what a checkpoint holds."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,6 +272,38 @@ def test_a_checkpoint_is_small_and_fits_only_its_method(
     with pytest.raises(InputError, match=r"context.value': \(5, 16, 32\).* got .*: \(16, 32\)"):
         run(tiny_clip, other, one_device, checkpoints=checkpoints)
     checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+def test_a_damaged_checkpoint_is_refused_or_read_as_it_was(
+    tiny_clip, tiny_tokenizer, tmp_path, one_device
+):
+    """One byte is another, in several places of every file of numbers."""
+    parts = problem(tiny_clip, tiny_tokenizer)
+    checkpoints = Checkpoints(tmp_path)
+    run(tiny_clip, parts, one_device, checkpoints=checkpoints)
+    checkpoints.close()
+    outcomes = collections.Counter()
+    for path in [path for path in tmp_path.rglob("d/*") if path.is_file()]:
+        whole = path.read_bytes()
+        for share in (0.1, 0.5, 0.9):
+            damaged = bytearray(whole)
+            damaged[int(share * len(whole))] ^= 0xFF
+            path.write_bytes(damaged)
+            checkpoints = Checkpoints(tmp_path)
+            try:
+                state = checkpoints.restore(train.initial_state(parts[0], tiny_clip, parts[1]))
+            except InputError as error:
+                assert "got a damaged one" in str(error) and "\n" not in str(error)
+                outcomes["refused"] += 1
+            else:
+                got, expected = state["learned"]["context"], parts[0].context
+                np.testing.assert_array_equal(got[...], expected[...])
+                outcomes["read"] += 1
+            finally:
+                checkpoints.close()
+        path.write_bytes(whole)
+    assert outcomes["refused"] >= 6, outcomes
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
