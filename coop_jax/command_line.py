@@ -108,17 +108,18 @@ def add_settings(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def whole(text: str, lowest: int = 0) -> int:
-    """A whole number of at least `lowest`.
+def whole(text: str, lowest: int = 0, highest: int = 2**32 - 1) -> int:
+    """A whole number from `lowest` to `highest`.
 
     Raises:
         ArgumentTypeError: the text is none.
     """
     with contextlib.suppress(ValueError):
-        if (found := int(text)) >= lowest:
-            return found
+        if lowest <= (read := int(text)) <= highest:
+            return read
+    most = f" and at most {highest}" if len(text) >= len(str(highest)) else ""
     raise argparse.ArgumentTypeError(
-        f"expected a whole number of at least {lowest}, got {text!r:.80}"
+        f"expected a whole number of at least {lowest}{most}, got {text!r:.80}"
     )
 
 

@@ -1,91 +1,167 @@
 """The settings of a run: defaults and checks."""
 
 import dataclasses
-import math
+import numbers
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from coop_jax import images, methods, metrics, optim
-from coop_jax.clip import source
+from coop_jax.clip import openai, source
 from coop_jax.clip.config import DTYPES
+from coop_jax.clip.transformer import ACTIVATIONS
 from coop_jax.data import sampling
 from coop_jax.errors import InputError
 
 PARTS = ("base", "new", "all")
 
 
-def _is_interval(pair: Sequence[float], lowest: float, highest: float) -> bool:
-    return len(pair) == 2 and lowest < pair[0] <= pair[1] <= highest
+MOST = 10**6
+"""The highest number of anything that is counted, and the highest rate."""
+
+LEAST = 1e-30
+"""The lowest positive number: float32, in which it is computed, has none much lower."""
+
+Range = tuple[Callable[[Any], bool], str]
+"""Tells whether a value is valid, and says in words which are."""
 
 
-def _are_texts(values: Sequence[str]) -> bool:
-    return not isinstance(values, str) and all(isinstance(value, str) for value in values)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _are_different(values: Sequence[int], highest: float = math.inf) -> bool:
-    whole = all(isinstance(value, int) and 1 <= value <= highest for value in values)
-    return whole and 0 < len(values) == len(set(values))
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
 
 
-def _is_of_this_machine(folder: str) -> bool:
-    return "://" not in folder
+def _whole(lowest: int, what: str = "", highest: int = MOST) -> Range:
+    """Return the range of a whole number; `what` says what the lowest means."""
+    said = f"a whole number from {lowest} to {highest}{what}"
+    return lambda value: _is_whole(value) and lowest <= value <= highest, said
 
 
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "shots": (_are_different, "different positive whole numbers"),
-    "seeds": (
-        lambda values: _are_different(values, sampling.LAST_SEED),
-        f"different whole numbers from 1 to {sampling.LAST_SEED}",
-    ),
-    "data_dir": (_is_of_this_machine, "a folder that this machine sees"),
-    "feature_cache": (_is_of_this_machine, "a folder that this machine sees"),
+def _number(what: str = "", *, zero: bool = True, highest: float = MOST) -> Range:
+    """Return the range of a positive number, or of 0; `what` says what 0 means."""
+    said = f"{'0, or ' * zero}a number from {LEAST:g} to {highest:g}{what}"
+    return (
+        lambda value: _is_number(value) and (LEAST <= value <= highest or (zero and value == 0)),
+        said,
+    )
+
+
+def _choice(choices: Collection[str]) -> Range:
+    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
+
+
+def _some_of(choices: Collection[str], what: str = "") -> Range:
+    """Return the range of different values among the choices; `what` says what none means."""
+
+    def is_valid(values: Any) -> bool:
+        known = _are_texts(values) and set(values) <= set(choices)
+        return known and len(values) == len(set(values)) and bool(values or what)
+
+    return is_valid, f"some of {', '.join(choices)}{what}"
+
+
+def _numbers(is_valid: Callable[[Any], bool], what: str) -> Range:
+    """Return the range of two numbers."""
+    return (
+        lambda pair: (
+            isinstance(pair, tuple | list)
+            and len(pair) == 2
+            and all(_is_number(value) for value in pair)
+            and is_valid(pair)
+        ),
+        what,
+    )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+
+
+def _different(what: str, highest: int) -> Range:
+    def is_valid(values: Any) -> bool:
+        whole = isinstance(values, tuple | list) and all(
+            _is_whole(value) and 1 <= value <= highest for value in values
+        )
+        return whole and 0 < len(values) == len(set(values))
+
+    return is_valid, f"different {what} from 1 to {highest}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_of_this_machine(folder: Any) -> bool:
+    return _is_text(folder) and "://" not in folder
+
+
+TEXT: Range = (_is_text, "a text")
+NAME: Range = (lambda value: _is_text(value) and bool(value.strip()), "a name or path")
+FOLDER: Range = (_is_of_this_machine, "a folder that this machine sees")
+
+RANGES: dict[str, Range] = {
+    "dataset": NAME,
+    "class_names": TEXT,
+    "data_dir": FOLDER,
     "targets": (_are_texts, "names of datasets"),
-    "parts": (
-        lambda value: value and set(value) <= set(PARTS) and len(value) == len(set(value)),
-        f"some of {', '.join(PARTS)}",
+    "parts": _some_of(PARTS),
+    "clip.name": NAME,
+    "clip.dtype": _choice(DTYPES),
+    "clip.tokenizer": TEXT,
+    "clip.activation": (
+        lambda value: value in ("", *ACTIVATIONS),
+        f"one of {', '.join(ACTIVATIONS)}, or none (what the checkpoint says)",
+    ),
+    "clip.heads": (
+        lambda value: isinstance(value, tuple | list) and (not value or openai.are_heads(value)),
+        "two numbers, the heads of the image tower and of the text tower, or none (what the"
+        " checkpoint says)",
     ),
     "templates": (_are_texts, "texts"),
-    "sampling": (lambda value: value in sampling.RULES, f"one of {', '.join(sampling.RULES)}"),
-    "epochs": (lambda value: value >= 0, "at least 0 (0 is the paper's)"),
-    "batch_size": (lambda value: value >= 1, "at least 1"),
-    "encode_batch_size": (lambda value: value >= 1, "at least 1"),
-    "runs_at_once": (lambda value: value >= 1, "at least 1"),
-    "loggers": (
-        lambda value: _are_texts(value) and set(value) <= set(metrics.LOGGERS),
-        f"some of {', '.join(metrics.LOGGERS)}, or none",
+    "shots": _different("positive whole numbers", MOST),
+    "seeds": _different("whole numbers", sampling.LAST_SEED),
+    "sampling": _choice(sampling.RULES),
+    "epochs": _whole(0, " (0 is the paper's)"),
+    "batch_size": _whole(1),
+    "encode_batch_size": _whole(1, highest=2**16),
+    "feature_cache": FOLDER,
+    "runs_at_once": _whole(1),
+    "loggers": _some_of(metrics.LOGGERS, ", or none"),
+    **{f"optimizer.{setting}": _choice(choices) for setting, choices in optim.CHOICES.items()},
+    "optimizer.learning_rate": _number(zero=False),
+    "optimizer.momentum": (
+        lambda value: _is_number(value) and 0 <= value < 1,
+        "a number from 0, less than 1",
     ),
-    **{
-        f"optimizer.{setting}": (
-            lambda value, choices=choices: value in choices,
-            f"one of {', '.join(choices)}",
-        )
-        for setting, choices in optim.CHOICES.items()
-    },
-    "optimizer.learning_rate": (lambda value: value > 0, "more than 0"),
-    "optimizer.momentum": (lambda value: 0 <= value < 1, "0 or more, less than 1"),
-    "optimizer.betas": (
-        lambda values: len(values) == 2 and all(0 <= value < 1 for value in values),
+    "optimizer.betas": _numbers(
+        lambda pair: all(0 <= value < 1 for value in pair),
         "two numbers, each 0 or more, less than 1",
     ),
-    "optimizer.epsilon": (lambda value: value > 0, "more than 0"),
-    "optimizer.weight_decay": (lambda value: value >= 0, "at least 0"),
-    "optimizer.half_period": (lambda value: value >= 0, "at least 0 (0 is the whole training)"),
-    "optimizer.warmup_epochs": (lambda value: value >= 0, "at least 0"),
-    "optimizer.warmup_learning_rate": (lambda value: value >= 0, "at least 0"),
-    "optimizer.final_learning_rate": (lambda value: value >= 0, "at least 0"),
-    "optimizer.clip_norm": (lambda value: value >= 0, "at least 0 (0 is no clipping)"),
-    "augmentation.scale": (
-        lambda value: _is_interval(value, 0, 1),
+    "optimizer.epsilon": _number(zero=False),
+    "optimizer.weight_decay": _number(),
+    "optimizer.half_period": _whole(0, " (0 is the whole training)"),
+    "optimizer.warmup_epochs": _whole(0),
+    "optimizer.warmup_learning_rate": _number(),
+    "optimizer.final_learning_rate": _number(),
+    "optimizer.clip_norm": _number(" (0 is no clipping)"),
+    "augmentation.scale": _numbers(
+        lambda pair: 0 < pair[0] <= pair[1] <= 1,
         "the smallest and largest part of an image's area, more than 0 and at most 1",
     ),
-    "augmentation.ratio": (
-        lambda value: _is_interval(value, 0, math.inf),
-        "the smallest and largest aspect ratio, more than 0",
+    "augmentation.ratio": _numbers(
+        lambda pair: 1e-3 <= pair[0] <= pair[1] <= 1e3,
+        "the smallest and largest aspect ratio, from 0.001 to 1000",
     ),
-    "augmentation.flip": (lambda value: 0 <= value <= 1, "a probability"),
+    "augmentation.flip": (
+        lambda value: _is_number(value) and 0 <= value <= 1,
+        "a probability, from 0 to 1",
+    ),
 }
+"""The valid values of every setting but the protocol and the method's own."""
 
 
 def default(method: str = methods.DEFAULT) -> dict[str, Any]:
@@ -101,8 +177,8 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
             TFDS's default).
         targets: datasets that cross_dataset and domain_generalization evaluate on, besides.
         parts: which classes base_to_new evaluates on: "base", "new", "all" of them together.
-        clip: name, dtype and (where they do not lie beside the weights) tokenizer folder, as
-            `coop_jax.clip.load` takes them.
+        clip: name, dtype, (where they do not lie beside the weights) tokenizer folder and
+            (where no config lies there) activation and heads, as `coop_jax.clip.load` takes them.
         method: its name and its settings.
         templates: hand-crafted prompts for zero-shot CLIP, each with {} for the class name;
             "dataset" is the dataset's own, "imagenet_7" and "imagenet_80" are ensembles (empty:
@@ -131,7 +207,13 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
         "data_dir": "",
         "targets": (),
         "parts": ("base", "new"),
-        "clip": {"name": source.EMBEDDED, "dtype": "float32", "tokenizer": ""},
+        "clip": {
+            "name": source.EMBEDDED,
+            "dtype": "float32",
+            "tokenizer": "",
+            "activation": "",
+            "heads": (),
+        },
         "method": {"name": method, **methods.default_config(method)},
         "templates": (),
         "shots": (1, 2, 4, 8, 16),
@@ -187,25 +269,24 @@ def check(config: Mapping[str, Any]) -> None:
     """
     expected = default()
     _check_keys(config, expected, "config")
+    for group in ("clip", "optimizer", "augmentation", "method"):
+        if not isinstance(config[group], Mapping):
+            raise InputError.of_setting(
+                f"config.{group}",
+                f"expected settings by name, got {config[group]!r:.80}; give some",
+            )
     for group in ("clip", "optimizer", "augmentation"):
         _check_keys(config[group], expected[group], f"config.{group}")
-    if config["clip"]["dtype"] not in DTYPES:
-        raise InputError.of_setting(
-            "config.clip.dtype",
-            f"expected one of {', '.join(DTYPES)}, got {config['clip']['dtype']!r:.80}; choose one",
-        )
     name = config["method"].get("name")
     settings = {"name": name, **methods.default_config(name)}
     _check_keys(config["method"], settings, "config.method")
+    methods.check_settings(name, {key: config["method"][key] for key in settings if key != "name"})
     values = flat(config)
     for key, (is_valid, expectation) in RANGES.items():
-        try:
-            valid = is_valid(values[key])
-        except TypeError:
-            valid = False
-        if not valid:
+        if not is_valid(values.get(key, {})):
             raise InputError.of_setting(
-                f"config.{key}", f"expected {expectation}, got {values[key]!s:.80}; correct it"
+                f"config.{key}",
+                f"expected {expectation}, got {values.get(key, {})!r:.80}; correct it",
             )
     try:
         optim.OptimizerConfig(**config["optimizer"])

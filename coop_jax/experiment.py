@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import logging
+import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +20,7 @@ from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
-from coop_jax.frozen import Frozen
+from coop_jax.frozen import Frozen, said_of
 from coop_jax.images import orientation_settings, pixel_settings
 from coop_jax.methods import ZERO_SHOT, code_of, move, saved
 from coop_jax.printing import plural
@@ -25,6 +28,8 @@ from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
 from coop_jax.saved import Saved
 from coop_jax.saved.use import warn_of_embedded_clip
+
+logger = logging.getLogger(__name__)
 
 NOT_SETTINGS = (
     "protocol",
@@ -87,7 +92,7 @@ class Experiment:
             InputError: the config names one of them.
         """
         default = config_module.default()
-        for name in ("clip.name", "templates"):
+        for name in ("clip.name", "clip.activation", "clip.heads", "templates"):
             got, unused = (config_module.flat(config)[name] for config in (self.config, default))
             if self.dataset.texts is not None and got != unused:
                 raise InputError.of_setting(
@@ -159,9 +164,8 @@ class Experiment:
 
     def claim_workdir(self) -> None:
         """Make the workdir this experiment's, once everything about it has been found in order."""
-        if parallel.is_first():
-            workdir_module.claim(self.config, self.workdir)
-        parallel.wait("claimed the workdir")
+        claim = functools.partial(workdir_module.claim, self.config, self.workdir)
+        parallel.first_does(claim, "claim the workdir")
 
     @property
     def results_path(self) -> Path:
@@ -183,7 +187,8 @@ class Experiment:
         """Return digests of what results depend on; `trained_on` are the files learned from."""
         config, tested = self.config, _listed(target.dataset, "test")
         settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-        settings["clip"] = {"name": self.backbone, "dtype": config["clip"]["dtype"]}
+        chosen = config["clip"]
+        settings["clip"] = {"name": self.backbone, "dtype": chosen["dtype"], **said_of(chosen)}
         settings["method_code"] = code_of(self.method_name)
         turned = orientation_settings(self.dataset.train, target.dataset.test)
         transform = [config["augmentation"], *pixel_settings(self.frozen.clip), *turned]
@@ -271,15 +276,28 @@ class Experiment:
             versions=versions(),
             config=dict(self.config),
         )
-        if parallel.is_first():
-            results.append(self.results_path, row)
+        append = functools.partial(results.append, self.results_path, row)
+        parallel.first_does(append, "record a result")
         return row
 
     def save(self, run: TrainingRun) -> None:
-        """Keep what a run has learned, if anything, in `saved/<run>`, unless that is there."""
+        """Keep what a run has learned, if anything, in `saved/<run>`.
+
+        What is there already stays, unless another run of this name has learned it.
+        """
+        if saved(run.method):
+            parallel.first_does(lambda: self._save(run), "save what was learned")
+
+    def _save(self, run: TrainingRun) -> None:
         folder = self.workdir / "saved" / run_name(run.shots or 0, run.seed)
-        if parallel.is_first() and saved(run.method) and not folder.exists():
+        if not folder.exists():
             Saved.of_run(run, self.backbone).save(folder)
+        elif not _holds(folder, run.method):
+            logger.warning("%s: holds what another run has learned; it is replaced", folder)
+            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            folder.rename(aside)
+            Saved.of_run(run, self.backbone).save(folder)
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
 
     @functools.cached_property
     def _data_hash(self) -> str:
@@ -290,6 +308,16 @@ class Experiment:
 def run_name(shots: int, seed: int) -> str:
     """Return what the files of a run are called."""
     return f"{shots}_shots_seed_{seed}"
+
+
+def _holds(folder: Path, method: Any) -> bool:
+    """Tell whether what is saved in a folder is what a method has learned."""
+    try:
+        kept = Saved.load(folder).learned
+    except InputError:
+        return False
+    now = {name: np.asarray(variable[...]) for name, variable in saved(method).items()}
+    return kept.keys() == now.keys() and all(np.array_equal(kept[name], now[name]) for name in now)
 
 
 def _listed(dataset: Dataset, split: str) -> list[Any]:

@@ -51,10 +51,14 @@ class Cache:
         }
         missing = [name for name in keys if name not in arrays]
         made = make(missing) if missing else {}
-        if parallel.is_first():
-            for name in missing:
-                self._keep(paths[name], made[name])
+        kept_now = {paths[name]: made[name] for name in missing}
+        if missing:
+            parallel.first_does(lambda: self._keep_all(kept_now), "keep features")
         return arrays | made
+
+    def _keep_all(self, made: Mapping[Path, np.ndarray]) -> None:
+        for path, array in made.items():
+            self._keep(path, array)
 
     def _read(self, path: Path) -> np.ndarray | None:
         try:

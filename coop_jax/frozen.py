@@ -1,7 +1,7 @@
 """A frozen CLIP with the settings of a run: loaded once, and shared by all that use it."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from coop_jax.data.examples import Dataset, Examples
 from coop_jax.errors import InputError
 from coop_jax.feature_cache import Cache
 from coop_jax.methods import Images, Method, create
-from coop_jax.provenance import hash_files
+from coop_jax.provenance import digest, hash_files
 
 
 class Frozen:
@@ -96,11 +96,15 @@ class Frozen:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """A hash of the files of the CLIP and its tokenizer; of none where features are given."""
+        """A hash of the files of the CLIP and its tokenizer; of none where features are given.
+
+        What is said of the CLIP besides counts, too.
+        """
         if self.tokenizer is None:
             return hash_files([])
         chosen = self.config["clip"]
-        return hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+        files = hash_files(source.resolve(chosen["name"], chosen["tokenizer"] or None).files())
+        return digest([files, said]) if (said := said_of(chosen)) else files
 
 
 def _described(dataset: Dataset) -> str:
@@ -110,14 +114,36 @@ def _described(dataset: Dataset) -> str:
     return f"{dataset.space} (cosine_multiplier {dataset.logit_scale:g})"
 
 
-@functools.lru_cache(maxsize=1)
-def load_clip(name: str, dtype: str, tokenizer: str) -> tuple[CLIP, Tokenizer]:
+def said_of(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a user has said of a CLIP that its tensors do not show, of its settings.
+
+    That belongs to every record of what the CLIP was used for.
+    """
+    return {name: chosen[name] for name in ("activation", "heads") if chosen.get(name)}
+
+
+def load_clip(
+    name: str, dtype: str, tokenizer: str, activation: str = "", heads: Sequence[int] = ()
+) -> tuple[CLIP, Tokenizer]:
     """Return a CLIP on all devices, and its tokenizer; the last one stays in memory.
 
     Raises:
         InputError: there is none of that name, or its files cannot be used.
     """
+    return _load_clip(name, dtype, tokenizer, activation, tuple(heads))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_clip(
+    name: str, dtype: str, tokenizer: str, activation: str, heads: Any
+) -> tuple[CLIP, Tokenizer]:
     whole = parallel.replicated(parallel.create_mesh())
-    model, its_tokenizer = clip_package.load(name, dtype=DTYPES[dtype], tokenizer=tokenizer or None)
+    model, its_tokenizer = clip_package.load(
+        name,
+        dtype=DTYPES[dtype],
+        tokenizer=tokenizer or None,
+        activation=activation or None,
+        heads=heads or None,
+    )
     nnx.update(model, parallel.put(nnx.state(model), whole))
     return model, its_tokenizer

@@ -56,6 +56,9 @@ class Learner:
             flip.
         dtype: of the CLIP: "float32", "bfloat16" or "float16".
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
+        activation: of the CLIP, "quick_gelu" or "gelu"; and
+        heads: of its image tower and of its text tower, as `coop_jax.clip.load` needs them of a
+            file that no config lies beside.
         data_dir: where datasets that are named lie; by default TFDS's folder.
         encode_batch_size: images that the frozen tower takes at once.
         feature_cache: a folder that keeps the features of training images for later fits.
@@ -86,6 +89,8 @@ class Learner:
         augmentation: Mapping[str, Any] | None = None,
         dtype: str = DEFAULT["clip"]["dtype"],
         tokenizer: PathLike = "",
+        activation: str = "",
+        heads: Sequence[int] = (),
         data_dir: PathLike = "",
         encode_batch_size: int = DEFAULT["encode_batch_size"],
         feature_cache: PathLike = "",
@@ -102,6 +107,8 @@ class Learner:
         self.augmentation = augmentation
         self.dtype = dtype
         self.tokenizer = tokenizer
+        self.activation = activation
+        self.heads = heads
         self.data_dir = data_dir
         self.encode_batch_size = encode_batch_size
         self.feature_cache = feature_cache
@@ -132,10 +139,11 @@ class Learner:
         """
         config, seed = self._config(), config_module.whole("seed", self.seed, 0, sampling.LAST_SEED)
         dataset = self._training_set(images, labels, class_names, text_features)
-        if dataset.texts is not None and self.clip != CLIP:
-            raise InputError.of_setting(
-                "clip", f"expected none where features are given, got {self.clip}; leave it out"
-            )
+        for name, unsaid in (("clip", CLIP), ("activation", ""), ("heads", ())):
+            if dataset.texts is not None and (got := getattr(self, name)) != unsaid:
+                raise InputError.of_setting(
+                    name, f"expected none where features are given, got {got}; leave it out"
+                )
         warn_of_embedded_clip(dataset.space or config["clip"]["name"], dataset.name)
         whole, dataset = dataset, few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
@@ -293,6 +301,8 @@ class Learner:
             config["name"] if clip else None,
             dtype=config["dtype"],
             tokenizer=config["tokenizer"],
+            activation=config["activation"],
+            heads=config["heads"],
             classes=chosen,
         )
         warn_of_embedded_clip(learned.backbone, learned.training.get("dataset"))
@@ -329,6 +339,8 @@ class Learner:
             "name": config_module.text("clip", self.clip),
             "dtype": self.dtype,
             "tokenizer": config_module.text("tokenizer", self.tokenizer),
+            "activation": self.activation,
+            "heads": tuple(self.heads) if isinstance(self.heads, list) else self.heads,
         }
         if self.shots is not None:
             config["shots"] = (config_module.whole("shots", self.shots),)

@@ -5,9 +5,10 @@ coop_jax run --config=coop_few_shot:dtd --config.data_dir=DATA --workdir=runs/dt
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coop_jax import command_line, config_files
 from coop_jax.errors import InputError
@@ -50,8 +51,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Run the chosen config, as one of several processes where that is said; show the results."""
     config = config_files.load(chosen.config, chosen.settings)
-    cluster = chosen.coordinator, chosen.processes, chosen.process
-    if chosen.distributed or cluster != (None, None, None):
+    cluster = _cluster(chosen)
+    if cluster is not None:
         from coop_jax import parallel
 
         parallel.join(*cluster)
@@ -63,6 +64,34 @@ def run(chosen: argparse.Namespace) -> int:
     except InputError as error:
         raise error.renamed(lambda name: f"--{name}") from None
     return 0
+
+
+def _cluster(chosen: argparse.Namespace) -> tuple[Any, Any, Any] | None:
+    """Return coordinator, processes and process, all or none of which are said; None for one alone.
+
+    Raises:
+        InputError: some of them are said alone, or do not fit together.
+    """
+    names = ("coordinator", "processes", "process")
+    said = [f"--{name}" for name in names if getattr(chosen, name) is not None]
+    if said and len(said) < len(names):
+        missing = [f"--{name}" for name in names if getattr(chosen, name) is None]
+        raise InputError(
+            f"expected --coordinator, --processes and --process together, got {', '.join(said)}"
+            f" without {' and '.join(missing)}; give all three, or --distributed alone where the"
+            " cluster says them"
+        )
+    if said and not re.fullmatch(r"\S+:\d{1,5}", chosen.coordinator):
+        raise InputError(
+            f"--coordinator: expected HOST:PORT, got {chosen.coordinator!r:.80}; name the first"
+            " process so"
+        )
+    if said and chosen.process >= chosen.processes:
+        raise InputError(
+            f"--process: expected 0 to {chosen.processes - 1} of {chosen.processes} processes, got"
+            f" {chosen.process}; correct it"
+        )
+    return tuple(getattr(chosen, name) for name in names) if said or chosen.distributed else None
 
 
 def show(experiment: "Experiment", plan: "Plan", rows: "list[Result]") -> None:

@@ -94,9 +94,10 @@ class Writer:
 
     def write(self, first: int, steps: Sequence[Values]) -> None:
         """Add the metrics of some steps in a row, the first of which has this number."""
-        if not parallel.is_first():
-            return
         numbered = list(enumerate(steps, start=first))
+        parallel.first_does(lambda: self._write(numbered), "write metrics")
+
+    def _write(self, numbered: Sequence[tuple[int, Values]]) -> None:
         self.path.parent.mkdir(exist_ok=True)
         # The loggers come last: then what they have is in the file, whenever the process ends.
         with self.path.open("a") as file:

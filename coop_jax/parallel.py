@@ -127,6 +127,30 @@ def all_agree(value: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
+def first_does(act: Callable[[], object], what: str) -> None:
+    """Let the first process do something for all that train together; all have to ask.
+
+    What fails there ends all of them, as none waits for one that has ended.
+
+    Args:
+        act: what is done.
+        what: what errors of the other processes call it, e.g. "save".
+
+    Raises:
+        InputError: it failed in the first process, where the error is the one that `act` raised.
+    """
+    problem: Exception | None = None
+    if is_first():
+        try:
+            act()
+        except Exception as error:
+            problem = error
+    if not all_agree(problem is None):
+        raise problem or InputError(
+            f"expected the first process to {what}, got an error there; see what it says"
+        )
+
+
 def place(state: Tree, mesh: Mesh) -> Tree:
     """Place a method's variables: those cut into shards over the devices, the others on each.
 

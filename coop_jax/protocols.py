@@ -167,7 +167,7 @@ def check(config: Mapping[str, Any]) -> None:
         InputError: there is not.
     """
     name = config.get("protocol")
-    if name not in PROTOCOLS:
+    if not isinstance(name, str) or name not in PROTOCOLS:
         raise InputError.of_setting(
             "config.protocol", f"expected one of {', '.join(PROTOCOLS)}, got {name!r:.80}"
         )

@@ -27,13 +27,18 @@ if TYPE_CHECKING:
     from coop_jax.checkpoint import Checkpoints
 
 
+MOST_IMAGES = 10**9
+"""The largest number of images that the steps of a run may see: their order is kept in memory."""
+
+
 class Watcher:
     """Is told of a run while it trains; does nothing with it."""
 
     def begins(self, steps: int, done: int, batches: Batches | None) -> None:
         """A stage begins of so many steps, some of which an earlier process has done.
 
-        Without `batches` it is one of no steps, which counts as one, or all is done.
+        A stage of no steps takes one note, unless `done` says that it is over. Without `batches`
+        it is one of no steps, or all is done.
         """
 
     def note(self, progress: train.Progress) -> None:
@@ -165,10 +170,16 @@ class TrainingRun:
 
         Raises:
             InputError: the dataset has not the images that the method uses, or no such outputs of
-                the tower can be made as it takes, a stage moves nothing, or as
-                `Encoder.check_given`.
+                the tower can be made as it takes, a stage moves nothing or has too many steps, or
+                as `Encoder.check_given`.
         """
         encoder = self.encoder
+        if self.images > MOST_IMAGES:
+            raise InputError(
+                f"expected at most {MOST_IMAGES:g} images in all steps of a run, got"
+                f" {self.images:g} ({len(self.dataset.train)} images, {self.shots_of_largest}"
+                " shots); lower the epochs or the shots"
+            )
         for number, stage in enumerate(self.stages, start=1):
             if stage.epochs != 0 and not nnx.state(self.method, train.moves_in(stage.learns)):
                 raise InputError(
@@ -308,12 +319,12 @@ def learn(
                 begun[place] |= done is not None
                 if checkpoints is not None and checkpoints.is_complete:
                     train.restore(run.method, clip, stage, checkpoints)
-                    watcher.begins(max(done or 0, 1), max(done or 0, 1), None)
+                    watcher.begins(done or 0, max(done or 0, 1), None)
                     continue
                 member = run.member(number, checkpoints)
                 has_steps = member.batches.steps > 0
                 watcher.begins(
-                    max(member.batches.steps, 1), done or 0, member.batches if has_steps else None
+                    member.batches.steps, done or 0, member.batches if has_steps else None
                 )
                 members.append(member)
                 of_members.append(watcher)

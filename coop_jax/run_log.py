@@ -24,7 +24,8 @@ class Log(Watcher):
     def begins(self, steps: int, done: int, batches: Batches | None) -> None:
         """Go on after what an earlier process has done of a stage."""
         self._first, self._steps, self._batches = self._steps, self._steps + steps, batches
-        self._metrics.resume(self._first + done)
+        if batches is not None:
+            self._metrics.resume(self._first + done)
         self._tracker.skip(done)
 
     def note(self, progress: train.Progress) -> None:
@@ -49,7 +50,7 @@ class Log(Watcher):
 
     def evaluated(self, target: str, accuracy: float) -> None:
         """Log a test accuracy in percent, after the last step."""
-        self._metrics.evaluated(self._steps, target, accuracy)
+        self._metrics.evaluated(max(self._steps, 1), target, accuracy)
 
     def close(self) -> None:
         """End the metrics."""

@@ -13,6 +13,8 @@ import pytest
 import reference
 from flax import nnx
 from hypothesis import settings
+from makers import openai_tensors
+from safetensors.numpy import save_file
 
 from coop_jax import clip as clip_package
 from coop_jax import parallel
@@ -56,6 +58,13 @@ CLASS_NAMES = ("tench", "hen-of-the-woods", "black and gold garden spider", "CD 
 def moved(names):
     """Classes that say which are among `CLASS_NAMES`."""
     return Classes(tuple(names)).moved_from(Classes(CLASS_NAMES))
+
+
+@pytest.fixture
+def lone(tmp_path):
+    """A file of weights with OpenAI's names that nothing lies beside."""
+    save_file(openai_tensors(), tmp_path / "clip.safetensors")
+    return tmp_path / "clip.safetensors"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +41,32 @@ def finish(process):
     return output
 
 
+def coordinated(start, workdir, data, *flags):
+    """Two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    return [
+        start(workdir, data, *flags, coordinator, "--processes=2", f"--process={number}")
+        for number in range(2)
+    ]
+
+
+@pytest.mark.heavy
+def test_what_fails_in_the_first_process_ends_both(tmp_path):
+    data, workdir = tmp_path / "data", tmp_path / "two"
+    few = ("--config.seeds=(1,)", "--config.epochs=1")
+    list(map(finish, coordinated(start_run, workdir, data, *few)))
+    shutil.rmtree(workdir / "saved")
+    (workdir / "saved").write_text("in the way")
+    few = ("--config.seeds=(1,2)", "--config.epochs=1")
+    both = coordinated(start_run, workdir, data, *few)
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], errors
+    assert "expected a folder to save to" in errors[0].splitlines()[-1]
+    assert "expected the first process to save what was learned" in errors[1].splitlines()[-1]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_two_processes_agree_with_one(tmp_path, class_specific):
@@ -48,14 +75,7 @@ def test_two_processes_agree_with_one(tmp_path, class_specific):
     flags = f"--config.method.class_specific={class_specific}", "--config.runs_at_once=2"
     start = functools.partial(start_run, devices=1 if class_specific else 2)
     finish(start(tmp_path / "one", data, *flags))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    both = [
-        start(tmp_path / "two", data, *flags, coordinator, "--processes=2", f"--process={number}")
-        for number in range(2)
-    ]
-    first, second = map(finish, both)
+    first, second = map(finish, coordinated(start, tmp_path / "two", data, *flags))
     assert "CoOp" in first and "CoOp" not in second
     alone, together = (results.read(tmp_path / name / results.FILE_NAME) for name in ("one", "two"))
     assert len(alone) == len(together)

@@ -1,6 +1,7 @@
 """Given features: learned from, saved and reported without a CLIP, as the official code does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,31 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write_features, run, r
     arrays["test_features"][0, 0] += 1
     write_features(arrays)
     assert "results of the same data" in refused(*words, "--config.shots=(1,2)")
+
+
+def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path):
+    """Also where results and checkpoints are deleted, and other images learned from."""
+    path, workdir = write_features(feature_arrays()), tmp_path / "run"
+    words = ("run", *TIP, *SMALL, "--config.shots=(1,)", f"--config.dataset={path}")
+    assert run(*words, f"--workdir={workdir}")[0] == 0
+    folder = workdir / "saved" / "1_shots_seed_1"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (workdir / results.FILE_NAME).unlink()
+    code, _, err = run(*words, f"--workdir={workdir}")
+    assert code == 0 and not any("replaced" in line for line in err)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    arrays = feature_arrays()
+    arrays["train_features"] = -arrays["train_features"]
+    write_features(arrays)
+    (workdir / results.FILE_NAME).unlink()
+    shutil.rmtree(workdir / "checkpoints")
+    code, _, err = run(*words, f"--workdir={workdir}")
+    assert code == 0 and [line for line in err if line.endswith("has learned; it is replaced")]
+    (row,) = results.find(results.read(workdir / results.FILE_NAME), method="tip_adapter")
+    learned = Classifier.load(folder)
+    assert 100 * learned.score(path) == pytest.approx(row.accuracy)
+    assert (folder / "learned.safetensors").read_bytes() != before["learned.safetensors"]
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
 
 
 def test_fit_evaluate_and_predict_take_a_file(write_features, run, refused, tmp_path):

@@ -145,6 +145,22 @@ def test_bad_flags(tmp_path, data_dir, flags, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--processes=2"], "got --processes without --coordinator and --process; give all three"),
+        (["--processes=2", "--process=0"], "without --coordinator; "),
+        (["--process=0", "--distributed"], "without --coordinator and --processes; "),
+        (["--coordinator=localhost:1"], "without --processes and --process; "),
+        (["--coordinator=host", "--processes=2", "--process=0"], "expected HOST:PORT, got 'host'"),
+        (["--coordinator=host:1", "--processes=2", "--process=2"], "--process: expected 0 to 1 of"),
+    ],
+)
+def test_one_of_several_processes_is_said_as_a_whole(tmp_path, flags, message):
+    check_refused(run(f"--workdir={tmp_path / 'run'}", *flags), message)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_workdir():
     check_refused(run(), "expected --workdir, got none")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from makers import refusal
+from makers import feature_arrays, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from coop_jax import config as config_module
@@ -123,6 +123,59 @@ def test_a_method_in_closed_form_has_its_accuracy(data_dir, tmp_path):
     (learned,) = results.find(rows, method="linear_probe")
     expected = [(1, pytest.approx(learned.accuracy, rel=1e-6))]
     assert scalars(tmp_path / "tensorboard" / RUN) == {"accuracy/digits/test": expected}
+
+
+PREPARED = """
+import jax.numpy as jnp
+from coop_jax.methods import Learned, Stage, base
+
+NAME, PAPER = "prepared head", "nobody, nowhere"
+
+
+def default_config():
+    return {}
+
+
+class Method(base.Method):
+    def __init__(self, given, config):
+        shape = (given.clip.config.embedding, len(given.classes))
+        self.weight = Learned(jnp.zeros(shape))
+
+    def stages(self, config):
+        return Stage(epochs=0), Stage.of(config)
+
+    def logits(self, clip, texts, images):
+        return images.features @ self.weight[...]
+"""
+"""A method with a stage without steps before the one that has some."""
+
+
+class EndedError(Exception):
+    """What ends a run."""
+
+
+def test_steps_are_counted_from_0_after_a_stage_without_steps(
+    write_features, tmp_path, monkeypatch
+):
+    (tmp_path / "head.py").write_text(PREPARED)
+    path, workdir = write_features(feature_arrays()), tmp_path / "run"
+    config = config_module.default(str(tmp_path / "head.py"))
+    few = {"dataset": str(path), "shots": (2,), "seeds": (1,), "epochs": 3, "batch_size": 4}
+
+    def stop(*_):
+        raise EndedError
+
+    # All steps are done and kept, and then the process ends before the accuracy.
+    with monkeypatch.context() as patched, pytest.raises(EndedError):
+        patched.setattr("coop_jax.experiment.Experiment.save", stop)
+        protocols.run(config | few, workdir)
+    before = lines(workdir)
+    assert [row["step"] for row in before] == list(range(6))
+    protocols.run(config | few, workdir)
+    assert lines(workdir) == before
+    assert scalars(workdir / "tensorboard" / RUN)["loss"] == [
+        (row["step"], pytest.approx(row["loss"])) for row in before
+    ]
 
 
 @pytest.mark.parametrize("loggers", ["tensorboard", ("csv",), ("tensorboard", 3), 3])

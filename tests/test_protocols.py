@@ -170,7 +170,10 @@ REFUSALS = [
             ({"shots": (0, 1)}, r"config\.shots: expected different positive whole numbers"),
             ({"shots": (1.5,)}, r"config\.shots: expected different positive whole numbers"),
             ({"augmentation.scale": (2.0, 3.0)}, r"augmentation\.scale: expected the smallest"),
-            ({"optimizer.learning_rate": -1.0}, r"learning_rate: expected more than 0, got -1"),
+            (
+                {"optimizer.learning_rate": -1.0},
+                r"a number from 1e-30 to .*, got -1",
+            ),
             ({"optimizer.dtype": "float64"}, r"optimizer\.dtype: expected one of float32"),
             ({"templates": (1,)}, r"config\.templates: expected texts, got"),
             ({"templates": ("a photo",)}, r"templates: expected texts with \{\} for the class"),

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 from makers import image_folder
 from safetensors.numpy import load_file
-from test_hub import server
 
 from coop_jax import clip as clip_package
 from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.saved import Saved
-
-__all__ = ["server"]
 
 NAMES = ("blue", "green", "red")
 

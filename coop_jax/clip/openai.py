@@ -1,7 +1,8 @@
 """OpenAI's own checkpoints, and what others have to say of a file that no config lies beside.
 
 Neither the activation nor the number of heads can be read off tensors. OpenAI's code has QuickGELU
-and heads of width 64; whoever trained with other code may have others, under the same names.
+and heads of width 64; whoever trained with other code may have others, under the same names. That
+holds of TorchScript archives as well, which not only OpenAI writes: the digest is what counts.
 """
 
 import dataclasses
@@ -116,6 +117,12 @@ def with_words(config: CLIPConfig, activation: str, heads: Heads | None, where: 
     )
 
 
+def are_heads(value: Any) -> bool:
+    """Return True for two positive whole numbers."""
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    return is_pair and all(type(count) is int and count > 0 for count in value)
+
+
 def check_words(activation: str, heads: Heads | None) -> None:
     """Refuse words that no CLIP fits.
 
@@ -123,19 +130,14 @@ def check_words(activation: str, heads: Heads | None) -> None:
         InputError: an unknown activation, or heads that are not two positive whole numbers.
     """
     if activation and activation not in ACTIVATIONS:
-        raise InputError.of_setting(
-            "activation",
-            f"expected one of {', '.join(ACTIVATIONS)}, got {activation!r:.80}; choose one",
+        raise InputError(
+            f"expected an activation of {', '.join(ACTIVATIONS)}, got {activation!r:.80}; say one"
+            " of these"
         )
-    if heads and not (
-        isinstance(heads, tuple | list)
-        and len(heads) == 2
-        and all(type(count) is int and count > 0 for count in heads)
-    ):
-        raise InputError.of_setting(
-            "heads",
-            f"expected two numbers, the heads of the image tower and of the text tower, got"
-            f" {heads!r:.80}; say e.g. (12, 8)",
+    if heads and not are_heads(heads):
+        raise InputError(
+            "expected heads as two numbers, those of the image tower and of the text tower, got"
+            f" {heads!r:.80}; say e.g. (12, 8)"
         )
 
 
@@ -169,13 +171,14 @@ def compare_words(config: CLIPConfig, activation: str, heads: Heads | None, wher
         towers.append(config.vision.transformer)
     has = sorted({tower.activation for tower in towers})
     if activation and has != [activation]:
-        raise InputError.of_setting(
-            "activation",
-            f"expected {' and '.join(has)}, which {where} has, got {activation}; leave it out",
+        raise InputError(
+            f"{where}: expected its own activation, {' and '.join(has)}, got {activation}; leave it"
+            " out, or name another CLIP"
         )
     if heads and tuple(heads) != _heads(config):
-        raise InputError.of_setting(
-            "heads", f"expected {_heads(config)}, which {where} has, got {heads}; leave it out"
+        raise InputError(
+            f"{where}: expected its own heads, {_heads(config)}, got {tuple(heads)}; leave them"
+            " out, or name another CLIP"
         )
 
 

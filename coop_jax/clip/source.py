@@ -183,6 +183,12 @@ def _fetched(repository: str, layout: str) -> Path:
     wanted = ["open_clip_config.json"] if layout == "open_clip" else list(CONFIGS[:-1])
     folder = _snapshot(repository, [*wanted, *TOKENIZER_FILES])
     names = _names_on_hub(repository) or _names_in(folder)
+    needs_config = layout == "open_clip" and repository not in BACKBONES.values()
+    if needs_config and "open_clip_config.json" not in names:
+        raise InputError(
+            f"{repository}: expected open_clip_config.json, got {', '.join(sorted(names)):.300};"
+            f" name {repository} for transformers' layout"
+        )
     layout, first = _chosen(Path(repository), names, layout, _has_model_type(folder))
     wanted = [first, "open_clip_config.json"] if layout == "open_clip" else [first]
     folder = _snapshot(repository, wanted)

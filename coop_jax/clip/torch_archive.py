@@ -77,7 +77,7 @@ class TorchArchive:
         self.checkpoint: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
         state: Mapping[str, Any] = self.checkpoint
         for _ in HOLDERS:
-            holders = [name for name in HOLDERS if isinstance(state.get(name), Mapping)]
+            holders = [name for name in HOLDERS if _has_tensors(torch, state.get(name))]
             if len(holders) > 1:
                 raise InputError(
                     f"{path}: expected weights under one name, got {' and '.join(holders)}; save"
@@ -134,6 +134,15 @@ def dumps(path: Path, tensors: Mapping[str, np.ndarray], values: Mapping[str, An
     file = io.BytesIO()
     torch.save({"state_dict": state, **values}, file)
     return file.getvalue()
+
+
+def _has_tensors(torch: Any, value: Any) -> bool:
+    """Return True for what may be weights, or has them under a name of `HOLDERS`."""
+    if not isinstance(value, Mapping):
+        return False
+    return any(name in value for name in HOLDERS) or any(
+        isinstance(entry, torch.Tensor) for entry in value.values()
+    )
 
 
 def _torch(path: Path) -> Any:

@@ -70,8 +70,7 @@ def run(chosen: argparse.Namespace) -> int:
         method=method,
         settings=options.settings(method, chosen.set),
         **{name: getattr(chosen, name) for name in PARAMETERS if hasattr(chosen, name)},
-        dtype=chosen.dtype,
-        tokenizer=chosen.tokenizer,
+        **options.of_clip(chosen),
         data_dir=chosen.data_dir or "",
     )
     dataset = catalog.load(chosen.dataset, chosen.data_dir, chosen.class_names)

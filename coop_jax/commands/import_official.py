@@ -44,11 +44,13 @@ def run(chosen: argparse.Namespace) -> int:
     """Read the file and save what it holds."""
     from coop_jax.clip import source
     from coop_jax.commands import loading
+    from coop_jax.frozen import said_of
     from coop_jax.saved import official
     from coop_jax.saved.use import load_clip
 
     classes, _ = loading.read_classes(chosen.classes, chosen.data_dir)
-    clip, _ = load_clip(chosen.clip, chosen.dtype, chosen.tokenizer)
+    settings = options.of_clip(chosen)
+    clip, _ = load_clip(chosen.clip, **settings)
     kind, _, dataset = chosen.classes.partition(":")
     learned = official.read(
         chosen.file,
@@ -59,6 +61,7 @@ def run(chosen: argparse.Namespace) -> int:
         context_init=chosen.context_init,
         dataset=dataset if kind == "dataset" else None,
     )
+    learned.training.update(said_of(settings))
     learned.save(chosen.saved)
     count = plural(len(classes.names), "class", "classes")
     print(escaped(f"saved {chosen.saved}: {learned.method}, {count}"))

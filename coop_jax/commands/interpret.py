@@ -50,9 +50,7 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.saved.use import load_its_clip
 
     learned = Saved.load(chosen.saved)
-    clip, its_tokenizer = load_its_clip(
-        learned, chosen.clip, dtype=chosen.dtype, tokenizer=chosen.tokenizer
-    )
+    clip, its_tokenizer = load_its_clip(learned, chosen.clip, **options.of_clip(chosen))
     backbone = chosen.clip or learned.backbone
     vectors = learned.for_classes(clip, its_tokenizer, backbone=backbone).word_vectors()
     if not vectors:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coop_jax.classes import Classes
+from coop_jax.commands import options
 from coop_jax.data import folders
 from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
@@ -50,12 +51,7 @@ def ready(chosen: argparse.Namespace) -> Ready:
         space = learned.backbone if learned.space else ""
         classes, texts = read_classes(chosen.classes, chosen.data_dir, space)
     method, clip, _ = apply(
-        learned,
-        chosen.clip,
-        dtype=chosen.dtype,
-        tokenizer=chosen.tokenizer,
-        classes=classes,
-        texts=texts,
+        learned, chosen.clip, **options.of_clip(chosen), classes=classes, texts=texts
     )
     return Ready(learned, clip, method, classes)
 

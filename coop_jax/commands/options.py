@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+from coop_jax import command_line
 from coop_jax.errors import InputError
 
 CLASSES = "a,b,c: these; FILE: one per line; dataset:NAME: those of a dataset"
@@ -31,7 +32,7 @@ def add_clip(
     *,
     required: bool = False,
 ) -> None:
-    """A CLIP, where its tokenizer lies and what it computes in."""
+    """Add the options of a CLIP, which `of_clip` reads."""
     parser.add_argument("--clip", default=default, required=required, metavar="NAME", help=text)
     parser.add_argument(
         "--tokenizer",
@@ -45,6 +46,39 @@ def add_clip(
         choices=("float32", "bfloat16", "float16"),
         help="what the CLIP computes in; default float32",
     )
+    parser.add_argument(
+        "--activation",
+        default="",
+        metavar="NAME",
+        help="quick_gelu or gelu: the CLIP's, if a file of weights without a config",
+    )
+    parser.add_argument(
+        "--heads",
+        default=(),
+        type=heads,
+        metavar="IMAGE,TEXT",
+        help="the number of heads of both its towers, if such a file, e.g. 12,8",
+    )
+
+
+def heads(text: str) -> tuple[int, int]:
+    """Return the heads of both towers, as "12,8" has them.
+
+    Raises:
+        ArgumentTypeError: the text is something else.
+    """
+    try:
+        image, others = map(command_line.positive, text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"expected two whole numbers such as 12,8, got {text!r:.80}"
+        ) from None
+    return image, others
+
+
+def of_clip(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say of a CLIP besides its name."""
+    return {name: getattr(chosen, name) for name in ("dtype", "tokenizer", "activation", "heads")}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,8 @@ AT_ONCE = 2**24
 
 logger = logging.getLogger(__name__)
 
+LIMITS = dict.fromkeys(("augmented_passes", "alpha_steps", "beta_steps"), (0, 1000))
+
 
 def default_config() -> dict[str, Any]:
     """Return the settings of both methods, those of the official code for ImageNet.

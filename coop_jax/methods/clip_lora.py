@@ -25,6 +25,8 @@ LOGIT_SCALE = 100.0
 PARTS = {"q": "query", "k": "key", "v": "value", "o": "output"}
 """The matrices that may be updated, by the official letter."""
 
+LIMITS = {"rank": (1, 1024), "dropout": (0, 0.99)}
+
 
 def default_config() -> dict[str, Any]:
     """Return CLIP-LoRA's settings, those of its official code.

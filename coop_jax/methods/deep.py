@@ -15,6 +15,8 @@ from coop_jax.methods.base import Given, Images, Learned
 LONGEST_PHRASE = 4
 """Vectors that a phrase starts at most; more are drawn (the official code of this family)."""
 
+LIMITS = {"n_image_prompts": (0, 256)}
+
 
 def default_config() -> dict[str, Any]:
     """Return the settings of prompts of their own in both towers.

@@ -17,6 +17,8 @@ PAPER = "Lafon et al., ECCV 2024"
 
 EXACT = precision(jnp.float32)
 
+LIMITS = {"global_prompts": (0, 256), "local_prompts": (0, 256), "dropout": (0, 0.99)}
+
 
 def default_config() -> dict[str, Any]:
     """Return GalLoP's settings, those of its official scripts.

@@ -28,6 +28,8 @@ FIRST_ALPHA = 0.1
 
 logger = logging.getLogger(__name__)
 
+LIMITS = {"augmented_passes": (0, 1000), "text_repeats": (0, 1000)}
+
 
 def default_config() -> dict[str, Any]:
     """Return GDA's settings, those of the official code.

@@ -8,6 +8,8 @@ from coop_jax.methods.base import Given
 NAME = "IVLP"
 PAPER = "Rasheed et al., CVPR 2023; as a baseline of MaPLe, Khattak et al., CVPR 2023"
 
+LIMITS = deep.LIMITS
+
 
 def default_config() -> dict[str, Any]:
     """Return IVLP's settings, which are those of `deep.default_config`."""

@@ -18,6 +18,8 @@ from coop_jax.methods.base import Fixed, Given, Images, Learned
 NAME = "MMA"
 PAPER = "Yang et al., CVPR 2024"
 
+LIMITS = {"dim": (1, 4096)}
+
 
 def default_config() -> dict[str, Any]:
     """Return MMA's settings, those of its official scripts.

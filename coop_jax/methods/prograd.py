@@ -25,6 +25,8 @@ TEMPLATES = {
 }
 """CoOp's hand-crafted prompts that ProGrad turns round, so that the class name ends them."""
 
+LIMITS = {"temperature": (1e-6, 1e6)}
+
 
 def default_config() -> dict[str, Any]:
     """Return ProGrad's settings, those of its official scripts.

@@ -20,6 +20,8 @@ PAPER = "Khattak et al., ICCV 2023"
 TEMPLATES = 60
 """Of OpenAI's for ImageNet, those that the official code averages: the first ones."""
 
+LIMITS = deep.LIMITS | {"average_deviation": (1e-3, 1e6)}
+
 
 def default_config() -> dict[str, Any]:
     """Return PromptSRC's settings, those of its official scripts: `deep.default_config` and others.

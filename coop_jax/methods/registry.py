@@ -22,6 +22,9 @@ from coop_jax.methods.base import USES, Fixed, Given, Images, Kept, Learned, Met
 DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
 
+HIGHEST = 10**6
+"""The highest number of a method's settings, where its file says nothing else."""
+
 NOT_METHODS = ("base", "cache", "checks", "deep", "layers", "layout", "registry", "text", "views")
 
 
@@ -153,7 +156,11 @@ def _as_read(value: Any) -> Any:
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that a method does not have, or of another type than their defaults.
+    """Refuse settings that a method does not have, of another type, or out of their limits.
+
+    A setting is of the type of its default. A method's file may have `LIMITS`, the lowest and the
+    highest number of a setting; else these are 0, or the negative of the highest where the default
+    is negative, and `HIGHEST`.
 
     Raises:
         InputError: there is such a setting, or no method of that name.
@@ -170,6 +177,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             f"method {name}: expected settings among {', '.join(defaults) or '(none)'}, got"
             f" {', '.join(unknown)}; correct them"
         )
+    limits = getattr(module(name), "LIMITS", {})
     for key, value in settings.items():
         default = defaults[key]
         kinds = {tuple: (tuple, list), float: (float, int)}.get(type(default), (type(default),))
@@ -178,6 +186,30 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
                 f"method {name}: expected {key} as {type(default).__name__}, like {default!r}, got"
                 f" {value!r:.80}; correct it"
             )
+        _check_values(f"method {name}: expected {key}", value, default, limits.get(key))
+
+
+def _check_values(
+    expected: str, value: Any, default: Any, limits: tuple[float, float] | None
+) -> None:
+    """Refuse a setting, or one of several values of it, out of its limits or of another kind."""
+    if not isinstance(value, tuple | list):
+        values, examples = [value], [default]
+    else:
+        values, examples = value, default or ("",)
+    kind = type(examples[0])
+    kinds = (float, int) if kind is float else (kind,)
+    if wrong := [each for each in values if type(each) not in kinds]:
+        raise InputError(
+            f"{expected} as values like {examples[0]!r}, got {wrong[0]!r:.80}; correct it"
+        )
+    if isinstance(examples[0], bool | str):
+        return
+    lowest, highest = limits or (-HIGHEST * (min(examples) < 0), HIGHEST)
+    if wrong := [each for each in values if not lowest <= each <= highest]:
+        raise InputError(
+            f"{expected} from {lowest:g} to {highest:g}, got {wrong[0]!r:.80}; correct it"
+        )
 
 
 def create(

@@ -19,6 +19,12 @@ PAPER = "Karmanov et al., CVPR 2024"
 
 EXACT = precision(jnp.float32)
 
+LIMITS = {
+    **dict.fromkeys(("positive_capacity", "negative_capacity"), (1, 1024)),
+    **dict.fromkeys(("entropy_range", "probability_range", "confident_share"), (0, 1)),
+    "views": (1, 1024),
+}
+
 
 def default_config() -> dict[str, Any]:
     """Return TDA's settings, those of the official code for ImageNet.
@@ -87,9 +93,11 @@ class Method(base.Method):
     uses = frozenset({"test_images"})
 
     def __init__(self, given: Given, config: dict[str, Any]):
-        for name in ("positive_capacity", "negative_capacity"):
-            if config[name] < 1:
-                raise InputError(f"{name}: expected at least 1, got {config[name]}; raise it")
+        for name in ("entropy_range", "probability_range"):
+            if len(config[name]) != 2 or config[name][0] > config[name][1]:
+                raise InputError(
+                    f"{name}: expected its lowest and highest value, got {config[name]}; correct it"
+                )
         self.prompts = text.HandCrafted(given, config["templates"] or (given.template,))
         self.shape = (len(given.classes), given.clip.config.embedding)
         self.positive, self.negative = (

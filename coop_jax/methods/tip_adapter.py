@@ -10,6 +10,8 @@ from coop_jax.methods.base import Data, Given, Kept, Stage
 NAME = "Tip-Adapter"
 PAPER = "Zhang et al., ECCV 2022"
 
+LIMITS = cache.LIMITS
+
 
 def default_config() -> dict[str, Any]:
     """Return Tip-Adapter's settings, which are those of `cache.default_config`."""

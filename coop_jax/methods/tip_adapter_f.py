@@ -10,6 +10,8 @@ from coop_jax.methods.base import Data, Given, Learned, Stage
 NAME = "Tip-Adapter-F"
 PAPER = "Zhang et al., ECCV 2022"
 
+LIMITS = cache.LIMITS
+
 
 def default_config() -> dict[str, Any]:
     """Return Tip-Adapter-F's settings: those of `cache.default_config`.

@@ -23,6 +23,8 @@ PAPER = "Shu et al., NeurIPS 2022"
 CLASS = "[CLS]"
 """The word of a phrase that holds the class name's place."""
 
+LIMITS = {"views": (1, 1024), "confident_share": (0, 1), "steps": (0, 1000)}
+
 
 def default_config() -> dict[str, Any]:
     """Return TPT's settings (paper section 4; reference notes, TPT).

@@ -24,6 +24,8 @@ AT_ONCE = 4096
 
 logger = logging.getLogger(__name__)
 
+LIMITS = {"pseudo_shots": (1, 10**6)}
+
 
 def default_config() -> dict[str, Any]:
     """Return UPL's settings: those of CoOp's random context, and what it is trained on.

@@ -13,6 +13,7 @@ from coop_jax.classes import Classes
 from coop_jax.clip import Tokenizer, fingerprint
 from coop_jax.data.listing import some
 from coop_jax.errors import InputError
+from coop_jax.frozen import said_of
 from coop_jax.provenance import versions
 from coop_jax.saved import files, hub, seen
 
@@ -282,6 +283,7 @@ def training_record(run: "TrainingRun") -> dict[str, Any]:
         "uses": sorted(run.method.uses),
         **{key: config[key] for key in ("batch_size", "optimizer", "augmentation")},
         "dtype": config["clip"]["dtype"],
+        **said_of(config["clip"]),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seen.KEY: seen.digests(*run.learned_from),

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
-from coop_jax.frozen import load_clip
+from coop_jax.frozen import load_clip, said_of
 from coop_jax.saved import Saved
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ def apply(
     *,
     dtype: str,
     tokenizer: str = "",
+    activation: str = "",
+    heads: Sequence[int] = (),
     classes: Classes | None = None,
     texts: np.ndarray | None = None,
 ) -> tuple[Any, Any, clip_package.Tokenizer | None]:
@@ -35,13 +38,17 @@ def apply(
         clip: its CLIP, where that has another name or place here.
         dtype: of the CLIP.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
+        activation: as `coop_jax.clip.load` has it; and
+        heads: by default what was said of the CLIP when this was learned.
         classes: by default those it was learned on.
         texts: their given text features; by default those that were saved.
 
     Raises:
         InputError: no such CLIP or another than its own, or classes that do not fit.
     """
-    model, its_tokenizer = load_its_clip(learned, clip, dtype=dtype, tokenizer=tokenizer)
+    model, its_tokenizer = load_its_clip(
+        learned, clip, dtype=dtype, tokenizer=tokenizer, activation=activation, heads=heads
+    )
     method = learned.for_classes(
         model,
         its_tokenizer,
@@ -54,10 +61,17 @@ def apply(
 
 
 def load_its_clip(
-    learned: Saved, clip: str | None = None, *, dtype: str, tokenizer: str = ""
+    learned: Saved,
+    clip: str | None = None,
+    *,
+    dtype: str,
+    tokenizer: str = "",
+    activation: str = "",
+    heads: Sequence[int] = (),
 ) -> tuple[Any, clip_package.Tokenizer | None]:
     """Return the CLIP that a saved method names (or `clip`) and its tokenizer; not yet compared.
 
+    Its activation and its heads, if not said, are those that the training record has.
     Of what was learned from given features it is their space, and there is no tokenizer.
 
     Raises:
@@ -66,16 +80,19 @@ def load_its_clip(
     """
     parallel.devices()
     if learned.space:
-        if clip or tokenizer:
+        if said := clip or tokenizer or activation or tuple(heads):
             raise InputError(
-                f"expected no CLIP with what was learned from {learned.backbone}, got"
-                f" {clip or tokenizer}; leave it out"
+                f"expected no CLIP with what was learned from {learned.backbone}, got {said};"
+                " leave it out"
             )
         space = clip_package.FeatureSpace(learned.space["texts"].shape[-1])
         space.logit_scale[...] = jnp.asarray(learned.space["logit_scale"])
         return space, None
+    recorded = said_of(learned.training)
+    activation = activation or recorded.get("activation", "")
+    heads = heads or recorded.get("heads", ())
     try:
-        return load_clip(clip or learned.backbone, dtype, tokenizer)
+        return load_clip(clip or learned.backbone, dtype, tokenizer, activation, heads)
     except InputError as error:
         if clip:
             raise

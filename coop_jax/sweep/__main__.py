@@ -35,6 +35,9 @@ from coop_jax.terminal import times
 
 logger = logging.getLogger(sweep.__name__)
 
+MOST = 10**6
+"""The largest amount of a resource, and the most tries."""
+
 FAILURES = 1
 """Exit code when a group failed."""
 
@@ -88,8 +91,8 @@ def _show(failed: Iterable[Outcome], out: Console) -> None:
 
 
 def _amount(text: str) -> float:
-    if not (amount := command_line.number(text)) >= 0:
-        raise argparse.ArgumentTypeError(f"expected at least 0, got {text!r:.80}")
+    if not 0 <= (amount := command_line.number(text)) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected 0 to {MOST}, got {text!r:.80}")
     return amount
 
 
@@ -103,7 +106,11 @@ def _resource(text: str) -> tuple[str, float]:
 RAY_OPTIONS = {
     "cpus": (_amount, 1, "CPU cores per group"),
     "gpus": (_amount, 0, "GPUs per group"),
-    "retries": (command_line.whole, 3, "how often a crashed group is tried again"),
+    "retries": (
+        lambda text: command_line.whole(text, highest=MOST),
+        3,
+        "how often a crashed group is tried again",
+    ),
 }
 """Options that Ray needs: how each is read, its default, and what it is."""
 
