@@ -50,7 +50,10 @@ ANY_MODEL = {
         "_name_or_path name_or_path _commit_hash transformers_version architectures model_type"
         " tokenizer_class finetuning_task task_specific_params dtype torch_dtype torchscript",
     ),
-    **_all("how the same is computed", "_attn_implementation attn_implementation use_bfloat16"),
+    **_all(
+        "how the same is computed",
+        "_attn_implementation attn_implementation _attn_implementation_autoset use_bfloat16",
+    ),
     **_all(
         "what is handed over beside the features",
         "return_dict use_return_dict output_hidden_states output_attentions output_scores"
@@ -66,13 +69,15 @@ ANY_MODEL = {
         "of models that write text, which have a decoder or a cache",
         "is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size"
         " tie_encoder_decoder tie_word_embeddings tf_legacy_loss use_cache prefix"
-        " decoder_start_token_id bos_token_id sep_token_id max_length min_length do_sample"
-        " early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p"
+        " decoder_start_token_id bos_token_id eos_token_id pad_token_id sep_token_id max_length"
+        " min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty"
+        " temperature top_k top_p"
         " typical_p repetition_penalty length_penalty no_repeat_ngram_size"
         " encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id"
         " forced_eos_token_id remove_invalid_values exponential_decay_length_penalty"
         " suppress_tokens begin_suppress_tokens epsilon_cutoff eta_cutoff"
-        " encoder_repetition_penalty",
+        " encoder_repetition_penalty num_assistant_tokens num_assistant_tokens_schedule"
+        " assistant_confidence_threshold assistant_lookbehind target_lookbehind",
     ),
     "chunk_size_feed_forward": ignored("the same, computed in pieces"),
     "pruned_heads": unsupported("a removal of heads", Values("{} or null", lambda x: not x)),
@@ -94,11 +99,11 @@ TOWER = {
 def _tower(activation: str, epsilon: float, **changes: Key) -> dict[str, Key]:
     names = Values(f"one of {', '.join(ACTIVATIONS)}", choice(*ACTIVATIONS).hold)
     return {
+        **ANY_MODEL,
         **TOWER,
         "hidden_act": Key(names, "activation", activation, f"other activations: {OTHER}"),
         "layer_norm_eps": Key(EPSILON, "epsilon of all normalisations", epsilon),
         **changes,
-        **ANY_MODEL,
     }
 
 
@@ -131,15 +136,12 @@ CLIP_TEXT = _text(
     ),
 )
 CLIP_VISION = _vision("quick_gelu", 1e-5, patch_size=Key(tables.SIDE, "side of the patches", 32))
-OF_BOTH = ignored("read by neither tower", tables.ANY)
 CLIP_MODEL = {
     "text_config": Key(OBJECT.or_null(), "the text tower"),
     "vision_config": Key(OBJECT.or_null(), "the image tower"),
     "text_config_dict": Key(OBJECT.or_null(), "an older name, which prevails"),
     "vision_config_dict": Key(OBJECT.or_null(), "an older name, which prevails"),
     "projection_dim": Key(tables.WIDTH, "the space of images and texts", 512),
-    "pad_token_id": OF_BOTH,
-    "eos_token_id": OF_BOTH,
     **ANY_MODEL,
 }
 
@@ -166,9 +168,7 @@ SIGLIP_VISION = _vision(
 SIGLIP_MODEL = {
     "text_config": Key(OBJECT.or_null(), "the text tower"),
     "vision_config": Key(OBJECT.or_null(), "the image tower"),
-    "projection_dim": OF_BOTH,
-    "pad_token_id": OF_BOTH,
-    "eos_token_id": OF_BOTH,
+    "projection_dim": ignored("read by CLIP's models alone"),
     **ANY_MODEL,
 }
 

@@ -47,7 +47,9 @@ MODEL = {
     "embed_dim": Key(tables.WIDTH, "the space of images and texts", REQUIRED),
     "quick_gelu": Key(BOOLEAN.or_null(), "the activation of both towers but timm's", False),
     "init_logit_bias": Key(number(-1e6, 1e6).or_null(), "whether the logits have a bias"),
-    "custom_text": ignored("how the tensors are named, which they say themselves", BOOLEAN),
+    "custom_text": ignored(
+        "how the tensors are named, which they say themselves", BOOLEAN.or_null()
+    ),
     "init_logit_scale": ignored("where training began; the file has the learned one"),
     "nonscalar_logit_scale": ignored("a shape, of one number either way"),
     "output_dict": ignored("how open_clip hands the features over"),

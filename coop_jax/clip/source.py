@@ -309,7 +309,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, but {error}; fetch the file again") from error
     if not isinstance(content, dict):
         raise InputError(
