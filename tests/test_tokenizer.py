@@ -87,6 +87,19 @@ def test_ids_of_other_kinds_are_those_of_transformers(folders, kind):
     check_against_transformers(folders[kind])
 
 
+def test_a_mark_of_a_clip_is_found_as_transformers_finds_it(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "!"}))
+    ours, theirs = Tokenizer(folder), AutoTokenizer.from_pretrained(str(folder))
+    ids = theirs("a photo! of a star", padding="max_length", max_length=77).input_ids
+    assert ours.pad in ids[:-1] and ours.pad == theirs.pad_token_id
+    assert ours(["a photo! of a star"])[0].tolist() == ids
+    assert ours.ids("a photo!") != Tokenizer(source.EMBEDDED_FOLDER).ids("a photo!")
+
+
 @pytest.mark.makers
 def test_ids_of_siglip_are_those_of_transformers(siglip):
     check_against_transformers(siglip)

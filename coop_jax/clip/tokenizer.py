@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from coop_jax.clip import vocabulary
+from coop_jax.clip import other_vocabulary, vocabulary
 from coop_jax.clip.config import TextConfig
 from coop_jax.errors import InputError
 from coop_jax.reading import CONTEXT_LENGTH
@@ -51,7 +51,7 @@ class Tokenizer:
             text: the tower that reads the ids; None leaves them uncompared, with OpenAI's context.
             stated: the `text_cfg` of an `open_clip_config.json`, where there is one.
         """
-        self._folder, self._vocabulary = str(folder), vocabulary.read(Path(folder), stated or {})
+        self._folder, self._vocabulary = str(folder), _read(Path(folder), stated or {})
         self._embeddings = max(self._vocabulary.ids().values()) + 1
         self._is_openai = isinstance(self._vocabulary, vocabulary.OpenAIVocabulary)
         self.context_length = CONTEXT_LENGTH
@@ -65,9 +65,15 @@ class Tokenizer:
         """The ids of one text, without start and end tokens, as many as there are.
 
         Raises:
-            InputError: one of them has no embedding.
+            InputError: one of them has no embedding, or the files say none for a part of the text.
         """
-        ids = self._vocabulary.encode(text)
+        try:
+            ids = self._vocabulary.encode(text)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise InputError(
+                f"{self._folder}: expected a tokenizer that reads every text, got {error!s:.200}"
+                f" for {text!r:.80}; fetch its files again"
+            ) from error
         if ids and max(ids) >= self._embeddings:
             raise InputError(
                 f"expected a text of tokens that the CLIP has embeddings for, got {text!r:.80},"
@@ -238,3 +244,13 @@ def read(
             return tokenizer
         tokenizer.check_same(beside)
     return tokenizer
+
+
+def _read(folder: Path, stated: Mapping[str, Any]) -> vocabulary.Vocabulary:
+    config = vocabulary.read_object(folder / "tokenizer_config.json")
+    options = other_vocabulary.options_of(folder, stated)
+    if stated and not stated.get("hf_tokenizer_name"):
+        return vocabulary.read_openai(folder, {})
+    if not stated and vocabulary.is_plain(folder, config):
+        return vocabulary.read_openai(folder, config)
+    return other_vocabulary.read(folder, config, stated, options)

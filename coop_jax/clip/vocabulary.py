@@ -1,13 +1,10 @@
-"""Read tokenizer files: OpenAI's byte-pair encoding, or whatever transformers makes of them."""
+"""OpenAI's byte-pair encoding, and what any other tokenizer has in common with it."""
 
 import abc
-import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from coop_jax.errors import InputError
-from coop_jax.reading import canonical, clean, unescaped
+from coop_jax.reading import clean
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -53,16 +50,13 @@ OPENAI_CONFIG: dict[str, tuple[Any, ...]] = {
 }
 """Keys of a CLIP's `tokenizer_config.json` that would change ids, with the values that do not.
 
-All others change nothing: transformers' CLIPTokenizer always makes lower case of texts, its padding
-is behind the end token, where the tower does not look, and a text that is too long is refused.
+All others but `MARKS` change nothing: transformers' CLIPTokenizer always makes lower case of texts,
+its padding is behind the end token, where the tower does not look, and a text that is too long is
+refused.
 """
 
-CLEANED: dict[str, Callable[[str], str]] = {
-    "lower": clean,
-    "whitespace": lambda text: " ".join(unescaped(text).split()),
-    "canonicalize": lambda text: canonical(unescaped(text)),
-}
-"""open_clip's first change of a text, by the value of `clean`."""
+MARKS = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
+"""Keys of tokens that transformers finds inside of words too, as "!" where that is the padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,42 +106,6 @@ class OpenAIVocabulary(Vocabulary):
         return text.removesuffix(WORD_END).strip() + ("" if ends else "-")
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherVocabulary(Vocabulary):
-    """A tokenizer of transformers.
-
-    Attributes:
-        cleaned: what is done to a text first: a key of `CLEANED`, or nothing.
-        stripped: an id that stands for 0; -1 for none.
-    """
-
-    cleaned: str = ""
-    stripped: int = -1
-
-    def encode(self, text: str, around: bool = False) -> list[int]:
-        """The ids of a text's own tokens, or those around them as well."""
-        text = CLEANED[self.cleaned](text) if self.cleaned else text
-        if self.tokenizer.is_fast:
-            ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=around).ids
-        else:
-            ids = self.tokenizer(text, add_special_tokens=around, verbose=False)["input_ids"]
-        return [0 if index == self.stripped else index for index in ids]
-
-    def decode(self, index: int) -> str:
-        """The text of a token."""
-        return self.tokenizer.decode([index]).strip()
-
-    def around(self) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The ids in front of texts and those behind; of several texts, all that there are."""
-        made = set()
-        for text in ("a photo", "cat", "2 dogs."):
-            own, whole = self.encode(text), self.encode(text, around=True)
-            fits = [i for i in range(len(whole)) if own and whole[i : i + len(own)] == own]
-            if fits:
-                made.add((tuple(whole[: fits[0]]), tuple(whole[fits[0] + len(own) :])))
-        return made
-
-
 def is_in(folder: Path) -> bool:
     """Return True where a folder has one of `WHOLE`, or `PARTS`."""
     return any((folder / name).is_file() for name in WHOLE) or all(
@@ -155,28 +113,12 @@ def is_in(folder: Path) -> bool:
     )
 
 
-def read(folder: Path, stated: Mapping[str, Any]) -> Vocabulary:
-    """Read the tokenizer of a folder.
-
-    Args:
-        folder: with some of `FILES`.
-        stated: the `text_cfg` of an `open_clip_config.json`, or {}.
+def read_object(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; {} where there is none.
 
     Raises:
-        InputError: the files are damaged or of a kind that is not supported, or a package is not
-            installed that reads them.
+        InputError: the file is damaged or holds something else.
     """
-    config = _object(folder / "tokenizer_config.json")
-    name = stated.get("hf_tokenizer_name")
-    options = _options(folder, stated)
-    if stated and not name:
-        return _openai(folder, {})
-    if not name and config.get("tokenizer_class") in OPENAI_CLASSES and _is_openai(folder):
-        return _openai(folder, config)
-    return _transformers(folder, config, stated, options)
-
-
-def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -190,39 +132,28 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _unsupported(folder: Path, key: str, expected: str, got: Any) -> InputError:
+def _content(token: Any) -> Any:
+    """The text of a token, which may be described by an object."""
+    return token.get("content") if isinstance(token, dict) and token else token
+
+
+def unsupported(folder: Path, key: str, expected: str, got: Any) -> InputError:
+    """Return what is said of a setting that we do not have."""
     return InputError(
         f"{folder}: {key}: expected {expected}, got {got!r:.80}; such a tokenizer is not supported"
     )
 
 
-def _options(folder: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The `tokenizer_kwargs` of a `text_cfg`, where they are supported."""
-    options = stated.get("tokenizer_kwargs") or {}
-    if not isinstance(options, Mapping):
-        raise _unsupported(folder, "tokenizer_kwargs", "an object", options)
-    name = stated.get("hf_tokenizer_name")
-    if name is not None and not isinstance(name, str):
-        raise _unsupported(folder, "hf_tokenizer_name", "a text", name)
-    if name and stated.get("tokenizer_mode"):
-        raise _unsupported(folder, "tokenizer_mode", "none", stated["tokenizer_mode"])
-    allowed = {"clean": tuple(CLEANED), "strip_sep_token": (True, False), "language": (None,)}
-    if not name:
-        nothing = {"additional_special_tokens": (None, []), "reduction_mask": (None, "")}
-        allowed = {"clean": ("lower",), **nothing}
-    for key, value in options.items():
-        if key not in allowed:
-            raise _unsupported(
-                folder, f"tokenizer_kwargs.{key!s:.40}", "a key that is known", value
-            )
-        if not any(value is choice or value == choice for choice in allowed[key]):
-            expected = " or ".join(map(repr, allowed[key]))
-            raise _unsupported(folder, f"tokenizer_kwargs.{key}", expected, value)
-    return dict(options)
+def is_plain(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return True where a folder holds OpenAI's kind, and its settings do not say another."""
+    special = read_object(folder / "special_tokens_map.json")
+    marks = [_content(values.get(key)) for values in (config, special) for key in MARKS]
+    same_class = config.get("tokenizer_class") in OPENAI_CLASSES
+    return same_class and all(mark in (START, END, None) for mark in marks) and is_openai(folder)
 
 
-def _is_openai(folder: Path) -> bool:
-    """True where the files are of a byte-pair encoding with OpenAI's start and end tokens."""
+def is_openai(folder: Path) -> bool:
+    """Return True where the files are of pairs of bytes with OpenAI's start and end tokens."""
     tokenizer = _from_files(folder)
     model = tokenizer and tokenizer.model
     return (
@@ -245,28 +176,35 @@ def _from_files(folder: Path) -> Any:
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise InputError(
             f"{folder}: expected the tokenizer files of a CLIP, but they are damaged"
-            f" ({_said(error)}); fetch them again"
+            f" ({said(error)}); fetch them again"
         ) from error
     return None
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Return the message of an error on one line."""
     return f"{' '.join(str(error).split()):.200}"
 
 
-def _openai(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
-    """OpenAI's byte-pair encoding, with the ids of transformers' `CLIPTokenizer`.
+def read_openai(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """Read OpenAI's byte-pair encoding, with the ids of transformers' `CLIPTokenizer`.
 
     That takes longer to import than a command may take.
+
+    Args:
+        folder: of the files.
+        config: its `tokenizer_config.json`, where that counts.
+
+    Raises:
+        InputError: the files are damaged or of another kind, or a setting is not supported.
     """
     for key, values in OPENAI_CONFIG.items():
-        value = config.get(key)
-        value = value.get("content") if isinstance(value, dict) and value else value
+        value = _content(config.get(key))
         if value not in values:
-            raise _unsupported(folder, key, repr(values[0]), value)
+            raise unsupported(folder, key, repr(values[0]), value)
     tokenizer = _from_files(folder)
-    if not _is_openai(folder):
-        raise _not_openai(folder, tokenizer and type(tokenizer.model).__name__)
+    if not is_openai(folder):
+        raise not_openai(folder, tokenizer and type(tokenizer.model).__name__)
     start, end = map(tokenizer.token_to_id, (START, END))
     tokenizer.add_special_tokens([START, END])
     _split_as_clip(tokenizer)
@@ -274,7 +212,8 @@ def _openai(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     return OpenAIVocabulary(tokenizer, size, (start,), end, pad=0)
 
 
-def _not_openai(folder: Path, kind: str | None) -> InputError:
+def not_openai(folder: Path, kind: str | None) -> InputError:
+    """Return what is said of files that are not OpenAI's kind."""
     return InputError(
         f"{folder}: expected the tokenizer of a CLIP, a BPE with {START} and {END}, got"
         f" {'other files' if kind is None else f'a {kind} without'}; name the folder of the one"
@@ -297,89 +236,3 @@ def _split_as_clip(tokenizer: Any) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-
-
-def _transformers(
-    folder: Path, config: Mapping[str, Any], stated: Mapping[str, Any], options: Mapping[str, Any]
-) -> Vocabulary:
-    """Let transformers' own class read the files and honour their settings.
-
-    open_clip reads them so too, and cleans the text first.
-    """
-    tokenizer = _auto_tokenizer(folder, config)
-    if type(tokenizer).__name__ == "CLIPTokenizer" and not _is_openai(folder):
-        raise _not_openai(folder, "tokenizer")
-    for key in ("padding_side", "truncation_side"):
-        if getattr(tokenizer, key) != "right":
-            raise _unsupported(folder, key, "'right'", getattr(tokenizer, key))
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        raise _unsupported(folder, "pad_token", "a token", None)
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    stripped = tokenizer.sep_token_id if options.get("strip_sep_token") else None
-    longest = tokenizer.model_max_length
-    made = OtherVocabulary(
-        tokenizer,
-        tokenizer.vocab_size,
-        starts=(),
-        end=-1,
-        pad=pad,
-        longest=longest if not stated and longest < 10**6 else None,
-        cleaned=options.get("clean", "whitespace") if stated else "",
-        stripped=-1 if stripped is None else stripped,
-    )
-    around = made.around()
-    if len(around) != 1 or len(ends := next(iter(around))[1]) != 1:
-        got = next(iter(around))[1] if len(around) == 1 else "others behind other texts"
-        raise _unsupported(folder, "the tokens behind a text", "one end token", got)
-    return dataclasses.replace(made, starts=next(iter(around))[0], end=ends[0])
-
-
-def _auto_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
-    for values in (config, _object(folder / "config.json")):
-        remote = values.get("auto_map") or {}
-        if not isinstance(remote, Mapping) or "AutoTokenizer" in remote:
-            raise _unsupported(folder, "auto_map", "no code outside transformers", remote)
-    has_model = any((folder / name).is_file() for name in SENTENCEPIECE)
-    needs_it = config.get("tokenizer_class") in ("SiglipTokenizer", None)
-    needs_it = has_model and (needs_it or not (folder / "tokenizer.json").is_file())
-    if needs_it and importlib.util.find_spec("sentencepiece") is None:
-        raise InputError(
-            f"{folder}: expected the package sentencepiece for its tokenizer, got none; pip"
-            " install 'coop_jax[siglip]'"
-        )
-    with _quiet():
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # of many kinds
-            raise InputError(
-                f"{folder}: expected tokenizer files that transformers can read, got"
-                f" {type(error).__name__}: {_said(error)}; fetch them again"
-            ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let transformers say nothing of PyTorch, of classes and of other fields of a config."""
-    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformers.utils import logging
-
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            os.environ.pop(switch)
-            if before is not None:
-                os.environ[switch] = before
