@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coop_jax import collapse, evaluate, parallel, results
 from coop_jax import config as config_module
-from coop_jax import evaluate, parallel, results
 from coop_jax import workdir as workdir_module
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
@@ -244,14 +244,17 @@ class Experiment:
             prompt: which hand-crafted prompt that is.
         """
         examples = target.dataset.test
-        metrics = evaluate.evaluate(
+        predicted, classes = evaluate.classify(
             method,
             self.frozen.clip,
             self.test_images(method, target),
-            examples.labels,
+            examples.file_names.tolist(),
             self.frozen.mesh,
-            names=examples.file_names.tolist(),
         )
+        metrics = evaluate.measure(predicted, classes, examples.labels)
+        if run is not None and parallel.is_first():
+            names = target.dataset.classes.names
+            collapse.warn_of_one_class(run, predicted, examples.labels, names)
         learned_from = [] if run is None else run.learned_from
         settings = {} if run is None else {**self.config["method"], **method.settings()}
         name = settings.pop("name", ZERO_SHOT)
