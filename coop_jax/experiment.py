@@ -75,7 +75,8 @@ class Experiment:
         workdir_module.check(config, self.workdir)
         parallel.devices()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
-        self._check_unused()
+        if self.dataset.texts is not None:
+            config_module.check_unused(config, self.dataset.name)
         self.frozen = Frozen(config, self.dataset)
         self._images: dict[tuple[Any, ...], evaluate.ImagesOf] = {}
 
@@ -84,22 +85,6 @@ class Experiment:
         dataset = catalog.load(name, self.config["data_dir"] or None, class_names or None)
         warn_of_embedded_clip(dataset.space or self.config["clip"]["name"], dataset.name)
         return dataset
-
-    def _check_unused(self) -> None:
-        """Refuse to pass over a CLIP or hand-crafted prompts where features are given.
-
-        Raises:
-            InputError: the config names one of them.
-        """
-        default = config_module.default()
-        for name in ("clip.name", "templates"):
-            got, unused = (config_module.flat(config)[name] for config in (self.config, default))
-            if self.dataset.texts is not None and got != unused:
-                raise InputError.of_setting(
-                    f"config.{name}",
-                    f"expected none with {self.dataset.name}, which gives features of images and"
-                    f" texts, got {got!s:.80}; leave it out",
-                )
 
     @property
     def backbone(self) -> str:
@@ -276,7 +261,7 @@ class Experiment:
             prompt=prompt,
             trained_on=None if run is None else self.dataset.full_name,
             versions=versions(),
-            config=dict(self.config),
+            config=dict(self.config) | ({} if self.dataset.texts is None else {"clip": {}}),
         )
         append = functools.partial(results.append, self.results_path, row)
         parallel.first_does(append, "record a result")
