@@ -23,7 +23,18 @@ from coop_jax.methods.base import USES, Fixed, Given, Images, Kept, Learned, Met
 DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
 
-NOT_METHODS = ("base", "cache", "checks", "deep", "layers", "limits", "registry", "text", "views")
+NOT_METHODS = (
+    "base",
+    "cache",
+    "checks",
+    "deep",
+    "layers",
+    "limits",
+    "registry",
+    "subject",
+    "text",
+    "views",
+)
 
 
 def available() -> list[str]:
