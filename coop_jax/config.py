@@ -295,6 +295,31 @@ def check(config: Mapping[str, Any]) -> None:
     metrics.require(config["loggers"])
 
 
+def check_unused(config: Mapping[str, Any], dataset: str) -> None:
+    """Refuse settings that the user has changed and that do nothing where features are given.
+
+    Args:
+        config: that of a run.
+        dataset: the name of the dataset that gives features.
+
+    Raises:
+        InputError: a setting of the CLIP, of the augmentation or of prompts is not the default.
+    """
+    values, unused = flat(config), flat(default(config["method"]["name"]))
+    for key, value in unused.items():
+        idle = key == "templates" or key.startswith(("clip.", "augmentation."))
+        if idle and _as_list(values[key]) != _as_list(value):
+            raise InputError.of_setting(
+                f"config.{key}",
+                f"expected none with {dataset}, which gives features of images and texts, got"
+                f" {values[key]!s:.80}; leave it out",
+            )
+
+
+def _as_list(value: Any) -> Any:
+    return [*value] if isinstance(value, tuple | list) else value
+
+
 def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
     unknown, missing = sorted(set(given) - set(expected)), sorted(set(expected) - set(given))
     if unknown or missing:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from coop_jax import collapse, evaluate, parallel, results
 from coop_jax import config as config_module
-from coop_jax import evaluate, parallel, results
 from coop_jax import workdir as workdir_module
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, templates
@@ -75,7 +75,8 @@ class Experiment:
         workdir_module.check(config, self.workdir)
         parallel.devices()
         self.dataset = self.load_dataset(config["dataset"], config["class_names"])
-        self._check_unused()
+        if self.dataset.texts is not None:
+            config_module.check_unused(config, self.dataset.name)
         self.frozen = Frozen(config, self.dataset)
         self._images: dict[tuple[Any, ...], evaluate.ImagesOf] = {}
 
@@ -84,22 +85,6 @@ class Experiment:
         dataset = catalog.load(name, self.config["data_dir"] or None, class_names or None)
         warn_of_embedded_clip(dataset.space or self.config["clip"]["name"], dataset.name)
         return dataset
-
-    def _check_unused(self) -> None:
-        """Refuse to pass over a CLIP or hand-crafted prompts where features are given.
-
-        Raises:
-            InputError: the config names one of them.
-        """
-        default = config_module.default()
-        for name in ("clip.name", "clip.activation", "clip.heads", "templates"):
-            got, unused = (config_module.flat(config)[name] for config in (self.config, default))
-            if self.dataset.texts is not None and got != unused:
-                raise InputError.of_setting(
-                    f"config.{name}",
-                    f"expected none with {self.dataset.name}, which gives features of images and"
-                    f" texts, got {got!s:.80}; leave it out",
-                )
 
     @property
     def backbone(self) -> str:
@@ -245,14 +230,17 @@ class Experiment:
             prompt: which hand-crafted prompt that is.
         """
         examples = target.dataset.test
-        metrics = evaluate.evaluate(
+        predicted, classes = evaluate.classify(
             method,
             self.frozen.clip,
             self.test_images(method, target),
-            examples.labels,
+            examples.file_names.tolist(),
             self.frozen.mesh,
-            names=examples.file_names.tolist(),
         )
+        metrics = evaluate.measure(predicted, classes, examples.labels)
+        if run is not None and parallel.is_first():
+            names = target.dataset.classes.names
+            collapse.warn_of_one_class(run, predicted, examples.labels, names)
         learned_from = [] if run is None else run.learned_from
         settings = {} if run is None else {**self.config["method"], **method.settings()}
         name = settings.pop("name", ZERO_SHOT)
@@ -274,7 +262,7 @@ class Experiment:
             prompt=prompt,
             trained_on=None if run is None else self.dataset.full_name,
             versions=versions(),
-            config=dict(self.config),
+            config=dict(self.config) | ({} if self.dataset.texts is None else {"clip": {}}),
         )
         append = functools.partial(results.append, self.results_path, row)
         parallel.first_does(append, "record a result")

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,20 +139,15 @@ class Learner:
         """
         config, seed = self._config(), config_module.whole("seed", self.seed, 0, sampling.LAST_SEED)
         dataset = self._training_set(images, labels, class_names, text_features)
-        for name, unsaid in (("clip", CLIP), ("activation", ""), ("heads", ())):
-            if dataset.texts is not None and (got := getattr(self, name)) != unsaid:
-                raise InputError.of_setting(
-                    name, f"expected none where features are given, got {got}; leave it out"
-                )
+        if dataset.texts is not None:
+            self._check_unused(config, dataset.name)
         warn_of_embedded_clip(dataset.space or config["clip"]["name"], dataset.name)
         whole, dataset = dataset, few_shot.draw(dataset, config["sampling"], self.shots, seed)
         if self.shots is not None:
             few_shot.warn_about_short_classes(dataset, self.shots)
         frozen = Frozen(config, dataset)
-        run, losses = (
-            TrainingRun(frozen, dataset, self.shots, seed, unlabeled=whole.train),
-            Losses(),
-        )
+        run = TrainingRun(frozen, dataset, self.shots, seed, unlabeled=whole.train)
+        losses = Losses()
         with count_images(run.images, f"{self.method}: images seen") as run.tell:
             learn([run], [losses])
         record = training_record(run)
@@ -223,7 +218,7 @@ class Learner:
         """
         names = self._fitted().classes_.tolist()
         if isinstance(images, str | os.PathLike | Dataset):
-            _refuse_labels(labels)
+            memory.refuse_labels(labels)
             dataset = self._open(images, class_names)
             dataset.check_space(self._backbone)
             warn_of_embedded_clip(self._backbone, dataset.name)
@@ -231,7 +226,7 @@ class Learner:
             right = memory.label_numbers(ids[examples.labels], self._classes.ids)
         else:
             given = self._predictor.examples(images, split="test")
-            examples = memory.labelled(given, _required(labels), names)
+            examples = memory.labelled(given, memory.required(labels), names)
             right = examples.labels
         weights = memory.checked_weights(sample_weight, len(right))
         chosen = seen.to_count(self.training_, examples, leave_out=labels is None)
@@ -352,11 +347,24 @@ class Learner:
             config["optimizer"]["learning_rate"] = self.learning_rate
         config["optimizer"] |= config_module.mapping("optimizer", self.optimizer)
         config["augmentation"] |= config_module.mapping("augmentation", self.augmentation)
+        self._renamed(config_module.check, config)
+        return config
+
+    def _check_unused(self, config: dict[str, Any], dataset: str) -> None:
+        """Refuse parameters that do nothing where features are given."""
+        if self.clip != CLIP:
+            raise InputError.of_setting(
+                "clip", f"expected none where features are given, got {self.clip}; leave it out"
+            )
+        clip = {**config["clip"], "name": DEFAULT["clip"]["name"]}
+        self._renamed(config_module.check_unused, {**config, "clip": clip}, dataset)
+
+    def _renamed(self, check: Callable[..., None], *arguments: Any) -> None:
+        """Check something; errors name the parameters as they are here."""
         try:
-            config_module.check(config)
+            check(*arguments)
         except InputError as error:
             raise error.renamed(self._parameter) from None
-        return config
 
     def _parameter(self, setting: str) -> str:
         """Return the name that a setting of the config has here."""
@@ -366,9 +374,9 @@ class Learner:
     def _training_set(self, images: Any, labels: Any, class_names: Any, texts: Any) -> Dataset:
         if not isinstance(images, str | os.PathLike | Dataset):
             if texts is not None:
-                return features.training_set(images, _required(labels), class_names, texts)
-            return memory.dataset(images, _required(labels), class_names)
-        _refuse_labels(labels)
+                return features.training_set(images, memory.required(labels), class_names, texts)
+            return memory.dataset(images, memory.required(labels), class_names)
+        memory.refuse_labels(labels)
         if texts is not None:
             raise InputError(
                 "expected no text_features with a dataset, got some; leave them out, or give arrays"
@@ -393,20 +401,3 @@ class Learner:
                 "expected a classifier that was fitted, got a new one; call fit, or Classifier.load"
             )
         return self
-
-
-def _required(labels: Labels | None) -> Labels:
-    if labels is None:
-        raise InputError(
-            "expected a label for every image, got none; give labels, or the path or name of a"
-            " dataset alone"
-        )
-    return labels
-
-
-def _refuse_labels(labels: Labels | None) -> None:
-    if labels is not None:
-        raise InputError(
-            "expected a dataset's path or name without labels, got labels too; leave them out, or"
-            " put the path of a single image into a list"
-        )

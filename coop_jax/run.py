@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax import nnx
 
+from coop_jax import collapse, optim, train
 from coop_jax import images as images_module
-from coop_jax import optim, train
 from coop_jax.chunks import Batches
 from coop_jax.data import sampling
 from coop_jax.data.examples import Dataset, Examples
@@ -117,6 +117,7 @@ class TrainingRun:
         folder: for checkpoints; None for none.
         unlabeled: images whose labels nobody may see, for methods that use them.
         tell: told how many images have been made.
+        warned: whether it has been said that the run has collapsed.
     """
 
     frozen: Frozen
@@ -126,6 +127,7 @@ class TrainingRun:
     folder: Path | None = None
     unlabeled: Examples | None = None
     tell: Callable[[int], None] | None = None
+    warned: bool = False
 
     @functools.cached_property
     def method(self) -> Any:
@@ -312,7 +314,7 @@ def learn(
     for number, stage in enumerate(runs[0].stages):
         with contextlib.ExitStack() as stack:
             members: list[train.Run] = []
-            of_members: list[Watcher] = []
+            of_members: list[tuple[Watcher, collapse.Watch | None]] = []
             for place, (run, watcher) in enumerate(zip(runs, watchers, strict=True)):
                 checkpoints = stack.enter_context(run.checkpoints(number))
                 done = None if checkpoints is None else checkpoints.latest_step()
@@ -327,9 +329,13 @@ def learn(
                     member.batches.steps, done or 0, member.batches if has_steps else None
                 )
                 members.append(member)
-                of_members.append(watcher)
+                watch = collapse.Watch(run, stage, member.batches, done or 0) if has_steps else None
+                of_members.append((watcher, watch))
             at_once = images_per_chunk or (runs[0].encoder.at_once if members else 1)
             for chunk in train.fit(members, clip, stage, mesh, images_per_chunk=at_once):
                 for progress in chunk:
-                    of_members[progress.run].note(progress)
+                    watcher, watch = of_members[progress.run]
+                    watcher.note(progress)
+                    if watch is not None:
+                        watch.note(progress)
     return begun

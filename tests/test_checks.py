@@ -102,6 +102,44 @@ BREAKS = {
 """What is replaced in the example that learns inside a tower, and what the check says then."""
 
 
+LATER = """
+import jax.numpy as jnp
+from coop_jax.methods import Learned, Stage, base
+
+NAME, PAPER = "two stages", "nobody, nowhere"
+
+
+def default_config():
+    return {}
+
+
+class Method(base.Method):
+    def __init__(self, given, config):
+        self.weight = Learned(jnp.zeros((given.clip.config.embedding, len(given.classes))))
+        self.stage = 0
+
+    def stages(self, config):
+        return Stage.of(config), Stage.of(config)
+
+    def prepare(self, clip, stage, data):
+        self.stage = stage
+        return data
+
+    def logits(self, clip, texts, images):
+        return images.features @ self.weight[...]
+
+    def losses(self, clip, texts, batch):
+        terms = super().losses(clip, texts, batch)
+        return terms | {"rows": 1.0 * len(batch.labels)} if self.stage else terms
+"""
+
+
+def test_the_losses_of_a_later_stage_are_checked(tmp_path):
+    (tmp_path / "mine.py").write_text(LATER)
+    with pytest.raises(checks.ContractError, match="expected rows without the rows whose weight"):
+        checks.check_losses(checks.Subject(str(tmp_path / "mine.py"), folder=tmp_path))
+
+
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_contract_is_found(name, tmp_path):
     old, new, message = BREAKS[name]

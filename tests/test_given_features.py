@@ -30,7 +30,7 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write_features, run, r
     zero_shot, learned = results.read(workdir / results.FILE_NAME)
     assert zero_shot.prompt == "given text features (1 per class)"
     assert (learned.method, learned.backbone) == ("tip_adapter", "12-dimensional features")
-    assert learned.uses == ["validation"]
+    assert learned.uses == ["validation"] and learned.config["clip"] == {}
     code, _, err = run(*words, "--config.shots=(1,2)")
     assert code == 0 and not any("1 shot," in line for line in err)
     rows = results.read(workdir / results.FILE_NAME)
@@ -44,6 +44,25 @@ def test_a_run_trains_evaluates_saves_resumes_and_reports(write_features, run, r
     arrays["test_features"][0, 0] += 1
     write_features(arrays)
     assert "results of the same data" in refused(*words, "--config.shots=(1,2)")
+
+
+def test_settings_that_do_nothing_with_features_are_refused(write_features, refused, tmp_path):
+    path = write_features(feature_arrays())
+    words = ("run", *TIP, *SMALL, f"--config.dataset={path}", f"--workdir={tmp_path / 'run'}")
+    for setting in ("clip.dtype=bfloat16", "clip.tokenizer=here", "augmentation.flip=0.25"):
+        name, _, value = setting.partition("=")
+        line = refused(*words, f"--config.{setting}")
+        assert f"--config.{name}: expected none with textures" in line and value in line
+    new = ("fit", path, tmp_path / "new", "--method=tip_adapter")
+    for option in ("--dtype=bfloat16", "--tokenizer=here"):
+        line = refused(*new, option)
+        assert f"{option.partition('=')[0]}: expected none with textures" in line
+    arrays = feature_arrays()
+    data = {"class_names": arrays["class_names"], "text_features": arrays["text_features"]}
+    classifier = Classifier(method="tip_adapter", augmentation={"flip": 0.25})
+    line = refusal(classifier.fit, arrays["train_features"], arrays["train_labels"], **data)
+    assert line.startswith("augmentation['flip']: expected none with given features")
+    assert not list(tmp_path.glob("[nr]*"))
 
 
 def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path):

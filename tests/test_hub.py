@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import CLASS_NAMES
 from huggingface_hub import HfApi, ModelCard
-from makers import make_snapshot, refusal, write_image
+from makers import feature_arrays, make_snapshot, refusal, write_image
 
+from coop_jax import Classifier, methods
 from coop_jax import clip as clip_package
-from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import source
 from coop_jax.saved import Saved, hub
@@ -155,6 +155,23 @@ def test_the_python_of_the_card_runs(server, tmp_path, monkeypatch, capsys):
     predicted, classes = capsys.readouterr().out.splitlines()
     assert predicted in ("['circle']", "['square']")
     assert classes == "['circle' 'square']"
+
+
+def test_the_card_of_what_was_learned_from_features(server, tmp_path, capsys):
+    arrays = feature_arrays()
+    names = arrays["class_names"].tolist()
+    said = {"class_names": names, "text_features": arrays["text_features"]}
+    classifier = Classifier(method="tip_adapter", settings={"search": False})
+    classifier.fit(arrays["train_features"], arrays["train_labels"], **said)
+    classifier.save(tmp_path / "mine")
+    hub.push(tmp_path / "mine", NAME)
+    card = ModelCard(server.repositories[NAME].at("main")[1]["README.md"].decode())
+    assert "for given features `12-dimensional features`" in card.text
+    assert "photograph" not in card.text and "CLIP" not in card.text
+    assert card.data.pipeline_tag is None and card.data.tags == ["tip_adapter"]
+    exec(card.text.split("```python\n")[1].split("```")[0], {})
+    predicted = capsys.readouterr().out.splitlines()[0]
+    assert predicted.strip("[]'") in names
 
 
 def test_a_card_of_ones_own_is_kept(folder, server):

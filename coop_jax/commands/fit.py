@@ -57,10 +57,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Learn, save, and say how well the test images are classified."""
+    from coop_jax import collapse
     from coop_jax.commands import loading
     from coop_jax.data import catalog
     from coop_jax.learner import CLIP, Learner
-    from coop_jax.methods import DEFAULT
+    from coop_jax.methods import DEFAULT, ZERO_SHOT
     from coop_jax.saved import files, seen
 
     folder, method = chosen.saved, chosen.method or DEFAULT
@@ -86,8 +87,12 @@ def run(chosen: argparse.Namespace) -> int:
     test = dataset.test.subset((~used).nonzero()[0])
     found = learner.predict_many(test)
     if len(found.kept):
-        right = (found.probabilities.argmax(axis=1) == test.labels[found.kept]).mean()
-        print(f"accuracy on the test images: {percent(100 * right)}", flush=True)
+        predicted, labels = found.probabilities.argmax(axis=1), test.labels[found.kept]
+        shown = percent(100 * (predicted == labels).mean())
+        print(f"accuracy on the test images: {shown}", flush=True)
+        if method != ZERO_SHOT and collapse.is_one_class(predicted, labels):
+            why = collapse.cause(learner.method_)
+            collapse.say_one_class(method, predicted, learner.classes_.tolist(), why)
     if sys.stdout.isatty():
         print(f"\nnext: coop_jax predict {folder} IMAGE ...\n      coop_jax interpret {folder}")
     return loading.report_unreadable(list(found.failures.values()), len(test))

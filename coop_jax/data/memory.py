@@ -270,6 +270,33 @@ def checked_weights(weights: Any, count: int) -> Float[np.ndarray, " images"] | 
     return found
 
 
+def required(labels: Labels | None) -> Labels:
+    """Return labels that have to be there.
+
+    Raises:
+        InputError: they are not.
+    """
+    if labels is None:
+        raise InputError(
+            "expected a label for every image, got none; give labels, or the path or name of a"
+            " dataset alone"
+        )
+    return labels
+
+
+def refuse_labels(labels: Labels | None) -> None:
+    """Refuse labels where a dataset has its own.
+
+    Raises:
+        InputError: there are some.
+    """
+    if labels is not None:
+        raise InputError(
+            "expected a dataset's path or name without labels, got labels too; leave them out, or"
+            " put the path of a single image into a list"
+        )
+
+
 def _checked_name(image: Any, number: int) -> str:
     """Return what messages call an image, if it is of a type and shape that can be read."""
     if isinstance(image, str | os.PathLike):

@@ -17,15 +17,25 @@ from flax import nnx
 from coop_jax.classes import Classes
 from coop_jax.clip import CLIP, Tokenizer
 from coop_jax.errors import InputError
+from coop_jax.methods import limits
 from coop_jax.methods.base import USES, Fixed, Given, Images, Kept, Learned, Method, Views
 
 DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
 
-HIGHEST = 10**6
-"""The highest number of a method's settings, where its file says nothing else."""
-
-NOT_METHODS = ("base", "cache", "checks", "deep", "layers", "layout", "registry", "text", "views")
+NOT_METHODS = (
+    "base",
+    "cache",
+    "checks",
+    "deep",
+    "layers",
+    "layout",
+    "limits",
+    "registry",
+    "subject",
+    "text",
+    "views",
+)
 
 
 def available() -> list[str]:
@@ -160,7 +170,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
     A setting is of the type of its default. A method's file may have `LIMITS`, the lowest and the
     highest number of a setting; else these are 0, or the negative of the highest where the default
-    is negative, and `HIGHEST`.
+    is negative, and `limits.HIGHEST`.
 
     Raises:
         InputError: there is such a setting, or no method of that name.
@@ -177,7 +187,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             f"method {name}: expected settings among {', '.join(defaults) or '(none)'}, got"
             f" {', '.join(unknown)}; correct them"
         )
-    limits = getattr(module(name), "LIMITS", {})
+    own = getattr(module(name), "LIMITS", {})
     for key, value in settings.items():
         default = defaults[key]
         kinds = {tuple: (tuple, list), float: (float, int)}.get(type(default), (type(default),))
@@ -186,30 +196,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
                 f"method {name}: expected {key} as {type(default).__name__}, like {default!r}, got"
                 f" {value!r:.80}; correct it"
             )
-        _check_values(f"method {name}: expected {key}", value, default, limits.get(key))
-
-
-def _check_values(
-    expected: str, value: Any, default: Any, limits: tuple[float, float] | None
-) -> None:
-    """Refuse a setting, or one of several values of it, out of its limits or of another kind."""
-    if not isinstance(value, tuple | list):
-        values, examples = [value], [default]
-    else:
-        values, examples = value, default or ("",)
-    kind = type(examples[0])
-    kinds = (float, int) if kind is float else (kind,)
-    if wrong := [each for each in values if type(each) not in kinds]:
-        raise InputError(
-            f"{expected} as values like {examples[0]!r}, got {wrong[0]!r:.80}; correct it"
-        )
-    if isinstance(examples[0], bool | str):
-        return
-    lowest, highest = limits or (-HIGHEST * (min(examples) < 0), HIGHEST)
-    if wrong := [each for each in values if not lowest <= each <= highest]:
-        raise InputError(
-            f"{expected} from {lowest:g} to {highest:g}, got {wrong[0]!r:.80}; correct it"
-        )
+        limits.check(f"method {name}: expected {key}", value, default, own.get(key))
 
 
 def create(

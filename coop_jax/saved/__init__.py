@@ -20,9 +20,6 @@ from coop_jax.saved import files, hub, seen
 if TYPE_CHECKING:
     from coop_jax.run import TrainingRun
 
-SPACE = "given/"
-"""The beginning of the names that the tensors of `Saved.space` have in a file."""
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Saved:
@@ -155,8 +152,8 @@ class Saved:
         record, learned = files.read(folder)
         classes = Classes(record.pop("class_names"), record.pop("class_ids"))
         record["per_class"] = tuple(record["per_class"])
-        names = [name for name in learned if name.startswith(SPACE)]
-        space = {name.removeprefix(SPACE): learned.pop(name) for name in names}
+        names = [name for name in learned if name.startswith(files.SPACE)]
+        space = {name.removeprefix(files.SPACE): learned.pop(name) for name in names}
         shapes = {name: array.shape for name, array in space.items()}
         if shapes and (
             shapes.keys() != {"texts", "logit_scale"}
@@ -179,7 +176,7 @@ class Saved:
         classes = {"class_names": self.classes.names, "class_ids": self.classes.ids}
         record = {**vars(self), **classes}
         kept = {name: record[name] for name in files.FIELDS}
-        space = {SPACE + name: array for name, array in self.space.items()}
+        space = {files.SPACE + name: array for name, array in self.space.items()}
         files.write(Path(folder).expanduser(), kept, {**self.learned, **space})
 
     def for_classes(

@@ -40,6 +40,9 @@ FIELDS = {
 TENSORS_DIGEST = f"sha256 of {TENSORS}"
 NO_DIGEST = b"0" * 64
 
+SPACE = "given/"
+"""The beginning of the names of tensors that describe given features (`Saved.space`)."""
+
 DTYPES = ("float32", "float16", "int32", "uint32", "int8", "uint8", "bool")
 """The types of numbers that are saved."""
 

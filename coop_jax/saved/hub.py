@@ -46,7 +46,9 @@ def push(
             cannot be reached or does not let us in; a private one is wanted where a public one is.
     """
     folder = Path(folder).expanduser()
-    record, _ = files.read(folder)
+    record, tensors = files.read(folder)
+    texts = tensors.get(f"{files.SPACE}texts")
+    card = model_card(record, repository, embedding=0 if texts is None else texts.shape[-1])
     _check_id(repository)
     api = api or _api()
     try:
@@ -61,21 +63,21 @@ def push(
             f"expected a new{' or private' * private} repository, or one with a saved method alone,"
             f" got {repository}, {found}; name another"
         )
-    _upload(folder, record, repository, api)
+    _upload(folder, card, f"{record['method']} for {record['backbone']}", repository, api)
     return str(address)
 
 
-def _upload(folder: Path, record: Mapping[str, Any], repository: str, api: "HfApi") -> None:
+def _upload(folder: Path, card: str, message: str, repository: str, api: "HfApi") -> None:
     """Commit the files, with a card, to a repository."""
     from huggingface_hub import CommitOperationAdd
 
-    contents: dict[str, Any] = {CARD: model_card(record, repository).encode()}
+    contents: dict[str, Any] = {CARD: card.encode()}
     contents |= {name: folder / name for name in FILES if (folder / name).is_file()}
     try:
         api.create_commit(
             repository,
             [CommitOperationAdd(name, content) for name, content in contents.items()],
-            commit_message=f"{record['method']} for {record['backbone']}",
+            commit_message=message,
         )
     except Exception as error:  # as above
         raise _refused(f"expected to upload to {repository} on the hub", error) from error
@@ -106,12 +108,13 @@ def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = 
     return Path(folder)
 
 
-def model_card(record: Mapping[str, Any], repository: str) -> str:
+def model_card(record: Mapping[str, Any], repository: str, *, embedding: int = 0) -> str:
     """Return the text of a model card, in Markdown with the hub's front matter.
 
     Args:
         record: the keys of `files.FIELDS`.
         repository: where it will be, for the lines of Python that load it.
+        embedding: the length of the features that were given instead of a CLIP; 0 with a CLIP.
     """
     from huggingface_hub import ModelCardData
 
@@ -120,8 +123,8 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
     base = source.repository(backbone)
     data = ModelCardData(
         library_name="coop_jax",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["prompt-learning", "clip", record["method"]],
+        pipeline_tag=None if embedding else "zero-shot-image-classification",
+        tags=[*([] if embedding else ["prompt-learning", "clip"]), record["method"]],
         base_model=base if is_id(base) else None,
     )
     reach = (
@@ -141,7 +144,9 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
         front_matter=data.to_yaml(),
         title=repository.split("/")[-1],
         method=record["method"],
-        backbone=backbone,
+        backbone=f"given features `{backbone}`" if embedding else f"the frozen CLIP `{backbone}`",
+        imports="import numpy\n" if embedding else "",
+        example=FEATURES.format(embedding) if embedding else PICTURE,
         count=len(names),
         classes=_cell(", ".join(names[:20]) + ", ..." * (len(names) > 20)),
         reach=reach,
@@ -150,20 +155,25 @@ def model_card(record: Mapping[str, Any], repository: str) -> str:
     )
 
 
+PICTURE = 'print(classifier.predict(["photograph.jpg"]))'
+FEATURES = """features = numpy.ones((1, {}), "float32")  # of images, by the same encoder
+print(classifier.predict(features))"""
+"""The line of Python that classifies, of pictures and of features."""
+
 CARD_TEXT = """---
 {front_matter}
 ---
 
 # {title}
 
-What the method `{method}` has learned for the frozen CLIP `{backbone}`, made with `coop_jax`. It
+What the method `{method}` has learned for {backbone}, made with `coop_jax`. It
 was learned on {count} classes: {classes}. {reach}
 
 ```python
-from coop_jax import Classifier
+{imports}from coop_jax import Classifier
 
 classifier = Classifier.load("{repository}")
-print(classifier.predict(["photograph.jpg"]))
+{example}
 print(classifier.classes_)
 ```
 
