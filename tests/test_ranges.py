@@ -19,6 +19,8 @@ VALID = {
     "data_dir": {""},
     "targets": {(), ("",)},
     "clip.tokenizer": {""},
+    "clip.activation": {""},
+    "clip.heads": {()},
     "method.n_ctx": {3},
     "method.class_specific": {True},
     "method.context_init": {"", "x\0"},

@@ -72,7 +72,7 @@ def expected():
     found = {name: learned(method) for name, method in made.items()}
     given = {"name": "coop", "settings": METHODS["coop"], "backbone": "tiny"}
     prompt = Saved.of(made["coop"], clip=clip, classes=Classes(NAMES), **given)
-    assert fingerprint(clip).startswith("dbcb5e90")
+    assert fingerprint(clip).startswith("2cd752a2")
     assert found["coop"]["context"].sum() == pytest.approx(CONTEXT_SUM, abs=1e-5)
     return fingerprint(clip), found, prompt
 

@@ -29,10 +29,23 @@ def fingerprint(clip: CLIP | FeatureSpace) -> str:
     found = digest(weights)
     if clip.rounded_from and clip.rounded_from[0] == found:
         found = clip.rounded_from[1]
-    # The end token is another way to say the same: one naming of tensors has it, the other not.
-    config = dataclasses.asdict(clip.config)
-    config.get("text", {}).pop("end_token", None)
-    return hashlib.sha256(f"{found} {json.dumps(config, sort_keys=True)}".encode()).hexdigest()
+    config = json.dumps(_described(clip.config), sort_keys=True)
+    return hashlib.sha256(f"{found} {config}".encode()).hexdigest()
+
+
+def _described(config: Any) -> Any:
+    """Return what a config says but for defaults: a new field leaves fingerprints as they are.
+
+    The end token and the offsets of a crop are left out: makers of the same CLIP differ in them.
+    """
+    if not dataclasses.is_dataclass(config):
+        return config
+    values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        field.name: _described(value)
+        for field, value in values.items()
+        if value != field.default and field.name not in ("end_token", "offsets")
+    }
 
 
 def digest(weights: Mapping[Path, Any]) -> str:

@@ -36,5 +36,5 @@ def check(expected: str, value: Any, default: Any, limits: tuple[float, float] |
     lowest, highest = limits or (-HIGHEST * (min(examples) < 0), HIGHEST)
     if wrong := [each for each in values if not lowest <= each <= highest]:
         raise InputError(
-            f"{expected} from {lowest:g} to {highest:g}, got {wrong[0]!r:.80}; correct it"
+            f"{expected} from {lowest:.12g} to {highest:.12g}, got {wrong[0]!r:.80}; correct it"
         )
