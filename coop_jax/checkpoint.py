@@ -129,12 +129,19 @@ class Checkpoints:
         """Turn whatever a damaged checkpoint leads to into one line."""
         try:
             yield
+        except FileNotFoundError as error:
+            raise self._damaged(step, error) from error
+        except (OSError, MemoryError):
+            raise  # of the disk or the machine: the checkpoint may be as it was
         except Exception as error:  # Orbax and TensorStore have no exception of their own for it
-            raise InputError(
-                f"{self.folder / str(step)}: expected a checkpoint as it was saved, got a damaged"
-                f" one ({one_line(error)}); delete {self.folder}, and the same command trains from"
-                " the start"
-            ) from error
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int, error: Exception) -> InputError:
+        return InputError(
+            f"{self.folder / str(step)}: expected a checkpoint as it was saved, got a damaged one"
+            f" ({one_line(error)}); delete {self.folder}, and the same command trains from the"
+            " start"
+        )
 
     def close(self) -> None:
         """Wait for pending saves and release the folder."""

@@ -61,7 +61,7 @@ class Watch:
                 logger.warning(
                     "%s: the loss is that of guessing (log %d = %.3f) from step %d to %d; %s",
                     *(_name(self._run), len(self._run.dataset.classes), self._guess),
-                    *(self._first, step, cause(self._run.method, _as_new(self._run))),
+                    *(self._first, step, cause(self._run.method, self._run.begun)),
                 )
 
 
@@ -75,7 +75,7 @@ def warn_of_one_class(
     if run.stages and not run.warned and is_one_class(predicted, labels):
         run.warned = True
         what = f"{_name(run)}: after step {max(run.steps - 1, 0)} it"
-        say_one_class(what, predicted, class_names, cause(run.method, _as_new(run)))
+        say_one_class(what, predicted, class_names, cause(run.method, run.begun))
 
 
 def say_one_class(
@@ -101,10 +101,11 @@ def cause(method: Any, started: dict[str, np.ndarray] | None = None) -> str:
         method: as it is.
         started: what it learned from, by name; None where that is not known.
     """
-    now = _learned(method)
+    now = learned(method)
     size, before = _norm(now), _norm(started or {})
-    if started and now:
-        moved = _norm({name: now[name] - started[name] for name in now})
+    shapes = [{name: array.shape for name, array in each.items()} for each in (now, started or {})]
+    if now and shapes[0] == shapes[1]:
+        moved = _norm({name: now[name] - (started or {})[name] for name in now})
         if moved <= STILL * max(before, STILL):
             return f"what is learned has hardly moved ({moved:.2g}): raise the learning rate"
     if size > GROWN * max(before, 1.0):
@@ -114,7 +115,8 @@ def cause(method: Any, started: dict[str, np.ndarray] | None = None) -> str:
     )
 
 
-def _learned(method: Any) -> dict[str, np.ndarray]:
+def learned(method: Any) -> dict[str, np.ndarray]:
+    """Return a copy on the host of what a method learns, float64 by name."""
     variables = methods.saved(method)
     return {
         name: np.asarray(variable[...], np.float64)
@@ -125,13 +127,6 @@ def _learned(method: Any) -> dict[str, np.ndarray]:
 
 def _norm(arrays: dict[str, np.ndarray]) -> float:
     return math.sqrt(sum(float(np.square(array).sum()) for array in arrays.values()))
-
-
-def _as_new(run: "TrainingRun") -> dict[str, np.ndarray] | None:
-    """Return what the method began with, where its shapes did not depend on the images."""
-    new, now = _learned(run.frozen.create(run.dataset, run.seed)), _learned(run.method)
-    shapes = [{name: array.shape for name, array in each.items()} for each in (new, now)]
-    return new if shapes[0] == shapes[1] else None
 
 
 def _name(run: "TrainingRun") -> str:

@@ -56,9 +56,8 @@ class Learner:
             flip.
         dtype: of the CLIP: "float32", "bfloat16" or "float16".
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
-        activation: of the CLIP, "quick_gelu" or "gelu"; and
-        heads: of its image tower and of its text tower, as `coop_jax.clip.load` needs them of a
-            file that no config lies beside.
+        activation, heads: of a CLIP that is a file without a config, as `coop_jax.clip.load` has
+            them.
         data_dir: where datasets that are named lie; by default TFDS's folder.
         encode_batch_size: images that the frozen tower takes at once.
         feature_cache: a folder that keeps the features of training images for later fits.

@@ -1,8 +1,13 @@
-"""Read texts as a CLIP does, before there are tokens."""
+"""Read texts as a CLIP does, before there are tokens, and the JSON files beside it."""
 
 import html
+import json
 import re
 import string
+from pathlib import Path
+from typing import Any
+
+from coop_jax.errors import InputError
 
 CONTEXT_LENGTH = 77
 """Tokens that OpenAI's CLIPs read, the start and the end token among them."""
@@ -36,3 +41,22 @@ def least_tokens(text: str) -> int:
     """
     words = re.findall(r"\d|[^\d\s]+", clean(text))
     return sum(-(-len(word.encode()) // LONGEST_TOKEN) for word in words)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; {} where there is no such file.
+
+    Raises:
+        InputError: the file is not JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected JSON, but {error}; fetch the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected a JSON object, got {content!r:.80}; fetch the file again"
+        )
+    return content

@@ -118,6 +118,7 @@ class TrainingRun:
         unlabeled: images whose labels nobody may see, for methods that use them.
         tell: told how many images have been made.
         warned: whether it has been said that the run has collapsed.
+        begun: what the method learns, by name, as it was before it learned.
     """
 
     frozen: Frozen
@@ -128,6 +129,7 @@ class TrainingRun:
     unlabeled: Examples | None = None
     tell: Callable[[int], None] | None = None
     warned: bool = False
+    begun: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def method(self) -> Any:
@@ -309,6 +311,8 @@ def learn(
         InputError: an image cannot be read, or a method cannot be fitted to these.
     """
     watchers = watchers or [Watcher() for _ in runs]
+    for run in runs:
+        run.begun = collapse.learned(run.method)
     begun = [False] * len(runs)
     clip, mesh = runs[0].frozen.clip, runs[0].frozen.mesh
     for number, stage in enumerate(runs[0].stages):

@@ -13,8 +13,8 @@ from typing import Any
 
 from coop_jax import config as config_module
 from coop_jax import methods, parallel, results
-from coop_jax.clip import source
 from coop_jax.errors import InputError
+from coop_jax.reading import read_json
 from coop_jax.terminal import check_name
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
                 f" files and no {CONFIG_FILE}; name another --workdir"
             )
         return
-    earlier, now = config_module.flat(source.read_json(path)), config_module.flat(_recorded(config))
+    earlier, now = config_module.flat(read_json(path)), config_module.flat(_recorded(config))
     different = sorted(
         key
         for key in {*earlier, *now}
@@ -76,7 +76,7 @@ def claim(config: Mapping[str, Any], workdir: Path) -> None:
     check(config, workdir)
     path = workdir / CONFIG_FILE
     recorded = _recorded(config)
-    if path.is_file() and source.read_json(path) == recorded:
+    if path.is_file() and read_json(path) == recorded:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -413,9 +413,7 @@ def write_siglip(folder: Path) -> Path:
         16, 4, blocks, "attention", initial_norm=False, patch_bias=True, projection=False
     )
     blocks = config.TransformerConfig(16, 2, 4, 24, "gelu_tanh", 1e-6)
-    text = config.TextConfig(
-        words, 40, blocks, causal=False, pooling="last", pad_token=1, projection="linear"
-    )
+    text = config.TextConfig(words, 40, blocks, causal=False, pooling="last", projection="linear")
     dimensions = config.CLIPConfig(24, vision, text, logit_bias=True)
     clip = CLIP(dimensions, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
@@ -444,4 +442,6 @@ def write_siglip(folder: Path) -> Path:
         },
     }
     (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **sizes}))
+    made = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(made))
     return folder

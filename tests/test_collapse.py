@@ -102,7 +102,7 @@ def test_zero_shot_and_methods_that_do_not_learn_say_nothing(write_features, run
     path = write_features(arrays)
     for method in ("zero_shot", "tda"):
         code, _, err = run("fit", path, tmp_path / method, f"--method={method}")
-        assert code == 0 and not [line for line in said(err) if "zero_shot" in line], err
+        assert code == 0 and not said(err)
 
 
 @pytest.mark.parametrize(

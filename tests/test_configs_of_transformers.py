@@ -23,7 +23,7 @@ def test_siglip_of_transformers_has_its_defaults():
     config = hugging_face({"model_type": "siglip"})
     assert config.vision.transformer == TransformerConfig(768, 12, 12, 3072, "gelu_tanh", 1e-6)
     assert (config.text.vocabulary_size, config.text.context_length) == (32000, 64)
-    assert (config.text.pad_token, config.embedding, config.logit_bias) == (1, 768, True)
+    assert (config.embedding, config.logit_bias) == (768, True)
     config = hugging_face(SIGLIP_HF)
     assert (config.text.transformer.width, config.embedding) == (32, 768)
     with pytest.raises(InputError, match="projection_size to be the image tower's 768, got 32"):

@@ -1,6 +1,7 @@
-"""Folders whose `open_clip_config.json` is damaged end in one line, and at once."""
+"""Folders whose JSON files are damaged end in one line, and at once."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -37,3 +38,42 @@ def test_a_damaged_file_is_named(text, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(text)
     with pytest.raises(InputError, match=r"open_clip_config\.json: expected"):
         clip.load(str(tmp_path), tokenizer=source.EMBEDDED_FOLDER)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", '{"a":' * 100_000, "3", "\xff"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ],
+)
+def test_a_damaged_file_of_transformers_is_named(name, text, tmp_path):
+    folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"/{name}: expected"):
+        clip.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rescale_factor", 10**400), ("image_mean", [10**400] * 3), ("size", 10**400)],
+)
+def test_a_number_without_end_in_the_pixels_is_refused(key, value, tmp_path):
+    folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
+    stated = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated | {key: value}))
+    with pytest.raises(InputError, match=rf"/preprocessor_config\.json: {key}: expected"):
+        clip.load(str(folder))
+
+
+def test_pixels_that_nothing_says_are_pointed_out(tmp_path, caplog):
+    folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
+    expected = clip.load(str(folder))[0].config.pixels
+    assert not caplog.text
+    (folder / "preprocessor_config.json").unlink()
+    got = clip.load(str(folder))[0].config.pixels
+    assert "no preprocessor_config.json beside it" in caplog.text and got == expected

@@ -274,7 +274,7 @@ def test_other_settings_of_tokenizers_are_refused(tmp_path, make, config, messag
         ({"add_bos_token": False}, "add_bos_token: expected True, got False"),
         ({"padding_side": "left"}, "padding_side: expected 'right', got 'left'"),
         ({"additional_special_tokens": ["<x>"]}, "additional_special_tokens: expected [], got"),
-        ([], "expected an object, got []"),
+        ([], "expected a JSON object, got []"),
     ],
 )
 def test_other_settings_of_a_clip_s_tokenizer_are_refused(tmp_path, config, message):

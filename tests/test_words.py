@@ -222,3 +222,10 @@ def test_the_words_of_a_run_are_recorded(lone, colours, run, refused, tmp_path):
     assert "config.clip.heads: expected two numbers" in refused(
         *flags("none", "--config.clip.heads=(3,)")
     )
+
+
+def test_pixels_beside_a_lone_file_are_its_own(lone):
+    said = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": 8, "crop_size": 8}
+    (lone.parent / "preprocessor_config.json").write_text(json.dumps(said))
+    made = load(lone, **OF_OPENAI).config.pixels
+    assert made.mean == (0.5, 0.5, 0.5) and made.std == (0.25, 0.25, 0.25)

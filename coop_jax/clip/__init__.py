@@ -1,5 +1,7 @@
 """The frozen CLIP: towers, weights, tokenizer and pixels, usable without the rest of coop_jax."""
 
+import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from coop_jax.clip.model import CLIP, unit
 from coop_jax.clip.tokenizer import Tokenizer
 from coop_jax.clip.tokenizer import read as read_tokenizer
 from coop_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "CLIP",
@@ -46,10 +50,9 @@ def load(
             as safetensors or as PyTorch saves them, with the config beside it if there is one.
         dtype: of the matrices and the arithmetic: float32, bfloat16 or float16.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
-        activation: "quick_gelu" or "gelu"; and
-        heads: how many the image tower and the text tower have: both are needed for a file of
-            weights that no config lies beside, unless it is OpenAI's own. Of another CLIP they are
-            compared with what its config says.
+        activation: "quick_gelu", "gelu" or "gelu_tanh", of a file of weights that no config lies
+            beside, unless it is OpenAI's own; of another CLIP it must be its config's.
+        heads: the numbers of heads of the image tower and of the text tower, of such a file.
 
     Raises:
         InputError: an unknown name, missing files, weights that do not fit, or an activation or
@@ -57,13 +60,13 @@ def load(
     """
     files = source.resolve(name, tokenizer)
     read, where = tensors.open_files(files.weights), str(files.weights[0])
-    config, text_config = _described(files, read, activation, heads, where)
+    config, text_config = _config_of(files, read, activation, heads, where)
     openai.compare_words(config, activation or "", heads, where)
     clip = weights.build(read, config, dtype, where)
     return clip, read_tokenizer(files.tokenizer, files.folder, config.text, text_config)
 
 
-def _described(
+def _config_of(
     files: source.Source,
     read: weights.Tensors,
     activation: str | None,
@@ -74,6 +77,9 @@ def _described(
 
     Besides what open_clip says of the text tower, the tokenizer included; {} of other CLIPs.
     """
+    preprocessor = pixels.image_processor(
+        files.config("processor_config.json"), files.config("preprocessor_config.json")
+    )
     if files.layout == "transformers" or (not files.layout and tensors.is_of_transformers(read)):
         path = str(files.folder / "config.json")
         if not (stated := files.config("config.json")):
@@ -81,9 +87,12 @@ def _described(
                 f"{where}: expected config.json beside it, as its tensors have transformers' names,"
                 " got none; copy it there from the model's repository"
             )
-        preprocessor = pixels.image_processor(
-            files.config("processor_config.json"), files.config("preprocessor_config.json")
-        )
+        if not preprocessor:
+            logger.warning(
+                "%s: no preprocessor_config.json beside it: pixels are made as transformers makes"
+                " them for such a model where nothing is said; copy it there from the repository",
+                path,
+            )
         return architecture.from_hugging_face(stated, preprocessor, path), {}
     if stated := files.open_clip_config():
         path = str(files.folder / "open_clip_config.json")
@@ -94,4 +103,8 @@ def _described(
     if files.name not in source.BACKBONES and not openai.is_published(files.weights[0]):
         openai.require_words(config, activation or "", heads, where)
         config = openai.with_words(config, activation or "", heads, where)
+    if preprocessor:
+        path, size = str(files.folder / "preprocessor_config.json"), config.vision.image_size
+        made = pixels.from_hugging_face(preprocessor, size, path)
+        config = dataclasses.replace(config, pixels=made)
     return config, {}

@@ -36,7 +36,6 @@ class TextConfig:
         causal: whether a token sees those before it alone; else it sees all, padding included.
         pooling: "end", or "last": the feature is read at the last position of the context, be it
             of padding.
-        pad_token: the id behind the end token.
         projection: "matrix"; "linear", with a bias; or "none".
     """
 
@@ -46,7 +45,6 @@ class TextConfig:
     end_token: int | None = None
     causal: bool = True
     pooling: str = "end"
-    pad_token: int = 0
     projection: str = "matrix"
 
     @property

@@ -29,11 +29,11 @@ def fingerprint(clip: CLIP | FeatureSpace) -> str:
     found = digest(weights)
     if clip.rounded_from and clip.rounded_from[0] == found:
         found = clip.rounded_from[1]
-    config = json.dumps(_described(clip.config), sort_keys=True)
+    config = json.dumps(_without_defaults(clip.config), sort_keys=True)
     return hashlib.sha256(f"{found} {config}".encode()).hexdigest()
 
 
-def _described(config: Any) -> Any:
+def _without_defaults(config: Any) -> Any:
     """Return what a config says but for defaults: a new field leaves fingerprints as they are.
 
     The end token and the offsets of a crop are left out: makers of the same CLIP differ in them.
@@ -42,7 +42,7 @@ def _described(config: Any) -> Any:
         return config
     values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {
-        field.name: _described(value)
+        field.name: _without_defaults(value)
         for field, value in values.items()
         if value != field.default and field.name not in ("end_token", "offsets")
     }

@@ -5,6 +5,7 @@ transformers' defaults, and those that any model of transformers has and that ch
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from coop_jax.clip import pixels, tables
@@ -48,7 +49,8 @@ ANY_MODEL = {
     **_all(
         "about the file and who wrote it",
         "_name_or_path name_or_path _commit_hash transformers_version architectures model_type"
-        " tokenizer_class finetuning_task task_specific_params dtype torch_dtype torchscript",
+        " tokenizer_class finetuning_task task_specific_params dtype torch_dtype torchscript"
+        " transformers.js_config",
     ),
     **_all(
         "how the same is computed",
@@ -108,8 +110,7 @@ def _tower(activation: str, epsilon: float, **changes: Key) -> dict[str, Key]:
 
 
 def _text(activation: str, epsilon: float, **changes: Key) -> dict[str, Key]:
-    pad = Key(tables.TOKEN.or_null(), "the id behind a text, where the tokenizer says none", 1)
-    return _tower(activation, epsilon) | {"pad_token_id": pad} | changes
+    return _tower(activation, epsilon) | changes
 
 
 def _vision(activation: str, epsilon: float, **changes: Key) -> dict[str, Key]:
@@ -221,8 +222,13 @@ def _clip(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str
             _transformer(text, "text_config", where),
             end_token=None if end_token == 2 else end_token,
         ),
-        pixels.from_hugging_face(preprocessor, vision["image_size"], where),
+        pixels.from_hugging_face(preprocessor, vision["image_size"], _beside(where)),
     )
+
+
+def _beside(where: str) -> str:
+    """Return the name of the file that says the pixels."""
+    return str(Path(where).with_name("preprocessor_config.json"))
 
 
 def _older(
@@ -260,10 +266,9 @@ def _siglip(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: s
             _transformer(text, "text_config", where),
             causal=False,
             pooling="last",
-            pad_token=text["pad_token_id"] or 0,
             projection="linear",
         ),
-        pixels.from_hugging_face(preprocessor, vision["image_size"], where, "siglip"),
+        pixels.from_hugging_face(preprocessor, vision["image_size"], _beside(where), "siglip"),
         logit_bias=True,
     )
 

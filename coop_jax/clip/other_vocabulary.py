@@ -14,12 +14,11 @@ from coop_jax.clip.vocabulary import (
     Vocabulary,
     is_openai,
     not_openai,
-    read_object,
     said,
     unsupported,
 )
 from coop_jax.errors import InputError
-from coop_jax.reading import canonical, clean, unescaped
+from coop_jax.reading import canonical, clean, read_json, unescaped
 
 CLEANED: dict[str, Callable[[str], str]] = {
     "lower": clean,
@@ -109,7 +108,7 @@ def read(
         InputError: the files are damaged or of a kind that is not supported, or a package is not
             installed that reads them.
     """
-    for values in (config, read_object(folder / "config.json")):
+    for values in (config, read_json(folder / "config.json")):
         remote = values.get("auto_map") or {}
         if not isinstance(remote, Mapping) or "AutoTokenizer" in remote:
             raise unsupported(folder, "auto_map", "no code outside transformers", remote)

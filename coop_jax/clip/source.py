@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from coop_jax.clip import pretrained, vocabulary
 from coop_jax.errors import InputError
+from coop_jax.reading import read_json
 
 BACKBONES = {
     "RN50": "timm/resnet50_clip.openai",
@@ -297,25 +297,6 @@ def _tokenizer(name: str, folder: str | Path) -> Path:
             " folder"
         )
     return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; {} where there is no such file.
-
-    Raises:
-        InputError: the file is not JSON, or no object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON, but {error}; fetch the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: expected a JSON object, got {content!r:.80}; fetch the file again"
-        )
-    return content
 
 
 class SafetensorsFiles:

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from coop_jax.clip import other_vocabulary, vocabulary
 from coop_jax.clip.config import TextConfig
 from coop_jax.errors import InputError
-from coop_jax.reading import CONTEXT_LENGTH
+from coop_jax.reading import CONTEXT_LENGTH, read_json
 
 PADDED = 128
 """Embeddings without a token that a tower of OpenAI's vocabulary may have: sizes are rounded up."""
@@ -247,7 +247,7 @@ def read(
 
 
 def _read(folder: Path, stated: Mapping[str, Any]) -> vocabulary.Vocabulary:
-    config = vocabulary.read_object(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     options = other_vocabulary.options_of(folder, stated)
     if stated and not stated.get("hf_tokenizer_name"):
         return vocabulary.read_openai(folder, {})

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from coop_jax.errors import InputError
-from coop_jax.reading import clean
+from coop_jax.reading import clean, read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
@@ -46,7 +45,7 @@ OPENAI_CONFIG: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (False, None),
     "additional_special_tokens": ([], None),
     "extra_special_tokens": ([], {}, None),
-    "auto_map": (None,),
+    "auto_map": ({}, None),
 }
 """Keys of a CLIP's `tokenizer_config.json` that would change ids, with the values that do not.
 
@@ -113,25 +112,6 @@ def is_in(folder: Path) -> bool:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; {} where there is none.
-
-    Raises:
-        InputError: the file is damaged or holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path}: expected JSON, got a damaged file ({error}); fetch it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object, got {value!r:.80}; fetch it again")
-    return value
-
-
 def _content(token: Any) -> Any:
     """The text of a token, which may be described by an object."""
     return token.get("content") if isinstance(token, dict) and token else token
@@ -146,7 +126,7 @@ def unsupported(folder: Path, key: str, expected: str, got: Any) -> InputError:
 
 def is_plain(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return True where a folder holds OpenAI's kind, and its settings do not say another."""
-    special = read_object(folder / "special_tokens_map.json")
+    special = read_json(folder / "special_tokens_map.json")
     marks = [_content(values.get(key)) for values in (config, special) for key in MARKS]
     same_class = config.get("tokenizer_class") in OPENAI_CLASSES
     return same_class and all(mark in (START, END, None) for mark in marks) and is_openai(folder)

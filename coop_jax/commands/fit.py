@@ -61,7 +61,7 @@ def run(chosen: argparse.Namespace) -> int:
     from coop_jax.commands import loading
     from coop_jax.data import catalog
     from coop_jax.learner import CLIP, Learner
-    from coop_jax.methods import DEFAULT, ZERO_SHOT
+    from coop_jax.methods import DEFAULT
     from coop_jax.saved import files, seen
 
     folder, method = chosen.saved, chosen.method or DEFAULT
@@ -90,7 +90,7 @@ def run(chosen: argparse.Namespace) -> int:
         predicted, labels = found.probabilities.argmax(axis=1), test.labels[found.kept]
         shown = percent(100 * (predicted == labels).mean())
         print(f"accuracy on the test images: {shown}", flush=True)
-        if method != ZERO_SHOT and collapse.is_one_class(predicted, labels):
+        if collapse.learned(learner.method_) and collapse.is_one_class(predicted, labels):
             why = collapse.cause(learner.method_)
             collapse.say_one_class(method, predicted, learner.classes_.tolist(), why)
     if sys.stdout.isatty():

@@ -50,7 +50,7 @@ def add_clip(
         "--activation",
         default="",
         metavar="NAME",
-        help="quick_gelu or gelu: the CLIP's, if a file of weights without a config",
+        help="quick_gelu, gelu or gelu_tanh: the CLIP's, if a file of weights without a config",
     )
     parser.add_argument(
         "--heads",
