@@ -251,9 +251,14 @@ def _described(content: bytes) -> str:
     )
 
 
-@nnx.jit
 def _encode_classes(method: Any, clip: CLIP) -> Any:
-    return method.texts(method.adapt(nnx.clone(clip), None), None)
+    graph, state = nnx.split((method, clip))
+
+    def encode(state: Any) -> Any:
+        method, clip = nnx.merge(graph, state)
+        return method.texts(method.adapt(clip, None), None)
+
+    return jax.jit(encode)(state)
 
 
 def _on_one_device(method: Any, clip: Any) -> tuple[Any, Any]:
