@@ -1,5 +1,8 @@
 """SigLIP: a text tower that sees its padding, and what learns on it."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,12 @@ import pytest
 from conftest import CLASS_NAMES
 from makers import image_folder, write_siglip
 from oracle import plain_prompts, plain_text_features
+from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
 from coop_jax import methods
 from coop_jax.clip import unit
+from coop_jax.errors import InputError
 from coop_jax.methods import Images
 from coop_jax.saved import Saved, export
 
@@ -137,3 +142,13 @@ def test_fit_evaluate_and_export(run, folder, tmp_path):
     encoded = Images(features=model.encode_image(jnp.asarray(pixels)))
     expected = method.logits(model, method.texts(model, None), encoded)
     np.testing.assert_allclose(program.call(pixels), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kept", ["logit_", "vision_", "text_"])
+def test_a_tower_that_is_missing_is_refused(folder, tmp_path, kept):
+    broken = Path(shutil.copytree(folder, tmp_path / "clip"))
+    tensors = load_file(broken / "model.safetensors")
+    part = {name: tensor for name, tensor in tensors.items() if name.startswith(kept)}
+    save_file(part, broken / "model.safetensors")
+    with pytest.raises(InputError, match="use a complete, unmodified checkpoint"):
+        clip_package.load(str(broken))

@@ -63,5 +63,6 @@ def from_openai_tensors(tensors: Tensors, where: str) -> CLIPConfig:
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"{where}: expected a CLIP with OpenAI's tensor names, but {error} is missing or of"
-            " another rank; use a complete, unmodified checkpoint"
+            " another rank; use a complete, unmodified checkpoint or, of another maker, lay its"
+            " open_clip_config.json beside it"
         ) from error

@@ -191,7 +191,7 @@ TRANSFORMERS_VISION = Naming(
 def namings(names: Collection[str], config: CLIPConfig) -> dict[str, Naming]:
     """Return whose names the tensors of a checkpoint have, by tower."""
     linear = config.text.projection == "linear"
-    if any(name.startswith("text_model.") for name in names):
+    if any(name.startswith(("text_model.", "vision_model.")) for name in names):
         return transformers_namings(config)
     text = OPENAI_TEXT.projecting("text_projection", linear=linear)
     timm = any(name.startswith("visual.trunk.") for name in names)

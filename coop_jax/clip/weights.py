@@ -49,7 +49,12 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
     patch = config.vision.patch_size if isinstance(config.vision, ViTConfig) else 0
     present = tensors.names()
     table = slots(config, namings(present, config), flat)
-    assert flat.keys() == {slot.path for slot in table}, "a parameter that no tensor fills"
+    if flat.keys() != {slot.path for slot in table}:
+        first = ", ".join(sorted(present)[:3]) or "none"
+        raise InputError(
+            f"{where}: expected the tensors of the towers that its config describes, got others"
+            f" ({first:.200}, ...); use a complete, unmodified checkpoint with its own config"
+        )
     problems = [
         f"{name}: unknown"
         for name in sorted(present - {slot.name for slot in table} - IGNORED_NAMES)
@@ -71,6 +76,7 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
         raise InputError(
             f"{where}: {len(problems)} tensors do not fit a CLIP of these dimensions"
             f" ({'; '.join([*problems[:LISTED], *others])}); use a complete, unmodified checkpoint"
+            " with its own config"
         )
     values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
     for slot in table:
