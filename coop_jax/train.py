@@ -328,7 +328,8 @@ def _checked(state: State, when: str) -> State:
     state = parallel.fetch(state)
     advice = "; lower the learning rate, or look at what the method computes"
     finite.check(state["learned"] | state["kept"], when, advice)
-    finite.check({name: state[name] for name in state if name != "step"}, when, advice)
+    others = state.keys() - {"learned", "kept", "step"}
+    finite.check({name: state[name] for name in others}, when, advice)
     return state
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tokenizer_files
-from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 from tensorflow_datasets.core import tfds_path
 
-from coop_jax.clip import CLIP, config, source, weights
+from coop_jax.clip import source
 from coop_jax.errors import InputError
 
 SMALL = {
@@ -401,47 +399,3 @@ def feature_arrays(seed=0, views=1, shots=3, **changes):
     if views == 1:
         arrays["train_features"] = arrays["train_features"][0]
     return {key: value for key, value in (arrays | changes).items() if value is not None}
-
-
-def write_siglip(folder: Path) -> Path:
-    """A small random SigLIP with transformers' files and T5's tokenizer, in a new folder."""
-    folder.mkdir()
-    tokenizer_files.t5(folder)
-    words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    blocks = config.TransformerConfig(24, 2, 2, 40, "gelu_tanh", 1e-6)
-    vision = config.ViTConfig(
-        16, 4, blocks, "attention", initial_norm=False, patch_bias=True, projection=False
-    )
-    blocks = config.TransformerConfig(16, 2, 4, 24, "gelu_tanh", 1e-6)
-    text = config.TextConfig(words, 40, blocks, causal=False, pooling="last", projection="linear")
-    dimensions = config.CLIPConfig(24, vision, text, logit_bias=True)
-    clip = CLIP(dimensions, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    tensors = {
-        name: np.asarray(tensor + 0.1 * rng.normal(size=tensor.shape), np.float32)
-        for name, tensor in weights.transformers_tensors(clip).items()
-    }
-    save_file(tensors, folder / "model.safetensors")
-    sizes = {
-        "text_config": {
-            "vocab_size": words,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 40,
-            "projection_size": 24,
-        },
-        "vision_config": {
-            "hidden_size": 24,
-            "intermediate_size": 40,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
-    }
-    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **sizes}))
-    made = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(made))
-    return folder

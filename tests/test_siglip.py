@@ -1,5 +1,6 @@
 """SigLIP: a text tower that sees its padding, and what learns on it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,17 +8,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizer_files
 from conftest import CLASS_NAMES
-from makers import image_folder, write_siglip
+from flax import nnx
+from makers import image_folder
 from oracle import plain_prompts, plain_text_features
 from safetensors.numpy import load_file, save_file
 
 from coop_jax import clip as clip_package
 from coop_jax import methods
-from coop_jax.clip import unit
+from coop_jax.clip import config as clip_config
+from coop_jax.clip import unit, weights
 from coop_jax.errors import InputError
 from coop_jax.methods import Images
 from coop_jax.saved import Saved, export
+
+
+def write_siglip(folder: Path) -> Path:
+    """A small random SigLIP with transformers' files and T5's tokenizer, in a new folder."""
+    folder.mkdir()
+    tokenizer_files.t5(folder)
+    words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    blocks = clip_config.TransformerConfig(24, 2, 2, 40, "gelu_tanh", 1e-6)
+    vision = clip_config.ViTConfig(
+        16, 4, blocks, "attention", initial_norm=False, patch_bias=True, projection=False
+    )
+    blocks = clip_config.TransformerConfig(16, 2, 4, 24, "gelu_tanh", 1e-6)
+    text = clip_config.TextConfig(
+        words, 40, blocks, causal=False, pooling="last", projection="linear"
+    )
+    dimensions = clip_config.CLIPConfig(24, vision, text, logit_bias=True)
+    clip = clip_package.CLIP(dimensions, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: np.asarray(tensor + 0.1 * rng.normal(size=tensor.shape), np.float32)
+        for name, tensor in weights.transformers_tensors(clip).items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    sizes = {
+        "text_config": {
+            "vocab_size": words,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 40,
+            "projection_size": 24,
+        },
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", **sizes}))
+    made = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(made))
+    return folder
 
 
 @pytest.fixture(scope="module")

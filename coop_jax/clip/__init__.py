@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from coop_jax.clip import architecture, openai, pixels, preprocess, source, tensors, weights
+from coop_jax.clip import architecture, naming, openai, pixels, preprocess, source, tensors, weights
 from coop_jax.clip.config import CLIPConfig
 from coop_jax.clip.features import FeatureSpace
 from coop_jax.clip.fingerprint import fingerprint
@@ -80,7 +80,8 @@ def _config_of(
     preprocessor = pixels.image_processor(
         files.config("processor_config.json"), files.config("preprocessor_config.json")
     )
-    if files.layout == "transformers" or (not files.layout and tensors.is_of_transformers(read)):
+    of_transformers = files.layout == "transformers"
+    if of_transformers or (not files.layout and naming.is_of_transformers(read.names())):
         path = str(files.folder / "config.json")
         if not (stated := files.config("config.json")):
             raise InputError(

@@ -188,10 +188,15 @@ TRANSFORMERS_VISION = Naming(
 )
 
 
+def is_of_transformers(names: Collection[str]) -> bool:
+    """Return True if tensors have the names that transformers gives."""
+    return any(name.startswith(("text_model.", "vision_model.")) for name in names)
+
+
 def namings(names: Collection[str], config: CLIPConfig) -> dict[str, Naming]:
     """Return whose names the tensors of a checkpoint have, by tower."""
     linear = config.text.projection == "linear"
-    if any(name.startswith(("text_model.", "vision_model.")) for name in names):
+    if is_of_transformers(names):
         return transformers_namings(config)
     text = OPENAI_TEXT.projecting("text_projection", linear=linear)
     timm = any(name.startswith("visual.trunk.") for name in names)

@@ -48,11 +48,6 @@ def header(tensors: Tensors) -> Mapping[str, str]:
     return tensors.metadata if isinstance(tensors, SafetensorsFiles) else {}
 
 
-def is_of_transformers(tensors: Tensors) -> bool:
-    """Return True if tensors have the names that transformers gives, not OpenAI's."""
-    return any(name.startswith(("text_model.", "vision_model.")) for name in tensors.names())
-
-
 class Joined:
     """The tensors of several files."""
 

@@ -1,5 +1,6 @@
 """The text tower, entered with a prefix that all classes share and the rest of their prompts."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -142,11 +143,8 @@ class TextTower(nnx.Module):
         if self.config.projection == "none":
             return features
         projected = jnp.dot(features, self.projection[...], precision=precision(self.dtype))
-        return (
-            projected + self.projection_bias[...]
-            if self.config.projection == "linear"
-            else projected
-        )
+        is_linear = self.config.projection == "linear"
+        return projected + self.projection_bias[...] if is_linear else projected
 
     def _causal(
         self,
@@ -159,15 +157,8 @@ class TextTower(nnx.Module):
         split, width = prefix.shape[-2:]
         shared = jnp.broadcast_to(prefix[..., None, :, :], (*rest.shape[:-2], split, width))
         x = jnp.concatenate([shared, rest], axis=-2)
-
-        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, None]:
-            if deep is not None:
-                vectors, active = replaced
-                x = replace(x, deep.start, vectors[..., None, :, :], active)
-            return block.finish(x, attend_packed(*block.project(x), split, parts)), None
-
-        inputs = None if deep is None else (deep.vectors, deep.active)
-        return scan(self.blocks, step, x, inputs)[0][..., split:, :]
+        attention = functools.partial(attend_packed, split=split, parts=parts)
+        return self._layers(x, attention, deep, (-3,))[..., split:, :]
 
     def _bidirectional(
         self,
@@ -186,17 +177,27 @@ class TextTower(nnx.Module):
         shared = prefix[..., None, None, :, :]
         shared = jnp.broadcast_to(shared, (*texts.shape[:-2], split, width))
         x = jnp.concatenate([shared, texts], axis=-2)
+        x = self._layers(x, attend, deep, (-4, -3))[..., split:, :]
+        x = x.reshape(*x.shape[:-3], rows * longest, width)
+        return gather(x, parts.slots, places, within)
+
+    def _layers(
+        self,
+        x: Float[Array, "*batch length width"],
+        attention: Callable[[Array, Array, Array], Array],
+        deep: Deep | None,
+        axes: tuple[int, ...],
+    ) -> Float[Array, "*batch length width"]:
+        """Return the last block's outputs; deep vectors are the same along `axes`."""
 
         def step(block: Block, x: Array, replaced: Any) -> tuple[Array, None]:
             if deep is not None:
                 vectors, active = replaced
-                x = replace(x, deep.start, vectors[..., None, None, :, :], active)
-            return block.finish(x, attend(*block.project(x))), None
+                x = replace(x, deep.start, jnp.expand_dims(vectors, axes), active)
+            return block.finish(x, attention(*block.project(x))), None
 
         inputs = None if deep is None else (deep.vectors, deep.active)
-        x = scan(self.blocks, step, x, inputs)[0][..., split:, :]
-        x = x.reshape(*x.shape[:-3], rows * longest, width)
-        return gather(x, parts.slots, places, within)
+        return scan(self.blocks, step, x, inputs)[0]
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
         """Return unnormalised features of tokenised texts, padding included.

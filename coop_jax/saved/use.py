@@ -38,8 +38,8 @@ def apply(
         clip: its CLIP, where that has another name or place here.
         dtype: of the CLIP.
         tokenizer: folder of the tokenizer files, where they do not lie beside the weights.
-        activation: as `coop_jax.clip.load` has it; and
-        heads: by default what was said of the CLIP when this was learned.
+        activation: as `coop_jax.clip.load` has it; by default what was said when this was learned.
+        heads: likewise.
         classes: by default those it was learned on.
         texts: their given text features; by default those that were saved.
 
