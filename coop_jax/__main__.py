@@ -27,8 +27,8 @@ All commands:
 coop_jax COMMAND --help tells the rest, --version the version, and --version --verbose what a bug
 report needs. Completion by the Tab key: eval "$(register-python-argcomplete coop_jax)"
 
-Exit code 0: all done; 1: some of it failed, as standard error says; 2: wrong input, in one line.
-Nothing is overwritten.
+Exit code 0: all done; 1: the machine or some of the work failed; 2: wrong input; 130, 143: stopped
+by Ctrl-C, SIGTERM. Standard error says why, in one line. Nothing is overwritten.
 """
 
 

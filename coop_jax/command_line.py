@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from coop_jax import compilation_cache, interruption, printing
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 
 USER_ERROR, FAILED = 2, 1
 """Exit codes: the input was wrong; the machine failed."""
@@ -40,9 +40,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         module.arguments(self)
-        self.add_argument(
-            "--traceback", action="store_true", help="show the traceback of an error of the input"
-        )
+        self.add_argument("--traceback", action="store_true", help="show the traceback of an error")
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """Read what was typed; options and other words may come in any order.
@@ -185,14 +183,15 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
     Args:
         run: the command.
         resumes: whether the same command goes on where it was interrupted.
-        traceback: whether an error of the input is to be raised.
+        traceback: whether an error is to be raised.
 
     Returns:
-        The exit code: what `run` returns, `USER_ERROR` for bad input, `FAILED` where standard
-        output takes no more, `interruption.CODE` after Ctrl-C.
+        The exit code: what `run` returns, `USER_ERROR` for bad input, `FAILED` where the machine
+        failed or standard output takes no more, `interruption.CODE` after Ctrl-C.
 
     Raises:
         InputError: bad input, if a traceback is wanted.
+        MachineError: the machine failed, likewise.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -209,6 +208,10 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
         if traceback:
             raise
         code = _say(error, USER_ERROR)
+    except MachineError as error:
+        if traceback:
+            raise
+        code = _say(error, FAILED)
     except KeyboardInterrupt:
         code = interruption.CODE
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Mistakes of a user, each said in one line."""
+"""Mistakes of a user and failures of a machine, each said in one line."""
 
 from collections.abc import Callable
 
@@ -24,3 +24,12 @@ class InputError(ValueError):
         if self.setting is None:
             return self
         return self.of_setting(rename(self.setting), str(self).removeprefix(f"{self.setting}: "))
+
+
+class MachineError(RuntimeError):
+    """A failure of the machine: says what was expected, what was got, and what to do.
+
+    A disk is full or gone, a file on it is not as it was written, another process has died: the
+    input is right, and the same command goes on later. Commands print the message as one line and
+    exit with code 1.
+    """

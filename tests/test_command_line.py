@@ -10,7 +10,7 @@ from test_imports import assert_clean, run_python
 from coop_jax import command_line
 from coop_jax.__main__ import main
 from coop_jax.commands import COMMANDS
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 
 
 @pytest.fixture
@@ -146,7 +146,8 @@ def test_ends(capsys):
     interrupted = "interrupted\ninterrupted; the same command goes on where it stopped\n"
     assert capsys.readouterr().err == interrupted
     assert command_line.end(raising(BrokenPipeError())) == 1
-    assert capsys.readouterr().err == ""
+    assert command_line.end(raising(MachineError("expected a,\n got b"))) == 1
+    assert capsys.readouterr().err == "error: expected a, got b\n"
     with pytest.raises(InputError):
         command_line.end(raising(InputError("a")), traceback=True)
     with pytest.raises(PermissionError):
@@ -236,7 +237,7 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
 
             jax.config.update("jax_platforms", platform)
             from coop_jax import Classifier
-            from coop_jax.errors import InputError
+            from coop_jax.errors import InputError, MachineError
 
             assert main(["run", "--config=quickstart", "--workdir={tmp_path / "w"}"]) == 2
             assert main(["sweep", "quickstart", "--workdir={tmp_path / "w"}"]) == 2
