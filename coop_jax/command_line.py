@@ -187,7 +187,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 
     Returns:
         The exit code: what `run` returns, `USER_ERROR` for bad input, `FAILED` where the machine
-        failed or standard output takes no more, `interruption.CODE` after Ctrl-C.
+        failed or standard output takes no more, one of `interruption.CODES` after a signal.
 
     Raises:
         InputError: bad input, if a traceback is wanted.
@@ -200,7 +200,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
     printing.write_anything(sys.stdout)
     advice = "; the same command goes on where it stopped" * resumes
     try:
-        with interruption.interruptible(lambda: _say(f"interrupted{advice}", interruption.CODE)):
+        with interruption.interruptible(lambda what: _say(f"{what}{advice}", interruption.code())):
             code = run()
     except SystemExit as asked:  # by --help
         code = asked.code if isinstance(asked.code, int) else 0
@@ -213,7 +213,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
             raise
         code = _say(error, FAILED)
     except KeyboardInterrupt:
-        code = interruption.CODE
+        code = interruption.code()
     except BrokenPipeError:
         code = FAILED
     except OSError as error:
@@ -228,7 +228,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 
 def _say(what: object, code: int) -> int:
     """One line on standard error; the exit code."""
-    beginning = "" if code == interruption.CODE else "error: "
+    beginning = "" if code in interruption.CODES.values() else "error: "
     print(beginning + printing.one_line(what), file=sys.stderr)
     return code
 

@@ -74,7 +74,7 @@ def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     (workdir / results.FILE_NAME).unlink()
     code, _, err = run(*words, f"--workdir={workdir}")
-    assert code == 0 and not any("replaced" in line for line in err)
+    assert code == 0 and not any("made again" in line for line in err)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     arrays = feature_arrays()
     arrays["train_features"] = -arrays["train_features"]
@@ -82,7 +82,7 @@ def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path)
     (workdir / results.FILE_NAME).unlink()
     shutil.rmtree(workdir / "checkpoints")
     code, _, err = run(*words, f"--workdir={workdir}")
-    assert code == 0 and [line for line in err if line.endswith("has learned; it is replaced")]
+    assert code == 0 and [line for line in err if line.endswith("it is made again")]
     (row,) = results.find(results.read(workdir / results.FILE_NAME), method="tip_adapter")
     learned = Classifier.load(folder)
     assert 100 * learned.score(path) == pytest.approx(row.accuracy)
