@@ -14,6 +14,7 @@ from typing import Any
 from coop_jax import parallel
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
+from coop_jax.writing import said
 
 LOGGERS = ("tensorboard", "wandb")
 """Readers of metrics besides the JSONL file's; each is also the name of its library."""
@@ -98,13 +99,15 @@ class Writer:
         parallel.first_does(lambda: self._write(numbered), "write metrics")
 
     def _write(self, numbered: Sequence[tuple[int, Values]]) -> None:
-        self.path.parent.mkdir(exist_ok=True)
+        lines = [
+            json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+            for step, values in numbered
+        ]
         # The loggers come last: then what they have is in the file, whenever the process ends.
-        with self.path.open("a") as file:
-            file.writelines(
-                json.dumps({"step": step, **values}, allow_nan=False) + "\n"
-                for step, values in numbered
-            )
+        with said("write metrics", self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("a") as file:
+                file.writelines(lines)
         for logger in self._loggers:
             logger.log(numbered)
 

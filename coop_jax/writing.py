@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coop_jax.errors import MachineError
+from coop_jax.holding import check_held
 
 UNFINISHED = ".unfinished"
 """The end of the name of a file that is being written."""
@@ -33,11 +34,14 @@ def said(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
         path: the file or folder.
 
     Raises:
-        MachineError: the file system refused.
+        MachineError: the file system refused, or a folder that this process holds and the path lies
+            in is no longer the one that it was.
     """
+    check_held(path)
     try:
         yield
     except OSError as error:
+        check_held(path)
         advice = _ADVICE.get(error.errno or 0, "see to the disk")
         raise MachineError(
             f"expected to {what}, got {reason(error)} ({os.fspath(path)}); {advice}, and the same"
