@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from coop_jax.errors import InputError
 from coop_jax.holding import NO_LOCKS
-from coop_jax.writing import said, sync_folder
+from coop_jax.writing import append_whole, said, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
     Raises:
       InputError: there is no such file, or another line is corrupt or not as it was written (the
         message has its number).
+      MachineError: it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -157,7 +158,9 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
             f"expected a results file, got {path}, which is not a file; "
             f"run an evaluation first or give the path of a {FILE_NAME}"
         )
-    *lines, tail = path.read_bytes().split(b"\n")
+    with said("read results", path):
+        content = path.read_bytes()
+    *lines, tail = content.split(b"\n")
     if _is_torn(tail):
         _warn_torn(path, tail)
     elif tail:
@@ -203,12 +206,12 @@ def _to_json(result: Result) -> bytes:
     for name in ("prompt", "trained_on"):
         if record[name] is None:
             del record[name]
-    record[DIGEST] = _digest(record)
+    record[DIGEST] = digest(record)
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
 
 
-def _digest(record: Mapping[str, Any]) -> str:
-    """Return the digest of a line without its own."""
+def digest(record: Mapping[str, Any]) -> str:
+    """Return the digest of a JSON object without its own."""
     text = json.dumps(record, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -216,10 +219,10 @@ def _digest(record: Mapping[str, Any]) -> str:
 def _parse(line: bytes, place: str) -> Result:
     try:
         record = json.loads(line)
-        digest = record.pop(DIGEST)
-        if (got := _digest(record)) != digest:
+        written = record.pop(DIGEST)
+        if (got := digest(record)) != written:
             raise InputError(
-                f"expected the line that was written ({DIGEST} {digest!s:.8}), got another"
+                f"expected the line that was written ({DIGEST} {written!s:.8}), got another"
                 f" ({got:.8}); restore it, or run the evaluation again in another --workdir"
             )
         hashes = Hashes(**record.pop("hashes"))
@@ -262,10 +265,4 @@ def _append_line(file: BinaryIO, path: Path, line: bytes) -> None:
         file.truncate(end)
     elif tail:
         line = b"\n" + line
-    try:
-        while line:
-            line = line[file.write(line) :]
-        os.fsync(file)
-    except OSError:
-        file.truncate(end)
-        raise
+    append_whole(file, line, sync=True)

@@ -2,18 +2,23 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from coop_jax import config as config_module
-from coop_jax import holding, methods, parallel, writing
+from coop_jax import holding, methods, parallel, results, writing
 from coop_jax.errors import InputError, MachineError
 from coop_jax.holding import LOCK_FILE
-from coop_jax.reading import read_json
-from coop_jax.terminal import check_name
+from coop_jax.terminal import check_folder, check_name
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+
+CODE = "method_code"
+"""In it, the digest of a method's own file."""
 
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
@@ -24,23 +29,13 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
 
     Raises:
         InputError: the workdir belongs to another config or to something else.
+        MachineError: its config is damaged and cannot be made again, or the folder not be read.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
-        # Of several processes that train together the first may write its config in between.
-        others = {
-            name
-            for name in found - {CONFIG_FILE, LOCK_FILE}
-            if not name.endswith(writing.UNFINISHED)
-        }
-        if others or (workdir.exists() and not workdir.is_dir()):
-            raise InputError(
-                f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
-                f" files and no {CONFIG_FILE}; name another --workdir"
-            )
+    now = _recorded(config)
+    recorded = _read(workdir, now)
+    if recorded is None:
         return
-    earlier, now = config_module.flat(read_json(path)), config_module.flat(_recorded(config))
+    earlier, now = config_module.flat(recorded), config_module.flat(now)
     different = sorted(
         key
         for key in {*earlier, *now}
@@ -54,10 +49,50 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
+def _read(workdir: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config that a workdir belongs to, from its file or from its results.
+
+    None of a workdir that belongs to none: it is new, or nothing has come of it yet.
+    """
+    path, made = workdir / CONFIG_FILE, workdir / results.FILE_NAME
+    with writing.said("read the config", path):
+        if path.is_file() and (recorded := _undamaged(path.read_bytes())) is not None:
+            return recorded
+        names = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+    rows = results.read(made) if made.is_file() else []
+    if rows and CODE not in now:
+        return json.loads(json.dumps(rows[-1].config, allow_nan=False))
+    # Of several processes that train together the first may write its config in between.
+    others = {
+        name for name in names - {CONFIG_FILE, LOCK_FILE} if not name.endswith(writing.UNFINISHED)
+    }
+    if CONFIG_FILE in names and others:
+        raise MachineError(
+            f"{path}: expected the config as it was written, got a damaged file; restore it, or"
+            " name another --workdir"
+        )
+    if others or (workdir.exists() and not workdir.is_dir()):
+        raise InputError(
+            f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
+            f" files and no {CONFIG_FILE}; name another --workdir"
+        )
+    return None
+
+
+def _undamaged(content: bytes) -> dict[str, Any] | None:
+    """Return the config that a file holds; None if it is not as it was written."""
+    try:
+        recorded = json.loads(content)
+        written = recorded.pop(results.DIGEST)
+        return recorded if results.digest(recorded) == written else None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
 def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as it is read from its file, with a digest of a method's own file."""
     code = methods.code_of(config["method"]["name"])
-    recorded = {**config, **({"method_code": code} if code else {})}
+    recorded = {**config, **({CODE: code} if code else {})}
     return json.loads(json.dumps(recorded, allow_nan=False))
 
 
@@ -67,15 +102,30 @@ def _grows(key: str, earlier: Any, now: Any) -> bool:
 
 
 def claim(config: Mapping[str, Any], workdir: Path) -> None:
-    """Write the config into a workdir, after `check`."""
+    """Write the config into a workdir, after `check`; say so where an earlier one was damaged.
+
+    Raises:
+        InputError: the workdir belongs to another config or to something else.
+        MachineError: it cannot be written.
+    """
     check(config, workdir)
-    path = workdir / CONFIG_FILE
-    recorded = _recorded(config)
-    if path.is_file() and read_json(path) == recorded:
-        return
+    path, recorded = workdir / CONFIG_FILE, _recorded(config)
     with writing.said("write the config", path):
+        earlier = path.read_bytes() if path.is_file() else None
+        undamaged = None if earlier is None else _undamaged(earlier)
+        if undamaged == recorded:
+            return
+        has_results = (workdir / results.FILE_NAME).is_file()
+        if undamaged is None and (earlier is not None or has_results):
+            logger.warning(
+                "%s is %s: it is written again%s",
+                path,
+                "missing" if earlier is None else "damaged",
+                "; the results are of the same config" if has_results else "",
+            )
         workdir.mkdir(parents=True, exist_ok=True)
-        writing.write_whole(path, json.dumps(recorded, indent=2, allow_nan=False).encode())
+        digested = {**recorded, results.DIGEST: results.digest(recorded)}
+        writing.write_whole(path, json.dumps(digested, indent=2, allow_nan=False).encode())
 
 
 @contextlib.contextmanager
@@ -108,17 +158,16 @@ def held(config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
 def locked(workdir: Path) -> Iterator[None]:
     """Hold a workdir against other processes, as `holding.held` does.
 
+    What killed processes were writing is removed.
+
     Raises:
         InputError: another process holds it, as the message says, or it is a file.
         MachineError: it cannot be made or written.
     """
+    check_folder(workdir, "a --workdir to write to")
     with contextlib.ExitStack() as stack:
         with writing.said("write to the --workdir", workdir):
-            files = [above for above in (workdir, *workdir.absolute().parents) if above.is_file()]
-            if files:
-                raise InputError(
-                    f"expected a --workdir to write to, got {workdir} ({files[0]} is a file); name"
-                    " another"
-                )
             stack.enter_context(holding.held(workdir))
+        for folder in (workdir, workdir / "metrics", workdir / "saved"):
+            writing.remove_unfinished(folder)
         yield
