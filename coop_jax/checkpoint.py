@@ -17,6 +17,7 @@ from flax import nnx
 
 from coop_jax import finite, parallel, writing
 from coop_jax.errors import InputError, MachineError
+from coop_jax.holding import check_held
 from coop_jax.printing import one_line
 
 logger = logging.getLogger(__name__)
@@ -278,12 +279,14 @@ class Checkpoints:
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
         """Turn what a disk that fails leads to into one line, and leave nothing half-written."""
+        check_held(self.folder)
         try:
             yield
         except Exception as error:  # OSError, or what TensorStore makes of it
             if parallel.is_first():
                 for unfinished in self.folder.glob(f"*{UNFINISHED}*"):
                     shutil.rmtree(unfinished, ignore_errors=True)
+            check_held(self.folder)
             raise MachineError(
                 f"expected to write a checkpoint to {self.folder}, got {one_line(error):.300}; make"
                 " room or see to the disk, and the same command goes on"

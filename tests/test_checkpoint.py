@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from coop_jax.checkpoint import Checkpoints
-from coop_jax.errors import MachineError
+from coop_jax.errors import InputError, MachineError
 
 NUMBERS = np.arange(1000, dtype=np.float32)
 
@@ -102,5 +102,5 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         ) as said:
             checkpoints.save(state(2), last=True)
         assert "\n" not in str(said.value)
-    with pytest.raises(MachineError, match=r"expected to keep checkpoints, got .*File exists"):
+    with pytest.raises(InputError, match=r"expected to keep checkpoints, got .*File exists"):
         Checkpoints(tmp_path / "a")
