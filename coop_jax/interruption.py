@@ -79,7 +79,9 @@ def interruptible(say: Callable[[object], object]) -> Iterator[None]:
             if os.isatty(STANDARD_ERROR):  # a progress bar may have been there
                 os.write(STANDARD_ERROR, SHOW_CURSOR)
             name = _NAMES[_Signals.wanted or signal.SIGINT]
-            say(f"{name}, {what}" if what else name)
+            if isinstance(what, Stopped) and not is_wanted():
+                name, _Signals.wanted = "stopped with another process", signal.SIGTERM
+            say(f"{name}, {what}" if str(what) else name)
             if is_wanted():
                 _silence()
 
@@ -109,7 +111,7 @@ def interruptible(say: Callable[[object], object]) -> Iterator[None]:
     except BaseException as error:
         # Python itself makes another exception of one that comes while a class is made.
         if is_wanted() or isinstance(error, KeyboardInterrupt):
-            tell(str(error) if isinstance(error, Stopped) else "")
+            tell(error if isinstance(error, Stopped) else "")
             raise KeyboardInterrupt from None
         raise
     finally:

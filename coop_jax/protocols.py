@@ -1,6 +1,7 @@
 """Experimental protocols: what is trained on which classes, and evaluated on what."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from coop_jax.progress import Tracker, track
 from coop_jax.results import Result
 from coop_jax.run import TrainingRun, learn
 from coop_jax.run_log import Log
+
+logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
@@ -130,9 +133,15 @@ def _left(
         for seed in experiment.config["seeds"]:
             keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
             left = [target for target in plan.targets if not is_done(target, **keys)]
-            if left or not experiment.holds_saved(shots, seed):
-                run = experiment.run(shots, seed, plan.part)
-                work += [(run, left)] if left or saved(run.method) else []
+            if not left and experiment.holds_saved(shots, seed):
+                continue
+            run = experiment.run(shots, seed, plan.part)
+            if left:
+                work.append((run, left))
+            elif saved(run.method):
+                what = "%s: what it has learned is missing or damaged: it is made again"
+                logger.warning(what, experiment.label(run))
+                work.append((run, []))
     return zero_shot, work
 
 
