@@ -81,6 +81,13 @@ def _arguments() -> argparse.Namespace:
         metavar="KIND,...",
         help=f"of {', '.join(KINDS)}; all by default",
     )
+    parser.add_argument(
+        "--runs",
+        type=lambda text: text.split(","),
+        default=list(runs.CONFIGURATIONS),
+        metavar="RUN,...",
+        help=f"that are disturbed, of {', '.join(runs.CONFIGURATIONS)}; all by default",
+    )
     parser.add_argument("--seed", type=int, default=1, help="which trials are chosen")
     parser.add_argument("--only", metavar="TEXT", help="trials whose name has this in it")
     parser.add_argument("--record", metavar="FILE", help="of JSON lines, which results go to")
@@ -94,6 +101,8 @@ def _arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     if unknown := [kind for kind in chosen.kinds if kind not in KINDS]:
         parser.error(f"expected kinds of {', '.join(KINDS)}, got {', '.join(unknown)}")
+    for name in set(runs.CONFIGURATIONS) - {*chosen.runs}:
+        del runs.CONFIGURATIONS[name]
     return chosen
 
 

@@ -27,7 +27,7 @@ def plan(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     trials: list[dict[str, Any]] = []
     while len(trials) < count * REAL:
         how = ("small", "limit", "read-only", "gone")[len(trials) % 4]
-        configuration = rng.choice(("coop", "cached"))
+        configuration = rng.choice(list(runs.CONFIGURATIONS))
         size = {"small": rng.randrange(32, 181, 4) * 1024, "limit": rng.randrange(0, 4000)}
         trials.append(
             {

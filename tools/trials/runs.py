@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from trials.process import ROOT, Ended, Process
+from trials.process import LAUNCH, ROOT, Ended, Process
 
 QUICK = (
     "--config.templates=('a photo of a {}.',)",
@@ -52,6 +52,9 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
 """Settings of runs with the embedded CLIP, of two shots and two seeds: on the digits, the last on
 prepared copies of images in folders."""
 
+ANEW = ("coop", "together")
+"""Those that are also run in a new process undisturbed."""
+
 WORK = "work"
 """The workdir, in a trial's `files`."""
 
@@ -65,8 +68,8 @@ def words(configuration: str) -> list[str]:
     return ["run", *CONFIGURATIONS[configuration], f"--workdir={WORK}"]
 
 
-TIMES = ("seconds", "date", "sha256")
-"""What two equal runs do not share, in JSON: times, and digests of these besides."""
+TIMES = ("seconds", "date", "sha256", "commit")
+"""What two equal runs do not share, in JSON: when they were, and digests of that besides."""
 
 
 def begin(configuration: str, trial: Path, folder: Path) -> None:
@@ -177,7 +180,8 @@ def _general(line: str) -> str:
 def states(work: Path) -> Path:
     """Return the folder of the undisturbed runs of the package and the tool as they are now."""
     sha = hashlib.sha256()
-    for path in sorted([*ROOT.glob("coop_jax/**/*.py"), *Path(__file__).parent.glob("*.py")]):
+    sources = [*ROOT.glob("coop_jax/**/*.py"), Path(__file__), LAUNCH.with_name("process.py")]
+    for path in sorted(sources):
         sha.update(path.read_bytes())
     return work / f"undisturbed_{sha.hexdigest()[:12]}"
 
@@ -197,9 +201,10 @@ def undisturbed(configuration: str, folder: Path) -> Undisturbed:
 
 
 def make(configuration: str, folder: Path) -> str:
-    """Run a configuration undisturbed, forked and anew; keep it; say what differs, "" if nothing.
+    """Run a configuration undisturbed, and keep it; say what differs, "" if nothing.
 
-    The second forked run is the one that counts: all programs are compiled then.
+    The second run is the one that counts: all programs are compiled then. Some are run once more in
+    a new process, to see that forked ones end alike.
     """
     kept = folder / configuration
     if (kept / "undisturbed.json").exists():
@@ -207,7 +212,7 @@ def make(configuration: str, folder: Path) -> str:
     if wrong := _give(configuration, folder):
         return wrong
     endings = []
-    for number, fresh in enumerate((False, False, True)):
+    for number, fresh in enumerate((False, False, True)[: 2 + (configuration in ANEW)]):
         trial = kept if number == 1 else folder / f"{configuration}-{number}"
         shutil.rmtree(trial / "files", ignore_errors=True)
         begin(configuration, trial, folder)

@@ -111,8 +111,7 @@ def run_death(trial: dict[str, Any], folder: Path, states: Path) -> str:
     left = other.end(0.0 if still else MOURNING)
     if still:
         return f"the other process had not ended after {MOURNING:.0f} s"
-    usual = runs.undisturbed("coop", states).errors
-    lines = runs.said(left, usual)
+    lines = runs.said(left, ())
     if left.code != 0 and (left.code != 1 or len(lines) != 1):
         return f"the other: exit code {left.code}, {len(lines)} lines: {' | '.join(lines):.300}"
     again = [process.end() for process in _pair(folder, "again")]

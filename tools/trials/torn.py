@@ -12,8 +12,8 @@ from trials.process import Fault, Process
 
 DAMAGES = ("empty", "half", "last byte", "flipped bit", "zeros", "deleted", "a folder")
 
-HALVES = (0.45, 0.75)
-"""Which parts of the events of a run are over where it was killed half-way."""
+HALF = 0.6
+"""The part of the events of a run that are over where it was killed half-way."""
 
 MAY_REFUSE = ("work/results.jsonl", "work/config.json")
 """What cannot be made again: the same command may refuse instead, in one line."""
@@ -23,17 +23,17 @@ IMMATERIAL = ("tensorboard/", "report.png", "/lock")
 
 
 def make(configuration: str, folder: Path) -> str:
-    """Keep runs that were killed half-way, with what the same command does and says then."""
+    """Keep a run that was killed half-way and a finished one, with what the same command does and says then."""
     if (folder / configuration / "finished" / "sequel.json").exists():
         return ""
     events = len(runs.undisturbed(configuration, folder).events)
-    for number, share in enumerate(HALVES):
-        state = folder / configuration / f"half_{number}"
-        shutil.rmtree(state, ignore_errors=True)
-        runs.begin(configuration, state, folder)
-        point = round(events * share)
-        Process(runs.words(configuration), state, Fault("kill", point, point)).end()
-        _keep_sequel(configuration, state, folder)
+    state = folder / configuration / "half"
+    shutil.rmtree(state, ignore_errors=True)
+    runs.begin(configuration, state, folder)
+    point = round(events * HALF)
+    Process(runs.words(configuration), state, Fault("kill", point, point)).end()
+    if wrong := _keep_sequel(configuration, state, folder):
+        return wrong
     state = folder / configuration / "finished"
     shutil.rmtree(state, ignore_errors=True)
     shutil.copytree(folder / configuration / "files", state / "files")
@@ -58,16 +58,17 @@ def plan(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Choose trials: every kind of file with every damage comes before any comes again."""
     rng = random.Random(f"torn {seed}")
     kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for state in sorted(folder.glob("*/half_*")) + sorted(folder.glob("*/finished")):
+    for state in sorted([*folder.glob("*/half"), *folder.glob("*/finished")]):
         configuration = state.parent.name
+        if configuration not in runs.CONFIGURATIONS:
+            continue
         for path in sorted((state / "files").rglob("*")):
             name = str(path.relative_to(state / "files"))
             if path.is_dir() or any(mark in name for mark in IMMATERIAL) or _is_original(name):
                 continue
             for damage in DAMAGES:
                 trial = {"configuration": configuration, "state": state.name, "file": name}
-                half = state.name.startswith("half")
-                kind = (runs.pattern(name), damage, "half" if half else "finished")
+                kind = (runs.pattern(name), damage, state.name)
                 kinds.setdefault(kind, []).append({**trial, "damage": damage})
     trials = []
     while len(trials) < count and kinds:
