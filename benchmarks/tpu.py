@@ -32,7 +32,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from program import Program
 
-from coop_jax import chunks, evaluate, images, methods, optim, parallel, train
+from coop_jax import chunks, evaluate, images, methods, optim, parallel, states, train
 from coop_jax import clip as clip_package
 from coop_jax.classes import Classes
 from coop_jax.methods import Images, Stage
@@ -197,7 +197,7 @@ class Case:
         graph, learned, fixed = nnx.split(method, methods.Learned, ...)
         clip_graph, frozen = nnx.split(clip)
         state = jax.eval_shape(
-            lambda learned, fixed, frozen: train.initial_state(
+            lambda learned, fixed, frozen: states.initial_state(
                 nnx.merge(graph, learned, fixed), nnx.merge(clip_graph, frozen), Stage()
             ),
             learned,

@@ -2,18 +2,40 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from coop_jax import finite, parallel
-from coop_jax.errors import InputError
+from coop_jax import finite, parallel, writing
+from coop_jax.errors import InputError, MachineError
+from coop_jax.holding import check_held
 from coop_jax.printing import one_line
+
+logger = logging.getLogger(__name__)
+
+# What fails in Orbax is an exception, too.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+KEPT = 2
+"""Checkpoints of a stage that are kept: where one is damaged, a run goes on from the other."""
+
+RECORD = "record.json"
+"""The file of a checkpoint that is written when all others are on disk."""
+
+TIME = "_CHECKPOINT_METADATA"
+"""The file that Orbax writes last, with the time; nothing is read from it."""
+
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""What follows the step in the name of a checkpoint that is being written."""
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
@@ -22,8 +44,8 @@ def _named(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-COMPLETE = "complete"
-"""The file that says that the latest checkpoint is the last."""
+def _shapes(named: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {name: list(leaf.shape) for name, leaf in named.items()}
 
 
 def _digest(named: Mapping[str, jax.Array]) -> str:
@@ -34,6 +56,21 @@ def _digest(named: Mapping[str, jax.Array]) -> str:
         sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def _signature(record: Mapping[str, Any]) -> str:
+    """Return SHA-256, hexadecimal, of a record without its own."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Return SHA-256, hexadecimal, of every file below a folder but its record and its time."""
+    others = RECORD, TIME
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in others)
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def _varying(state: dict[str, Any]) -> list[str]:
@@ -47,102 +84,215 @@ def _varying(state: dict[str, Any]) -> list[str]:
     ]
 
 
+class DamagedError(Exception):
+    """A checkpoint is not as it was saved; says in which way."""
+
+
 class Checkpoints:
-    """The checkpoints of one stage of a run, the latest kept; saved in the background."""
+    """The checkpoints of one stage of a run, the latest two kept; saved in the background.
 
-    def __init__(self, folder: str | Path):
+    Each has a record: whether it is the last of its stage, the runs that were trained side by side,
+    the shapes, and digests of all numbers, of all files and of itself. They are checked when it is
+    read, before Orbax reads any file.
+
+    Args:
+        folder: where they lie; is made.
+        together: names of the runs that are trained side by side, this one among them.
+
+    Raises:
+        MachineError: the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: str | Path, together: Sequence[str] = ()):
         self.folder = Path(folder).absolute()
-        latest = ocp.checkpoint_managers.LatestN(1)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(preservation_policy=latest, create=True),
-            item_handlers={
-                "default": ocp.StandardCheckpointHandler(),
-                "digest": ocp.JsonCheckpointHandler(),
-            },
-        )
+        self._together = list(together)
+        self._records: dict[int, dict[str, Any]] = {}
+        with writing.said("keep checkpoints", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_record),
+                ),
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
 
-    def latest_step(self) -> int | None:
-        """Return the number of steps done at the latest checkpoint; None without one."""
-        return self._manager.latest_step()
+    def __enter__(self) -> Self:
+        return self
 
-    @property
-    def is_complete(self) -> bool:
-        """True if the latest checkpoint is the last one that there will be."""
-        return (self.folder / COMPLETE).exists()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Wait for pending saves and release the folder; one error is enough."""
+        with contextlib.suppress(MachineError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def steps(self) -> list[int]:
+        """Return the numbers of steps done at the checkpoints, the latest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> None:
-        """Save the state under its step; wait for the file only if it is the last one."""
-        named = _named(state)
-        items = {
-            "default": ocp.args.StandardSave(named),
-            "digest": ocp.args.JsonSave({"sha256": _digest(named)}),
+        """Save the state under its step; wait for the file only if it is the last of the stage.
+
+        Raises:
+            MachineError: this or an earlier one could not be written.
+        """
+        named, step = _named(state), int(state["step"])
+        self._records[step] = {
+            "last": last,
+            "together": self._together,
+            "shapes": _shapes(named),
+            "numbers": _digest(named),
         }
-        self._manager.save(int(state["step"]), args=ocp.args.Composite(**items))
+        with self._written():
+            self._manager.save(step, args=ocp.args.StandardSave(named))
         if last:
-            self.complete()
+            self.wait()
 
-    def complete(self) -> None:
-        """Say, once it is written, that the latest checkpoint is the last one."""
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            (self.folder / COMPLETE).touch()
+    def _write_record(self) -> None:
+        """Add the record to what Orbax has written and is about to give its name."""
+        for step in list(self._records):
+            for folder in self.folder.glob(f"{step}{UNFINISHED}*"):
+                record = self._records.pop(step)
+                if parallel.is_first():
+                    record["files"] = _files(folder)
+                    content = json.dumps({**record, "sha256": _signature(record)})
+                    writing.write_whole(folder / RECORD, content.encode())
 
-    def restore(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return the latest checkpoint, placed as `state` is; `state` itself if there is none.
+    def wait(self) -> None:
+        """Return when all that was saved is on disk.
+
+        Raises:
+            MachineError: it could not be written.
+        """
+        with self._written():
+            self._manager.wait_until_finished()
+
+    def forget(self, after: int) -> None:
+        """Remove the checkpoints of more steps than these."""
+        for step in self.steps():
+            if step > after:
+                with self._written():
+                    self._manager.delete(step)
+
+    def ended(self, state: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the state at the end of the stage, as `restore`; None if it is not there.
+
+        Where it is damaged, that is logged.
+        """
+        for step in self.steps()[:1]:
+            with self._said_damaged(step):
+                restored, record = self._read(state, step)
+                return restored if record["last"] else None
+        return None
+
+    def restore(self, state: dict[str, Any], step: int) -> dict[str, Any] | None:
+        """Return a checkpoint, placed as `state` is; None where it is damaged, which is logged.
 
         The number and kind of devices may differ from those that saved it.
 
         Raises:
             InputError: the checkpoint holds other variables or shapes than `state`, or numbers that
-                are not those that were saved, or not finite.
+                are not finite.
+            MachineError: it cannot be read.
         """
-        step = self.latest_step()
-        if step is None:
-            return state
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
+        with self._said_damaged(step):
+            return self._read(state, step)[0]
+        return None
+
+    def together(self) -> list[str]:
+        """Return the names of the runs that the latest readable checkpoint was trained beside."""
+        for step in self.steps():
+            with contextlib.suppress(DamagedError):
+                return self._record(step)["together"]
+        return []
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """Return the record of a checkpoint all files of which are as they were written."""
+        folder = self.folder / str(step)
         with self._whole(step):
-            items: Any = self._manager.metadata(step).item_metadata
-            saved = dict(items["default"])
-        got = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+            record = json.loads((folder / RECORD).read_bytes())
+            if record.pop("sha256") != _signature(record):
+                raise ValueError(f"{RECORD} is another")
+            now = _files(folder)
+            other = [name for name, sha in record["files"].items() if now.get(name) != sha]
+            if other:
+                raise ValueError(f"{', '.join(other[:3])} missing or not as it was written")
+            return record
+
+    def _read(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a checkpoint and its record; raise DamagedError if it is."""
+        record = self._record(step)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(state))
+        saved = record["shapes"]
         for name in _varying(state):
-            if got.get(name, ())[1:] == target[name].shape[1:]:
-                target[name] = target[name].update(shape=got[name])
-        expected = {name: leaf.shape for name, leaf in target.items()}
-        if got != expected:
+            if saved.get(name, ())[1:] == list(target[name].shape[1:]):
+                target[name] = target[name].update(shape=tuple(saved[name]))
+        if saved != (expected := _shapes(target)):
             raise InputError(
-                f"{self.folder}: expected a checkpoint of {expected}, got {got}; restore with the"
+                f"{self.folder}: expected a checkpoint of {expected}, got {saved}; restore with the"
                 " method, settings and (if class-specific) classes it was trained with"
             )
-        wanted = {"default": ocp.args.StandardRestore(target), "digest": ocp.args.JsonRestore()}
         with self._whole(step):
-            both = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-            restored = both["default"]
-            if both["digest"] != {"sha256": _digest(restored)}:
-                raise ValueError("a digest of other numbers")
+            restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            if record["numbers"] != _digest(restored):
+                raise ValueError("other numbers than were saved")
         advice = "; it cannot be gone on from: run it again in another --workdir"
         finite.check(parallel.fetch(restored), f"in the checkpoint {self.folder}/{step}", advice)
-        return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in target])
+        leaves = [restored[name] for name in target]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), record
 
     @contextlib.contextmanager
     def _whole(self, step: int) -> Iterator[None]:
-        """Turn whatever a damaged checkpoint leads to into one line."""
+        """Tell what a damaged checkpoint leads to from what a disk that fails leads to."""
         try:
             yield
-        except FileNotFoundError as error:
-            raise self._damaged(step, error) from error
-        except (OSError, MemoryError):
-            raise  # of the disk or the machine: the checkpoint may be as it was
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise DamagedError(one_line(error)) from error
+        except (OSError, MemoryError) as error:
+            raise self._unreadable(step, error) from error
         except Exception as error:  # Orbax and TensorStore have no exception of their own for it
-            raise self._damaged(step, error) from error
+            found = re.search(r"OS error \d+: (\w+)", str(error))
+            if found and found[1] not in ("ENOENT", "ENOTDIR", "EISDIR"):
+                raise self._unreadable(step, error) from error
+            raise DamagedError(one_line(error)) from error
 
-    def _damaged(self, step: int, error: Exception) -> InputError:
-        return InputError(
-            f"{self.folder / str(step)}: expected a checkpoint as it was saved, got a damaged one"
-            f" ({one_line(error)}); delete {self.folder}, and the same command trains from the"
-            " start"
+    def _unreadable(self, step: int, error: BaseException) -> MachineError:
+        return MachineError(
+            f"expected to read the checkpoint {self.folder / str(step)}, got"
+            f" {one_line(error):.300}; see to the disk, and the same command goes on"
         )
+
+    @contextlib.contextmanager
+    def _said_damaged(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except DamagedError as error:
+            logger.warning(
+                *(
+                    "%s: is damaged (%.200s): its steps are taken again",
+                    self.folder / str(step),
+                    error,
+                )
+            )
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turn what a disk that fails leads to into one line, and leave nothing half-written."""
+        check_held(self.folder)
+        try:
+            yield
+        except Exception as error:  # OSError, or what TensorStore makes of it
+            if parallel.is_first():
+                for unfinished in self.folder.glob(f"*{UNFINISHED}*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            check_held(self.folder)
+            raise MachineError(
+                f"expected to write a checkpoint to {self.folder}, got {one_line(error):.300}; make"
+                " room or see to the disk, and the same command goes on"
+            ) from error
 
     def close(self) -> None:
         """Wait for pending saves and release the folder."""
-        self._manager.close()
+        with self._written():
+            self._manager.close()

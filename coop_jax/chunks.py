@@ -67,13 +67,14 @@ class Piece(NamedTuple):
     stop: int
 
 
-def plan(runs: Sequence[Batches], starts: Sequence[int], images: int) -> list[list[Piece]]:
-    """Cut what is left of several runs into chunks: equally many steps of every unfinished run.
+def plan(runs: Sequence[Batches], images: int) -> list[list[Piece]]:
+    """Cut several runs into chunks: equally many steps of every unfinished run.
 
     Chunks are of about so many images, in whole epochs of the run with the longest ones unless one
     has more images than that, and as many as possible are equally long.
     """
-    chunks, done = [], list(starts)
+    chunks: list[list[Piece]] = []
+    done = [0 for _ in runs]
     while active := [i for i, run in enumerate(runs) if done[i] < run.steps]:
         left = min(runs[i].steps - done[i] for i in active)
         per_step = sum(runs[i].order.shape[1] for i in active)
@@ -88,6 +89,46 @@ def plan(runs: Sequence[Batches], starts: Sequence[int], images: int) -> list[li
         for i in active:
             done[i] += left
     return chunks
+
+
+def resumable(
+    saved: Sequence[Sequence[int]], chunks: Sequence[Sequence[Piece]]
+) -> list[tuple[int, ...]]:
+    """Return the steps done by each run where all can go on, the latest first, the beginning last.
+
+    Args:
+        saved: the steps that each run has a checkpoint of.
+        chunks: all of their chunks. Several runs go on after one of these alone; a run alone goes
+            on from any of its checkpoints.
+    """
+    beginning = (0,) * len(saved)
+    if len(saved) == 1:
+        last = chunks[-1][0].stop
+        return [
+            *((step,) for step in sorted(saved[0], reverse=True) if 0 < step <= last),
+            beginning,
+        ]
+    done = np.zeros(len(saved), int)
+    ends = [tuple(done.tolist())]
+    for chunk in chunks:
+        done[[piece.run for piece in chunk]] = [piece.stop for piece in chunk]
+        ends.append(tuple(done.tolist()))
+    return [
+        done
+        for done in reversed(ends)
+        if all(step == 0 or step in steps for step, steps in zip(done, saved, strict=True))
+    ]
+
+
+def left(chunks: Sequence[Sequence[Piece]], done: Sequence[int]) -> list[list[Piece]]:
+    """Return what is left of chunks once each run has done so many steps."""
+    cut = [
+        [piece._replace(start=max(piece.start, done[piece.run])) for piece in chunk]
+        for chunk in chunks
+    ]
+    return [
+        kept for chunk in cut if (kept := [piece for piece in chunk if piece.stop > piece.start])
+    ]
 
 
 def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:

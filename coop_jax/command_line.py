@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import difflib
-import errno
 import importlib
 import os
 import re
@@ -13,14 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from coop_jax import compilation_cache, interruption, printing
+from coop_jax import compilation_cache, interruption, printing, writing
 from coop_jax.errors import InputError, MachineError
 
 USER_ERROR, FAILED = 2, 1
 """Exit codes: the input was wrong; the machine failed."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Errors of a machine that takes no more."""
 
 RESUMED = ("run", "sweep", "prepare")
 """The commands that go on where they were interrupted."""
@@ -187,11 +183,12 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
 
     Returns:
         The exit code: what `run` returns, `USER_ERROR` for bad input, `FAILED` where the machine
-        failed or standard output takes no more, `interruption.CODE` after Ctrl-C.
+        failed or standard output takes no more, one of `interruption.CODES` after a signal.
 
     Raises:
         InputError: bad input, if a traceback is wanted.
         MachineError: the machine failed, likewise.
+        OSError: the file system refused, likewise.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
@@ -200,7 +197,7 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
     printing.write_anything(sys.stdout)
     advice = "; the same command goes on where it stopped" * resumes
     try:
-        with interruption.interruptible(lambda: _say(f"interrupted{advice}", interruption.CODE)):
+        with interruption.interruptible(lambda what: _say(f"{what}{advice}", interruption.code())):
             code = run()
     except SystemExit as asked:  # by --help
         code = asked.code if isinstance(asked.code, int) else 0
@@ -213,23 +210,25 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
             raise
         code = _say(error, FAILED)
     except KeyboardInterrupt:
-        code = interruption.CODE
+        code = interruption.code()
     except BrokenPipeError:
         code = FAILED
     except OSError as error:
         code = FAILED
         if _output_error() is None:
-            if error.errno not in FULL:
+            # Without a number it is a library's own, of something else.
+            if error.errno is None or traceback:
                 raise
-            place = error.filename or "standard output or a file"
-            _say(f"expected room to write, got {error.strerror} ({place}); make room", code)
+            path = None if error.filename is None else str(error.filename)
+            _say(writing.failure("read and write files", error, path), code)
     return _close_output(code)
 
 
 def _say(what: object, code: int) -> int:
     """One line on standard error; the exit code."""
-    beginning = "" if code == interruption.CODE else "error: "
-    print(beginning + printing.one_line(what), file=sys.stderr)
+    beginning = "" if code in interruption.CODES.values() else "error: "
+    with contextlib.suppress(OSError):  # nobody would read why
+        print(beginning + printing.one_line(what), file=sys.stderr)
     return code
 
 

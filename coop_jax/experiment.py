@@ -1,5 +1,6 @@
 """Everything that the runs of a workdir share: dataset, frozen CLIP, test images, record."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,7 +8,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen, said_of
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, code_of, move, saved
+from coop_jax.methods import ZERO_SHOT, code_of, fill, move, saved
 from coop_jax.printing import plural
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
@@ -113,6 +114,12 @@ class Experiment:
             )
         run.check()
         return run
+
+    def runs(self, part: str) -> Iterator[tuple[str, TrainingRun]]:
+        """Yield the name of every run of the config, and the run."""
+        for shots in self.config["shots"]:
+            for seed in self.config["seeds"]:
+                yield run_name(shots, seed), self.run(shots, seed, part)
 
     def label(self, run: TrainingRun) -> str:
         """Return what to call a run."""
@@ -276,12 +283,28 @@ class Experiment:
         if saved(run.method):
             parallel.first_does(lambda: self._save(run), "save what was learned")
 
+    def _saved_in(self, shots: int, seed: int) -> Path:
+        return self.workdir / "saved" / run_name(shots, seed)
+
+    def holds_saved(self, shots: int, seed: int) -> bool:
+        """Tell whether what a run has learned is in its place, as a whole."""
+        with contextlib.suppress(InputError):
+            return bool(Saved.load(self._saved_in(shots, seed)))
+        return False
+
+    def learned(self, run: TrainingRun) -> Any:
+        """Return the method of a finished run with what it has learned, as it was saved."""
+        if saved(run.method):
+            kept = Saved.load(self._saved_in(run.shots or 0, run.seed))
+            return fill(run.method, kept.learned, run.dataset.classes, run.dataset.classes)
+        return run.restore()
+
     def _save(self, run: TrainingRun) -> None:
-        folder = self.workdir / "saved" / run_name(run.shots or 0, run.seed)
+        folder = self._saved_in(run.shots or 0, run.seed)
         if not folder.exists():
             Saved.of_run(run, self.backbone).save(folder)
         elif not _holds(folder, run.method):
-            logger.warning("%s: holds what another run has learned; it is replaced", folder)
+            logger.warning("%s: is damaged, or another run's: it is made again", folder)
             aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
             folder.rename(aside)
             Saved.of_run(run, self.backbone).save(folder)

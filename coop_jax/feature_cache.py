@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,9 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from coop_jax import parallel
-from coop_jax.errors import InputError
+from coop_jax.terminal import check_folder
+from coop_jax.writing import reason, remove_unfinished, said, write_whole
 
 logger = logging.getLogger(__name__)
+
+_DEAD = 24 * 3600.0
+"""Seconds after which an unfinished file is one of a process that was killed, on any host."""
 
 Arrays = dict[str, Float[np.ndarray, "images ..."]]
 
@@ -40,8 +43,10 @@ class Cache:
             make: from the names of missing arrays to these arrays.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: a file is in the folder's place.
+            MachineError: the folder cannot be written.
         """
+        check_folder(self._folder, "a folder for features")
         paths = {name: self._folder / key[:2] / f"{key}.features" for name, key in keys.items()}
         kept = {name: self._read(path) for name, path in paths.items()}
         arrays = {
@@ -63,7 +68,12 @@ class Cache:
     def _read(self, path: Path) -> np.ndarray | None:
         try:
             content = path.read_bytes()
-        except OSError:
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning(
+                "%s cannot be read (%s): its features are made again", path, reason(error)
+            )
             return None
         array, checksum = content[:-32], content[-32:]
         if hashlib.sha256(array).digest() == checksum:
@@ -76,13 +86,9 @@ class Cache:
         file = io.BytesIO()
         np.save(file, made, allow_pickle=False)
         array = file.getvalue()
-        try:
+        with said("keep features", path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
-            unfinished.write_bytes(array + hashlib.sha256(array).digest())
-            unfinished.replace(path)
-        except OSError as error:
-            raise InputError(
-                f"expected a folder for features that can be written, got {self._folder}"
-                f" ({error.strerror}); make room there or name another"
-            ) from error
+            if path.is_dir():  # which is nobody's, and said when it was read
+                return
+            remove_unfinished(path.parent, seconds=_DEAD)
+            write_whole(path, array + hashlib.sha256(array).digest())

@@ -1,4 +1,4 @@
-"""Ctrl-C: one line and the end of the process, whatever libraries make of the exception."""
+"""Ctrl-C and SIGTERM: one line and the end of the process, whatever libraries make of it."""
 
 import contextlib
 import os
@@ -8,58 +8,119 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-CODE = 130
-"""Exit code after Ctrl-C."""
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
 
-PATIENCE = 5.0
-"""Seconds that a command has to end after Ctrl-C."""
+CODE = CODES[signal.SIGINT]
+
+PATIENCE = 9.0
+"""Seconds that a command has to end after a signal."""
 
 STANDARD_ERROR = 2
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
-@contextlib.contextmanager
-def interruptible(say: Callable[[], object]) -> Iterator[None]:
-    """Call `say` at Ctrl-C, and raise KeyboardInterrupt in what is inside.
+class Stopped(KeyboardInterrupt):
+    """The process was told to end and what was learned so far is saved; the message says what."""
 
-    A second Ctrl-C, or `PATIENCE` seconds, end the process at once with `CODE`, and so does the
-    first one during an import: there are places in libraries where an exception is passed over, and
-    what is kept on disk does not mind. In threads other than the first nothing is changed.
+
+class _Signals:
+    """The signal that has come, if one has, and whether something that is being done goes first."""
+
+    wanted: signal.Signals | None = None
+    is_patient = False
+
+
+def is_wanted() -> bool:
+    """Tell whether the process has been told to end, within `patiently`."""
+    return _Signals.wanted is not None
+
+
+def code() -> int:
+    """Return the exit code after the signal that has come."""
+    return CODES[_Signals.wanted or signal.SIGINT]
+
+
+@contextlib.contextmanager
+def patiently() -> Iterator[None]:
+    """Let what is inside go on after a signal until it asks `is_wanted` and raises `Stopped`.
+
+    It has `PATIENCE` seconds.
+    """
+    before, _Signals.is_patient = _Signals.is_patient, True
+    try:
+        yield
+    finally:
+        _Signals.is_patient = before
+    if is_wanted():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible(say: Callable[[object], object]) -> Iterator[None]:
+    """Call `say` once at Ctrl-C or SIGTERM, and raise KeyboardInterrupt in what is inside.
+
+    Within `patiently` nothing is raised. A second signal, or `PATIENCE` seconds, end the process at
+    once with the code of the first, and so does the first one during an import: there are places in
+    libraries where an exception is passed over, and what is kept on disk does not mind. In threads
+    other than the first nothing is changed.
+
+    Args:
+        say: is called with what has come, or with the message of `Stopped`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    told = threading.Event()
 
-    came = threading.Event()
+    def tell(what: object = "") -> None:
+        if not told.is_set():
+            told.set()
+            if os.isatty(STANDARD_ERROR):  # a progress bar may have been there
+                os.write(STANDARD_ERROR, SHOW_CURSOR)
+            name = _NAMES[_Signals.wanted or signal.SIGINT]
+            if isinstance(what, Stopped) and not is_wanted():
+                name, _Signals.wanted = "stopped with another process", signal.SIGTERM
+            say(f"{name}, {what}" if str(what) else name)
+            if is_wanted():
+                _silence()
 
-    def come(_: int, frame: FrameType | None) -> None:
-        if came.is_set():
-            _end()
-        came.set()
-        if os.isatty(STANDARD_ERROR):  # a progress bar may have been there
-            os.write(STANDARD_ERROR, SHOW_CURSOR)
-        say()
-        _silence()
-        if _is_importing(frame):
-            _end()
-        timer = threading.Timer(PATIENCE, _end)
+    def end() -> None:
+        tell()
+        with contextlib.suppress(OSError, RuntimeError):  # while something is being printed
+            sys.stdout.flush()
+        os._exit(code())
+
+    def come(number: int, frame: FrameType | None) -> None:
+        if is_wanted():
+            end()
+        _Signals.wanted = signal.Signals(number)
+        timer = threading.Timer(PATIENCE, end)
         timer.daemon = True
         timer.start()
+        if _Signals.is_patient:
+            return
+        tell()
+        if _is_importing(frame):
+            end()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, come)
+    before = {number: signal.signal(number, come) for number in CODES}
     try:
         yield
     except BaseException as error:
         # Python itself makes another exception of one that comes while a class is made.
-        if came.is_set():
+        if is_wanted() or isinstance(error, KeyboardInterrupt):
+            tell(error if isinstance(error, Stopped) else "")
             raise KeyboardInterrupt from None
-        if isinstance(error, KeyboardInterrupt):
-            say()
         raise
     finally:
-        if not came.is_set():
-            signal.signal(signal.SIGINT, before)
+        if not is_wanted():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 
 
 def _silence() -> None:
@@ -74,9 +135,3 @@ def _is_importing(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None
-
-
-def _end() -> None:
-    with contextlib.suppress(OSError, RuntimeError):  # while something is being printed
-        sys.stdout.flush()
-    os._exit(CODE)

@@ -101,7 +101,7 @@ def show(experiment: "Experiment", plan: "Plan", rows: "list[Result]") -> None:
     config, workdir = experiment.config, experiment.workdir
     shots, seed = max(config["shots"]), config["seeds"][0]
     learned = experiment.run(shots, seed, plan.part)
-    method = learned.restore()
+    method = experiment.learned(learned)
     if not parallel.is_first():
         return
     console = report.console()

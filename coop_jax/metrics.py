@@ -2,7 +2,9 @@
 
 import functools
 import importlib.metadata
+import io
 import json
+import logging
 import os
 import socket
 import time
@@ -14,6 +16,9 @@ from typing import Any
 from coop_jax import parallel
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
+from coop_jax.writing import append_whole, said, write_whole
+
+logger = logging.getLogger(__name__)
 
 LOGGERS = ("tensorboard", "wandb")
 """Readers of metrics besides the JSONL file's; each is also the name of its library."""
@@ -81,42 +86,85 @@ class Writer:
     def resume(self, first: int) -> None:
         """Go on with step `first`: drop what an earlier process wrote of the steps from there on.
 
-        Event files only grow: a mark says that those steps are void, and TensorBoard hides them. Of
-        Weights & Biases the metrics that came first stay.
+        A line that a crash cut short, and what follows it, are dropped too; the log says how many
+        steps before `first` have no metrics. Event files only grow: a mark says that later steps
+        are void, and TensorBoard hides them. Of Weights & Biases the metrics that came first stay.
+
+        Raises:
+            MachineError: the file cannot be read or written.
         """
-        if not (parallel.is_first() and self.path.exists()):
-            return
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if len(lines) > first:
-            for logger in self._loggers:
-                logger.restart(first)
-            os.truncate(self.path, sum(map(len, lines[:first])))
+        parallel.first_does(lambda: self._resume(first), "resume metrics")
+
+    def _resume(self, first: int) -> None:
+        with said("resume metrics", self.path):
+            content = self.path.read_bytes() if self.path.exists() else b""
+            kept = _lines_before(first, content)
+            if len(kept) < first:
+                logger.warning(
+                    "%s: the metrics of %d of the first %d steps are lost; the training goes on",
+                    *(self.path, first - len(kept), first),
+                )
+            size = sum(map(len, kept))
+            if size < len(content):
+                for other in self._loggers:
+                    other.restart(first)
+                os.truncate(self.path, size)
 
     def write(self, first: int, steps: Sequence[Values]) -> None:
-        """Add the metrics of some steps in a row, the first of which has this number."""
+        """Add the metrics of some steps in a row, the first of which has this number.
+
+        Raises:
+            MachineError: they cannot be written.
+        """
         numbered = list(enumerate(steps, start=first))
         parallel.first_does(lambda: self._write(numbered), "write metrics")
 
     def _write(self, numbered: Sequence[tuple[int, Values]]) -> None:
-        self.path.parent.mkdir(exist_ok=True)
+        lines = [
+            json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+            for step, values in numbered
+        ]
         # The loggers come last: then what they have is in the file, whenever the process ends.
-        with self.path.open("a") as file:
-            file.writelines(
-                json.dumps({"step": step, **values}, allow_nan=False) + "\n"
-                for step, values in numbered
-            )
-        for logger in self._loggers:
-            logger.log(numbered)
+        with said("write metrics", self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                append_whole(file, "".join(lines).encode())
+            for other in self._loggers:
+                other.log(numbered)
 
     def evaluated(self, steps: int, target: str, accuracy: float) -> None:
-        """Log a test accuracy (%) after so many steps; `results.jsonl` has it anyway."""
-        for logger in self._loggers:
-            logger.conclude(steps, {f"accuracy/{target}": accuracy})
+        """Log a test accuracy (%) after so many steps; `results.jsonl` has it anyway.
+
+        Raises:
+            MachineError: the loggers cannot write.
+        """
+        parallel.first_does(lambda: self._conclude(steps, target, accuracy), "log an accuracy")
+
+    def _conclude(self, steps: int, target: str, accuracy: float) -> None:
+        with said("log an accuracy", self.path):
+            for other in self._loggers:
+                other.conclude(steps, {f"accuracy/{target}": accuracy})
 
     def close(self) -> None:
         """Nothing more will come."""
-        for logger in self._loggers:
-            logger.close()
+        for other in self._loggers:
+            with said("end metrics", self.path):
+                other.close()
+
+
+def _lines_before(first: int, content: bytes) -> list[bytes]:
+    """Return the lines of steps before `first`, up to one that is not whole or out of order."""
+    kept, latest = [], -1
+    for line in content.splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"] if line.endswith(b"\n") else first
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        if not (type(step) is int and latest < step < first):
+            break
+        kept.append(line)
+        latest = step
+    return kept
 
 
 class _EventFiles(_Logger):
@@ -130,26 +178,31 @@ class _EventFiles(_Logger):
         self._path = folder / name
 
     def log(self, steps: Sequence[tuple[int, Values]]) -> None:
-        for step, values in steps:
-            shown = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
-            self._append(step=step, summary={"value": shown})
+        shown = [
+            (step, [{"tag": tag, "simple_value": value} for tag, value in values.items()])
+            for step, values in steps
+        ]
+        self._append([{"step": step, "summary": {"value": values}} for step, values in shown])
 
     def restart(self, first: int) -> None:
-        self._append(step=first, session_log={"status": "START"})
+        self._append([{"step": first, "session_log": {"status": "START"}}])
 
-    def _append(self, **event: Any) -> None:
+    def _append(self, events: Sequence[Mapping[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import (
             Event,  # pyright: ignore[reportAttributeAccessIssue] - made at import
         )
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            writer = RecordWriter(file)
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        with self._path.open("ab", buffering=0) as file:
             if not file.tell():
                 version = Event(wall_time=time.time(), file_version="brain.Event:2")
                 writer.write(version.SerializeToString())
-            writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            for event in events:
+                writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            append_whole(file, records.getvalue())
 
 
 class _WeightsAndBiases(_Logger):
@@ -169,7 +222,7 @@ class _WeightsAndBiases(_Logger):
             if step >= known["steps"]:
                 run.log(dict(values), step=step)
         known["steps"] = max(known["steps"], *(step + 1 for step, _ in steps))
-        self._path.write_text(json.dumps(known))
+        write_whole(self._path, json.dumps(known).encode())
 
     def conclude(self, steps: int, values: Values) -> None:
         del steps
@@ -185,7 +238,7 @@ class _WeightsAndBiases(_Logger):
 
         if not self._path.exists():
             self._path.parent.mkdir(exist_ok=True)
-            self._path.write_text(json.dumps({"id": uuid.uuid4().hex[:8], "steps": 0}))
+            write_whole(self._path, json.dumps({"id": uuid.uuid4().hex[:8], "steps": 0}).encode())
         try:
             return wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "coop_jax"),

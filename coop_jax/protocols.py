@@ -1,6 +1,7 @@
 """Experimental protocols: what is trained on which classes, and evaluated on what."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 from coop_jax import parallel, results, workdir
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
+from coop_jax.methods import saved
 from coop_jax.printing import percent
 from coop_jax.progress import Tracker, track
 from coop_jax.results import Result
 from coop_jax.run import TrainingRun, learn
 from coop_jax.run_log import Log
+
+logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
@@ -94,9 +98,8 @@ def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list
                 what = f"zero-shot CLIP, {_place(plan, row)}{prompt!r}"
                 tracker.say(f"{what}: {percent(row.accuracy)}")
             tracker.start()
-            at_once = config["runs_at_once"]
-            for first in range(0, len(work), at_once):
-                for run, row in _train(experiment, work[first : first + at_once], tracker):
+            for group in _side_by_side(experiment, plan, work):
+                for run, row in _train(experiment, group, tracker):
                     what = f"{experiment.label(run)}: {_place(plan, row)}"
                     tracker.say(f"{what}{percent(row.accuracy)}")
         parallel.wait("recorded every result")
@@ -104,13 +107,16 @@ def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list
 
 
 Work = list[tuple[TrainingRun, list[Target]]]
-"""Runs, each with the targets that it has not been evaluated on."""
+"""Runs, each with the targets that it has not been evaluated on.
+
+There are none where only what was learned is not in its place any more.
+"""
 
 
 def _left(
     experiment: Experiment, plan: Plan, done: list[Result]
 ) -> tuple[list[tuple[Target, str, Any]], Work]:
-    """Return the hand-crafted prompts and the runs that there are no results of."""
+    """Return the hand-crafted prompts and the runs that something is missing of."""
 
     def is_done(target: Target, **keys: object) -> bool:
         where = {"dataset": target.dataset.name, "split": target.split}
@@ -127,9 +133,37 @@ def _left(
         for seed in experiment.config["seeds"]:
             keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
             left = [target for target in plan.targets if not is_done(target, **keys)]
+            if not left and experiment.holds_saved(shots, seed):
+                continue
+            run = experiment.run(shots, seed, plan.part)
             if left:
-                work.append((experiment.run(shots, seed, plan.part), left))
+                work.append((run, left))
+            elif saved(run.method):
+                what = "%s: what it has learned is missing or damaged: it is made again"
+                logger.warning(what, experiment.label(run))
+                work.append((run, []))
     return zero_shot, work
+
+
+def _side_by_side(experiment: Experiment, plan: Plan, work: Work) -> list[Work]:
+    """Return the runs in the groups that are trained side by side, `runs_at_once` in each.
+
+    What an earlier process has begun side by side goes on so, with runs that have their results
+    already where these are needed: a run ends with the same bits in the same company alone.
+    """
+    at_once = experiment.config["runs_at_once"]
+    groups: list[Work] = []
+    if at_once > 1 and work:
+        all_runs = {name: (run, []) for name, run in experiment.runs(plan.part)}
+        all_runs |= {run.name: (run, targets) for run, targets in work}
+        wanted = {run.name for run, _ in work}
+        for run, _ in all_runs.values():
+            names = [name for name in run.together() if name in all_runs]
+            if wanted.intersection(names):
+                groups.append([all_runs[name] for name in names])
+                wanted.difference_update(names)
+        work = [(run, targets) for run, targets in work if run.name in wanted]
+    return groups + [work[first : first + at_once] for first in range(0, len(work), at_once)]
 
 
 def _train(

@@ -6,7 +6,6 @@ without spaces.
 """
 
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from coop_jax.errors import InputError
+from coop_jax.holding import NO_LOCKS
+from coop_jax.writing import append_whole, said, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,6 @@ FILE_NAME = "results.jsonl"
 
 DIGEST = "sha256"
 """The key of a line's digest."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""Errors of a file system that knows no locks."""
 
 _RANGES = {
     **dict.fromkeys(("accuracy", "macro_f1"), (0, 100)),
@@ -127,23 +125,21 @@ def append(path: str | os.PathLike[str], result: Result) -> None:
 
     Raises:
       InputError: `path` is a folder.
-      OSError: the line could not be written whole (a full disk); the file is as it was before.
+      MachineError: the line could not be written whole (a full disk); the file is as it was before.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError(f"expected a results file, got the folder {path}; name a file inside it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        _append_line(file, path, _to_json(result))
-        os.fsync(file)
-    folder = os.open(path.parent, os.O_RDONLY)  # which names the file
-    os.fsync(folder)
-    os.close(folder)
+    with said("write results", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            _append_line(file, path, _to_json(result))
+        sync_folder(path.parent)
 
 
 def read(path: str | os.PathLike[str]) -> list[Result]:
@@ -154,6 +150,7 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
     Raises:
       InputError: there is no such file, or another line is corrupt or not as it was written (the
         message has its number).
+      MachineError: it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +158,9 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
             f"expected a results file, got {path}, which is not a file; "
             f"run an evaluation first or give the path of a {FILE_NAME}"
         )
-    *lines, tail = path.read_bytes().split(b"\n")
+    with said("read results", path):
+        content = path.read_bytes()
+    *lines, tail = content.split(b"\n")
     if _is_torn(tail):
         _warn_torn(path, tail)
     elif tail:
@@ -207,23 +206,23 @@ def _to_json(result: Result) -> bytes:
     for name in ("prompt", "trained_on"):
         if record[name] is None:
             del record[name]
-    record[DIGEST] = _digest(record)
+    record[DIGEST] = digest(record)
     return json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
 
 
-def _digest(record: Mapping[str, Any]) -> str:
-    """Return the digest of a line without its own."""
-    said = json.dumps(record, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(said.encode("ascii")).hexdigest()
+def digest(record: Mapping[str, Any]) -> str:
+    """Return the digest of a JSON object without its own."""
+    text = json.dumps(record, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _parse(line: bytes, place: str) -> Result:
     try:
         record = json.loads(line)
-        digest = record.pop(DIGEST)
-        if (got := _digest(record)) != digest:
+        written = record.pop(DIGEST)
+        if (got := digest(record)) != written:
             raise InputError(
-                f"expected the line that was written ({DIGEST} {digest!s:.8}), got another"
+                f"expected the line that was written ({DIGEST} {written!s:.8}), got another"
                 f" ({got:.8}); restore it, or run the evaluation again in another --workdir"
             )
         hashes = Hashes(**record.pop("hashes"))
@@ -266,6 +265,4 @@ def _append_line(file: BinaryIO, path: Path, line: bytes) -> None:
         file.truncate(end)
     elif tail:
         line = b"\n" + line
-    if (written := file.write(line)) != len(line):
-        file.truncate(end)
-        raise OSError(f"{path}: wrote {written} of {len(line)} bytes; is the disk full?")
+    append_whole(file, line, sync=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax import nnx
 
-from coop_jax import collapse, optim, train
+from coop_jax import collapse, optim, states, train
 from coop_jax import images as images_module
 from coop_jax.chunks import Batches
 from coop_jax.data import sampling
@@ -185,7 +185,7 @@ class TrainingRun:
                 " shots); lower the epochs or the shots"
             )
         for number, stage in enumerate(self.stages, start=1):
-            if stage.epochs != 0 and not nnx.state(self.method, train.moves_in(stage.learns)):
+            if stage.epochs != 0 and not nnx.state(self.method, states.moves_in(stage.learns)):
                 raise InputError(
                     f"stage {number}: expected Learned variables to move, got none under"
                     f" {', '.join(stage.learns) or 'the whole method'}; correct stages()"
@@ -244,13 +244,30 @@ class TrainingRun:
         """The epochs of all stages; None where no step is taken."""
         return sum(epochs for epochs, _ in self._extents) or None
 
-    def checkpoints(self, stage: int) -> "contextlib.AbstractContextManager[Checkpoints | None]":
-        """Open the checkpoints of a stage, counted from 0."""
+    def checkpoints(
+        self, stage: int, together: Sequence[str] = ()
+    ) -> "contextlib.AbstractContextManager[Checkpoints | None]":
+        """Open the checkpoints of a stage, counted from 0, which name the runs trained together."""
         if self.folder is None:
             return contextlib.nullcontext()
         from coop_jax.checkpoint import Checkpoints  # brings orbax, which takes a second
 
-        return contextlib.closing(Checkpoints(self.folder / f"stage_{stage + 1}"))
+        return Checkpoints(self.folder / f"stage_{stage + 1}", together)
+
+    @property
+    def name(self) -> str:
+        """What its folder is called; "" without one."""
+        return "" if self.folder is None else self.folder.name
+
+    def together(self) -> list[str]:
+        """Return the names of the runs that an earlier process trained it beside; [] without."""
+        for stage in reversed(range(len(self.stages))):
+            if self.folder is None or not (self.folder / f"stage_{stage + 1}").is_dir():
+                continue
+            with self.checkpoints(stage) as checkpoints:
+                if checkpoints is not None and (names := checkpoints.together()):
+                    return names
+        return []
 
     @property
     def learned_from(self) -> list[Examples]:
@@ -262,8 +279,20 @@ class TrainingRun:
             *(other for other in self._others.values() if other is not None),
         ]
 
-    def member(self, stage: int, checkpoints: "Checkpoints | None") -> train.Run:
-        """Prepare a stage, counted from 0, and return what `train.fit` takes."""
+    def member(
+        self,
+        stage: int,
+        checkpoints: "Checkpoints | None",
+        begins: Callable[[int, Batches | None, int], None] = lambda steps, batches, done: None,
+    ) -> train.Run:
+        """Prepare a stage, counted from 0, and return what `train.fit` takes.
+
+        Args:
+            stage: its number.
+            checkpoints: those of the stage.
+            begins: told of the steps, their batches (None for a stage without steps) and how many
+                are done.
+        """
         data = self.method.prepare(self.frozen.clip, stage, self.data)
         split, described = data.train, self.stages[stage]
         if described.epochs == 0:
@@ -271,24 +300,25 @@ class TrainingRun:
         else:
             steps = self.batches(described, split)
         images_of = lambda requests: split.encode(requests, True)  # noqa: E731
-        return train.Run(self.method, steps, images_of, checkpoints, self.seed)
+        batches = steps if steps.steps else None
+        told = functools.partial(begins, steps.steps, batches)
+        return train.Run(self.method, steps, images_of, checkpoints, self.seed, told)
 
     def restore(self) -> Any:
         """Return the trained method.
 
         Raises:
-            InputError: its last checkpoint is missing.
+            InputError: its last checkpoint is missing or damaged.
         """
-        if not self.stages:
-            return self.method
-        last = len(self.stages) - 1
-        with self.checkpoints(last) as checkpoints:
-            if checkpoints is None or not checkpoints.is_complete:
-                raise InputError(
-                    f"{self.folder}: expected the checkpoint of a finished run, got none; run it"
-                    " again in another --workdir"
-                )
-            train.restore(self.method, self.frozen.clip, self.stages[last], checkpoints)
+        if self.stages:
+            last = len(self.stages) - 1
+            with self.checkpoints(last) as saved:
+                clip, stage = self.frozen.clip, self.stages[last]
+                if not states.ended([self.method], clip, stage, [saved]):
+                    raise InputError(
+                        f"{self.folder}: expected the checkpoint of a finished run, got none; run"
+                        " it again"
+                    )
         return self.method
 
 
@@ -309,37 +339,54 @@ def learn(
 
     Raises:
         InputError: an image cannot be read, or a method cannot be fitted to these.
+        MachineError: a checkpoint cannot be written or read.
+        Stopped: the process was told to end, and what was learned so far is saved.
     """
     watchers = watchers or [Watcher() for _ in runs]
     for run in runs:
         run.begun = collapse.learned(run.method)
     begun = [False] * len(runs)
     clip, mesh = runs[0].frozen.clip, runs[0].frozen.mesh
+    names = [run.name for run in runs]
     for number, stage in enumerate(runs[0].stages):
         with contextlib.ExitStack() as stack:
-            members: list[train.Run] = []
-            of_members: list[tuple[Watcher, collapse.Watch | None]] = []
-            for place, (run, watcher) in enumerate(zip(runs, watchers, strict=True)):
-                checkpoints = stack.enter_context(run.checkpoints(number))
-                done = None if checkpoints is None else checkpoints.latest_step()
-                begun[place] |= done is not None
-                if checkpoints is not None and checkpoints.is_complete:
-                    train.restore(run.method, clip, stage, checkpoints)
-                    watcher.begins(done or 0, max(done or 0, 1), None)
-                    continue
-                member = run.member(number, checkpoints)
-                has_steps = member.batches.steps > 0
-                watcher.begins(
-                    member.batches.steps, done or 0, member.batches if has_steps else None
-                )
-                members.append(member)
-                watch = collapse.Watch(run, stage, member.batches, done or 0) if has_steps else None
-                of_members.append((watcher, watch))
-            at_once = images_per_chunk or (runs[0].encoder.at_once if members else 1)
+            saved = [stack.enter_context(run.checkpoints(number, names)) for run in runs]
+            if states.ended([run.method for run in runs], clip, stage, saved):
+                begun = [True] * len(runs)
+                for checkpoints, watcher in zip(saved, watchers, strict=True):
+                    done = max(checkpoints.steps()[0], 1) if checkpoints else 1
+                    watcher.begins(done, done, None)
+                continue
+            watched = [_Watched(*pair, stage) for pair in zip(runs, watchers, strict=True)]
+            members = [
+                run.member(number, checkpoints, told.begins)
+                for run, checkpoints, told in zip(runs, saved, watched, strict=True)
+            ]
+            at_once = images_per_chunk or runs[0].encoder.at_once
             for chunk in train.fit(members, clip, stage, mesh, images_per_chunk=at_once):
                 for progress in chunk:
-                    watcher, watch = of_members[progress.run]
-                    watcher.note(progress)
-                    if watch is not None:
-                        watch.note(progress)
+                    watched[progress.run].note(progress)
+            begun = [before or told.done > 0 for before, told in zip(begun, watched, strict=True)]
     return begun
+
+
+class _Watched:
+    """Tells a watcher of a stage of a run, and looks whether that has collapsed."""
+
+    def __init__(self, run: TrainingRun, watcher: Watcher, stage: Stage):
+        self._run, self._watcher, self._stage = run, watcher, stage
+        self._watch: collapse.Watch | None = None
+        self.done = 0
+
+    def begins(self, steps: int, batches: Batches | None, done: int) -> None:
+        """Begin, after so many steps of an earlier process."""
+        self.done = done
+        self._watcher.begins(steps, done, batches)
+        if batches is not None:
+            self._watch = collapse.Watch(self._run, self._stage, batches, done)
+
+    def note(self, progress: train.Progress) -> None:
+        """A chunk of steps is done."""
+        self._watcher.note(progress)
+        if self._watch is not None:
+            self._watch.note(progress)

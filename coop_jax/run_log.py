@@ -26,6 +26,8 @@ class Log(Watcher):
         self._first, self._steps, self._batches = self._steps, self._steps + steps, batches
         if batches is not None:
             self._metrics.resume(self._first + done)
+            if done:
+                self._tracker.say(f"{self._label}: goes on after step {self._first + done}")
         self._tracker.skip(done)
 
     def note(self, progress: train.Progress) -> None:

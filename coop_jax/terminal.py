@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from coop_jax import printing
 from coop_jax.errors import InputError
+from coop_jax.writing import said, write_all
 
 WIDE = 120
 """Columns of a terminal that has room for a bar."""
@@ -90,12 +92,36 @@ def check_name(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+def check_folder(folder: Path, expected: str) -> None:
+    """See that no file is where a folder, or one above it, has to be.
+
+    Args:
+        folder: its path.
+        expected: what it is, e.g. "a --workdir to write to".
+
+    Raises:
+        InputError: there is one.
+    """
+    for above in (folder, *folder.absolute().parents):
+        if os.path.exists(above) and not os.path.isdir(above):
+            raise InputError(f"expected {expected}, got {folder} ({above} is a file); name another")
+
+
 def why_not_made(path: Path) -> str:
-    """Say why neither this nor the folders that it needs can be made; empty if they can."""
-    above = next(one for one in path.absolute().parents if one.exists())
+    """Say why neither this nor the folders that it needs can be made; empty if they can.
+
+    Raises:
+        MachineError: the folder that they would be made in cannot be written.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         return f"{above} is a file"
-    return "" if os.access(above, os.W_OK | os.X_OK) else f"{above} is not writable"
+    with said("write there", path):
+        if os.statvfs(above).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return ""
 
 
 def check_new(paths: Iterable[Path], *, makes_folders: bool = False) -> None:
@@ -107,6 +133,7 @@ def check_new(paths: Iterable[Path], *, makes_folders: bool = False) -> None:
 
     Raises:
         InputError: one is there already, cannot be made, or is the same as another.
+        MachineError: a folder cannot be written.
     """
     paths = list(paths)
     if len({path.absolute() for path in paths}) < len(paths):
@@ -131,28 +158,20 @@ def write_new(contents: Mapping[Path, str | bytes]) -> None:
     Bytes of a file's name that are no UTF-8 are written as escapes of JSON.
 
     Raises:
-        InputError: one is there already, or cannot be written.
+        InputError: one is there already.
+        MachineError: one cannot be written; none of them is there then.
     """
     check_new(contents)
-    unfinished = {
-        path: path.with_name(f".{path.name}.{os.getpid()}.unfinished") for path in contents
-    }
-    path = None
-    try:
-        for path, content in contents.items():
-            is_text = isinstance(content, str)
-            unfinished[path].write_bytes(
-                content.encode(errors="backslashreplace") if is_text else content
+    if contents:
+        with said("write", " and ".join(map(str, contents))):
+            write_all(
+                {
+                    path: content.encode(errors="backslashreplace")
+                    if isinstance(content, str)
+                    else content
+                    for path, content in contents.items()
+                }
             )
-        for path in contents:
-            unfinished[path].rename(path)
-    except OSError as error:
-        raise InputError(
-            f"expected a new file to write, got {path} ({error.strerror}); name another"
-        ) from error
-    finally:
-        for one in unfinished.values():
-            one.unlink(missing_ok=True)
 
 
 class _Lines(logging.Formatter):
@@ -163,9 +182,36 @@ class _Lines(logging.Formatter):
         return printing.escaped(record.message)
 
 
+class _File(logging.FileHandler):
+    """Messages in a file, with the time of each."""
+
+    def __init__(self, file: Path):
+        with said("write what is logged", file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(file, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with said("write what is logged", self.baseFilename):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exception(), OSError):
+            raise
+        super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what could not be written before
+            super().close()
+
+
 @contextlib.contextmanager
 def messages(file: Path | None = None) -> Iterator[None]:
-    """Send what this package logs to standard error, a line each; or to a file, besides."""
+    """Send what this package logs to standard error, a line each; or to a file, besides.
+
+    Raises:
+        MachineError: the file cannot be written, when something is logged as well.
+    """
     package = logging.getLogger("coop_jax")
     level, propagate = package.level, package.propagate
     if file is None:
@@ -173,9 +219,7 @@ def messages(file: Path | None = None) -> Iterator[None]:
         handler.setFormatter(_Lines())
         package.propagate = False
     else:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler = _File(file)
     package.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

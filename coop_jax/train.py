@@ -1,5 +1,6 @@
 """Training: the compiled, sharded step and the loop around it, for one run or several at once."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -13,26 +14,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt32
 
-from coop_jax import finite, optim, parallel
-from coop_jax.chunks import IMAGES_AT_ONCE, Batches, Piece, ahead, plan
+from coop_jax import finite, interruption, optim, parallel
+from coop_jax.chunks import IMAGES_AT_ONCE, Batches, Piece, ahead
 from coop_jax.clip import CLIP
 from coop_jax.errors import InputError
 from coop_jax.finite import Sizes
-from coop_jax.methods import Batch, Images, Kept, Learned, Stage
+from coop_jax.methods import Batch, Images, Stage
+from coop_jax.states import STAYS, State, checked, initial_state, moves_in, resumed, save, update
 
 if TYPE_CHECKING:
     from coop_jax.checkpoint import Checkpoints
-
-State = dict[str, Any]
-"""The variables that change while training.
-
-"learned" are the Learned variables that move in this stage, "kept" the others that are saved,
-"optimizer" its state, "step" (int32) the steps done, "average" the average so far where the stage
-ends with one.
-"""
-
-STAYS = nnx.Any(Kept, Learned)
-"""The filter of "kept", once the Learned variables that move are taken out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +38,7 @@ class Run:
         checkpoints: where to save after each chunk (once the caller asks for the next) and resume
             from.
         seed: of the steps' random keys.
+        begins: is told, before the first chunk, how many steps an earlier process has done.
     """
 
     method: Any
@@ -54,6 +46,7 @@ class Run:
     images_of: Callable[[Int[np.ndarray, "images 2"]], Images]
     checkpoints: "Checkpoints | None" = None
     seed: int = 0
+    begins: Callable[[int], None] = lambda done: None
 
 
 class Progress(NamedTuple):
@@ -67,36 +60,6 @@ class Progress(NamedTuple):
     def losses(self) -> Float[np.ndarray, " steps"]:
         """The sum of the terms."""
         return functools.reduce(np.add, self.terms.values())
-
-
-def moves_in(learns: Sequence[str]) -> Callable[[Any, Any], bool]:
-    """Return a filter for the Learned variables that a stage moves (`Stage.learns`)."""
-    is_learned = nnx.filterlib.to_predicate(Learned)
-
-    def moves(path: tuple[Any, ...], value: Any) -> bool:
-        name = ".".join(map(str, path)) + "."
-        named = not learns or any(name.startswith(f"{start}.") for start in learns)
-        return named and is_learned(path, value)
-
-    return moves
-
-
-def initial_state(method: nnx.Module, clip: CLIP, stage: Stage) -> State:
-    """Return the state before the first step; what is learned has the optimizer's dtype."""
-    optimizer = optim.create(stage.optimizer)
-    dtype = optim.dtype_of(optimizer)
-    learned, kept, _ = nnx.state(method, moves_in(stage.learns), STAYS, ...)
-    learned = jax.tree.map(lambda leaf: leaf.astype(dtype), learned)
-    parameters: Any = {"learned": learned, "frozen": nnx.state(clip)}
-    state = {
-        "learned": learned,
-        "kept": kept,
-        "optimizer": optimizer.init(parameters),
-        "step": jnp.int32(0),
-    }
-    if stage.average is not None:
-        state["average"] = jax.tree.map(jnp.zeros_like, learned)
-    return state
 
 
 def step_keys(seed: int, steps: int) -> UInt32[np.ndarray, "steps 2"]:
@@ -213,6 +176,9 @@ def fit(
     ends before the others drops out. Those whose variables have other shapes (`varying`) follow in
     a program of their own. Of a stage without steps, what `prepare` has done is kept.
 
+    Runs that were stopped go on from the latest chunk that all of them have a checkpoint of, in the
+    same chunks and programs: they end with the same bits as if they had not been stopped.
+
     Args:
         runs: of one method with the same settings on the same classes; images, their order,
             learning rates and number of steps may differ.
@@ -226,13 +192,17 @@ def fit(
 
     Raises:
         InputError: a loss or what is learned is not finite, or what the runs share differs.
+        MachineError: a checkpoint cannot be written or read.
+        Stopped: the process was told to end, and what was learned so far is saved.
     """
     alike: dict[Any, list[int]] = {}
     for place, run in enumerate(runs):
         if stage.epochs == 0:
             state = initial_state(run.method, clip, stage)
-            _checked(state, "once the stage is prepared")
+            checked(state, "once the stage is prepared")
+            run.begins(0)
             if run.checkpoints is not None:
+                run.checkpoints.forget(after=-1)
                 run.checkpoints.save(state, last=True)
             yield [Progress(place, 1, {})]
             continue
@@ -261,33 +231,32 @@ def _fit_together(
         texts_per_image=per_image,
     )
     fixed, frozen = parallel.place(fixed, mesh), parallel.put(frozen, parallel.replicated(mesh))
-    states = [_first_state(run, clip, stage, mesh) for run in runs]
+    states, chunks = resumed(runs, clip, stage, mesh, images_per_chunk)
+    for run, state in zip(runs, states, strict=True):
+        run.begins(done := int(state["step"]))
+        update(run.method, state, ends=done == run.batches.steps, when="before the first step")
     batch = max(run.batches.order.shape[1] for run in runs)
     batch += 0 if per_image else parallel.padding(batch, mesh)
     place = _placing(mesh, per_image)
-    chunks = plan(
-        [run.batches for run in runs], [int(state["step"]) for state in states], images_per_chunk
-    )
     load = lambda chunk: place([_data(runs[p.run], p, batch, stage) for p in chunk])  # noqa: E731
-    for chunk, data in zip(chunks, ahead(load, chunks), strict=True):
-        with jax.threefry_partitionable(True):
-            begun = [states[piece.run] for piece in chunk]
-            active, terms, sizes = steps(begun, fixed, frozen, data)
-        terms = {name: np.asarray(values) for name, values in terms.items()}
-        done = [
-            Progress(piece.run, piece.stop, {name: rows[place] for name, rows in terms.items()})
-            for place, piece in enumerate(chunk)
-        ]
-        _check_steps(chunk, done, sizes, clip, data[0])
-        for piece, state in zip(chunk, active, strict=True):
-            states[piece.run] = state
-            run, when = runs[piece.run], f"after step {piece.stop - 1}"
-            _update(run.method, state, ends=piece.stop == run.batches.steps, when=when)
-        yield done
-        for index, _, stop in chunk:
-            run = runs[index]
-            if run.checkpoints is not None:
-                run.checkpoints.save(states[index], last=stop == run.batches.steps)
+    saves = any(run.checkpoints is not None for run in runs)
+    with interruption.patiently() if saves else contextlib.nullcontext():
+        for chunk, data in zip(chunks, ahead(load, chunks), strict=True):
+            with jax.threefry_partitionable(True):
+                begun = [states[piece.run] for piece in chunk]
+                active, terms, sizes = steps(begun, fixed, frozen, data)
+            terms = {name: np.asarray(values) for name, values in terms.items()}
+            done = [
+                Progress(piece.run, piece.stop, {name: rows[lane] for name, rows in terms.items()})
+                for lane, piece in enumerate(chunk)
+            ]
+            _check_steps(chunk, done, sizes, clip, data[0])
+            for piece, state in zip(chunk, active, strict=True):
+                states[piece.run] = state
+                run, when = runs[piece.run], f"after step {piece.stop - 1}"
+                update(run.method, state, ends=piece.stop == run.batches.steps, when=when)
+            yield done
+            save([runs[piece.run] for piece in chunk], [states[piece.run] for piece in chunk])
 
 
 def _shared(runs: Sequence[Run], stage: Stage) -> tuple[Any, Any]:
@@ -304,47 +273,6 @@ def _shared(runs: Sequence[Run], stage: Stage) -> tuple[Any, Any]:
                 " make what depends on the seed or the images Kept, or set runs_at_once=1"
             )
     return graph, fixed
-
-
-def restore(method: Any, clip: CLIP, stage: Stage, checkpoints: "Checkpoints") -> None:
-    """Give a method the values at the end of a stage.
-
-    Raises:
-        InputError: the checkpoint holds other variables or shapes than the method has.
-    """
-    state = checkpoints.restore(initial_state(method, clip, stage))
-    _update(method, state, ends=True, when="in the checkpoint")
-
-
-def _update(method: Any, state: State, *, ends: bool, when: str) -> None:
-    """Give a method the state's values; at the end of the stage the average, if there is one."""
-    state = _checked(state, when)
-    nnx.update(method, state["average" if ends and "average" in state else "learned"])
-    nnx.update(method, state["kept"])
-
-
-def _checked(state: State, when: str) -> State:
-    """Return a state in this process, all of it finite."""
-    state = parallel.fetch(state)
-    advice = "; lower the learning rate, or look at what the method computes"
-    finite.check(state["learned"] | state["kept"], when, advice)
-    others = state.keys() - {"learned", "kept", "step"}
-    finite.check({name: state[name] for name in others}, when, advice)
-    return state
-
-
-def _first_state(run: Run, clip: CLIP, stage: Stage, mesh: Mesh) -> State:
-    """Return the state that a run begins or goes on with, placed on the devices."""
-    # The steps donate the state, so it must not share memory with the method.
-    state = jax.tree.map(np.array, initial_state(run.method, clip, stage))
-    state = parallel.place(state, mesh)
-    if run.checkpoints is not None:
-        state = run.checkpoints.restore(state)
-        ends = int(state["step"]) == run.batches.steps
-        _update(run.method, state, ends=ends, when="before the first step")
-        if ends:  # a process was killed before it could say so
-            run.checkpoints.complete()
-    return state
 
 
 def _placing(mesh: Mesh, texts_per_image: bool) -> Callable[[list[tuple[Any, ...]]], Any]:

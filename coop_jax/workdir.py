@@ -1,31 +1,27 @@
 """The folder of a run: whose it is, what may be added to it, and that one process writes it."""
 
 import contextlib
-import datetime
-import fcntl
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from coop_jax import config as config_module
-from coop_jax import methods, parallel, results
-from coop_jax.errors import InputError
-from coop_jax.reading import read_json
-from coop_jax.terminal import check_name
+from coop_jax import holding, methods, parallel, results, writing
+from coop_jax.errors import InputError, MachineError
+from coop_jax.holding import LOCK_FILE
+from coop_jax.terminal import check_folder, check_name
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE = "config.json", "config.unfinished", "lock"
+CONFIG_FILE = "config.json"
+
+CODE = "method_code"
+"""In it, the digest of a method's own file."""
 
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
-
-_held: set[Path] = set()
-"""The folders that this process holds."""
 
 
 def check(config: Mapping[str, Any], workdir: Path) -> None:
@@ -33,19 +29,13 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
 
     Raises:
         InputError: the workdir belongs to another config or to something else.
+        MachineError: its config is damaged and cannot be made again, or the folder not be read.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        found = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
-        # Of several processes that train together the first may write its config in between.
-        others = found - {CONFIG_FILE, UNFINISHED_FILE, LOCK_FILE}
-        if others or (workdir.exists() and not workdir.is_dir()):
-            raise InputError(
-                f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
-                f" files and no {CONFIG_FILE}; name another --workdir"
-            )
+    now = _recorded(config)
+    recorded = _read(workdir, now)
+    if recorded is None:
         return
-    earlier, now = config_module.flat(read_json(path)), config_module.flat(_recorded(config))
+    earlier, now = config_module.flat(recorded), config_module.flat(now)
     different = sorted(
         key
         for key in {*earlier, *now}
@@ -59,10 +49,50 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
         )
 
 
+def _read(workdir: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config that a workdir belongs to, from its file or from its results.
+
+    None of a workdir that belongs to none: it is new, or nothing has come of it yet.
+    """
+    path, made = workdir / CONFIG_FILE, workdir / results.FILE_NAME
+    with writing.said("read the config", path):
+        if path.is_file() and (recorded := _undamaged(path.read_bytes())) is not None:
+            return recorded
+        names = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
+    rows = results.read(made) if made.is_file() else []
+    if rows and CODE not in now:
+        return json.loads(json.dumps(rows[-1].config, allow_nan=False))
+    # Of several processes that train together the first may write its config in between.
+    others = {
+        name for name in names - {CONFIG_FILE, LOCK_FILE} if not name.endswith(writing.UNFINISHED)
+    }
+    if CONFIG_FILE in names and others:
+        raise MachineError(
+            f"{path}: expected the config as it was written, got a damaged file; restore it, or"
+            " name another --workdir"
+        )
+    if others or (workdir.exists() and not workdir.is_dir()):
+        raise InputError(
+            f"{workdir}: expected a new folder or an earlier run's, but it is a file or has"
+            f" files and no {CONFIG_FILE}; name another --workdir"
+        )
+    return None
+
+
+def _undamaged(content: bytes) -> dict[str, Any] | None:
+    """Return the config that a file holds; None if it is not as it was written."""
+    try:
+        recorded = json.loads(content)
+        written = recorded.pop(results.DIGEST)
+        return recorded if results.digest(recorded) == written else None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
 def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config as it is read from its file, with a digest of a method's own file."""
     code = methods.code_of(config["method"]["name"])
-    recorded = {**config, **({"method_code": code} if code else {})}
+    recorded = {**config, **({CODE: code} if code else {})}
     return json.loads(json.dumps(recorded, allow_nan=False))
 
 
@@ -72,19 +102,30 @@ def _grows(key: str, earlier: Any, now: Any) -> bool:
 
 
 def claim(config: Mapping[str, Any], workdir: Path) -> None:
-    """Write the config into a workdir, after `check`."""
+    """Write the config into a workdir, after `check`; say so where an earlier one was damaged.
+
+    Raises:
+        InputError: the workdir belongs to another config or to something else.
+        MachineError: it cannot be written.
+    """
     check(config, workdir)
-    path = workdir / CONFIG_FILE
-    recorded = _recorded(config)
-    if path.is_file() and read_json(path) == recorded:
-        return
-    try:
+    path, recorded = workdir / CONFIG_FILE, _recorded(config)
+    with writing.said("write the config", path):
+        earlier = path.read_bytes() if path.is_file() else None
+        undamaged = None if earlier is None else _undamaged(earlier)
+        if undamaged == recorded:
+            return
+        has_results = (workdir / results.FILE_NAME).is_file()
+        if undamaged is None and (earlier is not None or has_results):
+            logger.warning(
+                "%s is %s: it is written again%s",
+                path,
+                "missing" if earlier is None else "damaged",
+                "; the results are of the same config" if has_results else "",
+            )
         workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = workdir / UNFINISHED_FILE
-        unfinished.write_text(json.dumps(recorded, indent=2, allow_nan=False))
-        unfinished.replace(path)
-    except OSError as error:
-        raise _not_writable(workdir, error) from error
+        digested = {**recorded, results.DIGEST: results.digest(recorded)}
+        writing.write_whole(path, json.dumps(digested, indent=2, allow_nan=False).encode())
 
 
 @contextlib.contextmanager
@@ -103,7 +144,7 @@ def held(config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
         if parallel.is_first():
             try:
                 stack.enter_context(locked(workdir))
-            except InputError as error:
+            except (InputError, MachineError) as error:
                 problem = error
         if not parallel.all_agree(problem is None):
             raise problem or InputError(
@@ -115,73 +156,18 @@ def held(config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Hold a workdir against other processes for as long as this one lives or is inside.
+    """Hold a workdir against other processes, as `holding.held` does.
 
-    The folder is made for that, and goes again if nothing has come into it. A process may hold a
-    workdir more than once. Network file systems pass the lock on to all their hosts (NFS does);
-    where one has no locks, that is said and nothing is held.
+    What killed processes were writing is removed.
 
     Raises:
-        InputError: another process holds it, as the message says, or it cannot be written.
+        InputError: another process holds it, as the message says, or it is a file.
+        MachineError: it cannot be made or written.
     """
-    place = workdir.resolve()
-    if place in _held:
+    check_folder(workdir, "a --workdir to write to")
+    with contextlib.ExitStack() as stack:
+        with writing.said("write to the --workdir", workdir):
+            stack.enter_context(holding.held(workdir))
+        for folder in (workdir, workdir / "metrics", workdir / "saved"):
+            writing.remove_unfinished(folder)
         yield
-        return
-    new = [folder for folder in (place, *place.parents) if not folder.exists()]
-    try:
-        descriptor = _lock(place)
-    except OSError as error:
-        raise _not_writable(workdir, error) from error
-    _held.add(place)
-    try:
-        yield
-    finally:
-        _held.remove(place)
-        with contextlib.suppress(OSError):
-            (place / LOCK_FILE).unlink()
-        os.close(descriptor)
-        with contextlib.suppress(OSError):
-            for folder in new:
-                folder.rmdir()
-
-
-def _lock(workdir: Path) -> int:
-    """The open file that holds the lock."""
-    path = workdir / LOCK_FILE
-    while True:
-        workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.read(descriptor, 200).decode(errors="replace") or "another"
-            os.close(descriptor)
-            raise InputError(
-                f"expected a --workdir that no other process writes to, got {workdir}, to which"
-                f" {holder} writes; wait until that ends, or name another"
-            ) from error
-        except OSError as error:
-            if error.errno not in results.NO_LOCKS:
-                os.close(descriptor)
-                raise
-            logger.warning(
-                "%s: its file system has no locks (%s); let no other process write there",
-                *(workdir, error.strerror),
-            )
-            return descriptor
-        # Whoever held it may have removed the file between opening and locking it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                break
-        os.close(descriptor)
-    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {now},".encode())
-    return descriptor
-
-
-def _not_writable(workdir: Path, error: OSError) -> InputError:
-    return InputError(
-        f"expected a --workdir to write to, got {workdir} ({error.strerror}); name another"
-    )

@@ -3,25 +3,59 @@
 import contextlib
 import errno
 import os
+import re
+import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from coop_jax.errors import MachineError
+from coop_jax.errors import InputError, MachineError
+from coop_jax.holding import check_held
 
 UNFINISHED = ".unfinished"
-"""The end of the name of a file that is being written."""
+"""The end of the name of a file or folder that is being written."""
+
+_LEFT = re.compile(rf".+\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}")
+"""The names of what is being written."""
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "bring its folder back"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), "bring its folder back"),
 }
+
+
+_OF_NAMES = (
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""Errors of names: a folder in a file's place, a file in a folder's, no name of a file at all."""
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Tell whether an error says that a disk takes no more, or is not there."""
+    of_disk = _ADVICE.keys() | {errno.EIO, errno.ENODEV, errno.ENXIO}
+    return isinstance(error, OSError) and error.errno in of_disk
 
 
 def reason(error: OSError) -> str:
     """Return why the file system refused, in its words."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def failure(what: str, error: OSError, path: str | os.PathLike[str] | None) -> str:
+    """Return one line that says what was to be done, why not, and what to do.
+
+    Args:
+        what: was to be done, e.g. "write results".
+        error: why not.
+        path: of which file or folder, if that is known.
+    """
+    advice = _ADVICE.get(error.errno or 0, "see to the disk")
+    of = "" if path is None else f" ({os.fspath(path)})"
+    return f"expected to {what}, got {reason(error)}{of}; {advice}, and the same command goes on"
 
 
 @contextlib.contextmanager
@@ -33,16 +67,21 @@ def said(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
         path: the file or folder.
 
     Raises:
-        MachineError: the file system refused.
+        InputError: a file is where a folder has to be, or a folder where a file has to be.
+        MachineError: the file system refused, or a folder that this process holds and the path lies
+            in is no longer the one that it was.
     """
+    check_held(path)
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see to the disk")
-        raise MachineError(
-            f"expected to {what}, got {reason(error)} ({os.fspath(path)}); {advice}, and the same"
-            " command goes on"
-        ) from error
+        check_held(path)
+        if error.errno in _OF_NAMES:
+            raise InputError(
+                f"expected to {what}, got {reason(error)} ({os.fspath(path)}); move what is there"
+                " away, or name another"
+            ) from error
+        raise MachineError(failure(what, error, path)) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -54,17 +93,83 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file system refused.
     """
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write files as `write_whole` does, all of them before one is there under its name.
+
+    Raises:
+        OSError: the file system refused; none of those that were not there before is there.
+    """
+    unfinished = {path: unfinished_name(path) for path in contents}
+    made: list[Path] = []
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        sync_folder(path.parent)
+        for path, content in contents.items():
+            with unfinished[path].open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            is_new = not path.exists()
+            unfinished[path].replace(path)
+            if is_new:
+                made.append(path)
+        for folder in {path.parent for path in contents}:
+            sync_folder(folder)
+        made = []
     finally:
+        for path in (*made, *unfinished.values()):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def append_whole(file: BinaryIO, content: bytes, *, sync: bool = False) -> None:
+    """Add all of some bytes to the end of an unbuffered file or, where that fails, none of them.
+
+    Args:
+        file: opened to append.
+        content: the bytes.
+        sync: whether they are on disk when this returns.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while content:
+            content = content[file.write(content) :]
+        if sync:
+            os.fsync(file)
+    except OSError:
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+            file.truncate(end)
+        raise
+
+
+def unfinished_name(path: Path) -> Path:
+    """A name beside a path, for what takes its place when it is whole."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
+
+
+def remove_unfinished(folder: Path, *, of: str = "", seconds: float = 0) -> None:
+    """Remove what processes that were killed have left in a folder of files being written.
+
+    Args:
+        folder: where; nothing is removed below it but with what is.
+        of: the name that the files were to have; any by default.
+        seconds: how long nobody has touched what is removed, where others may be writing.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if not (_LEFT.fullmatch(entry.name) and entry.name.lstrip(".").startswith(of)):
+                continue
+            if seconds and time.time() - entry.stat().st_mtime < seconds:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.unlink(entry)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,8 @@ import gc
 import gzip
 import json
 import os
+import resource
+import signal
 import tempfile
 from pathlib import Path
 
@@ -171,6 +173,17 @@ def write_features(tmp_path):
         return tmp_path / name
 
     return write_file
+
+
+@pytest.fixture
+def no_room():
+    """Let no file of this process have more than 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """From what is typed to the exit code, whatever the command."""
 
+import errno
 import io
 import signal
 import sys
@@ -150,8 +151,16 @@ def test_ends(capsys):
     assert capsys.readouterr().err == "error: expected a, got b\n"
     with pytest.raises(InputError):
         command_line.end(raising(InputError("a")), traceback=True)
-    with pytest.raises(PermissionError):
-        command_line.end(raising(PermissionError("a file, not standard output")))
+    with pytest.raises(OSError, match="a library's own"):
+        command_line.end(raising(OSError("a library's own")))
+    lost = FileNotFoundError(errno.ENOENT, "No such file or directory", "runs/x")
+    assert command_line.end(raising(lost)) == 1
+    assert capsys.readouterr().err == (
+        "error: expected to read and write files, got No such file or directory (runs/x); bring its"
+        " folder back, and the same command goes on\n"
+    )
+    with pytest.raises(FileNotFoundError):
+        command_line.end(raising(lost), traceback=True)
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -1,6 +1,7 @@
 """Image features: batches, padding and devices change nothing."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from coop_jax import images, parallel
 from coop_jax.clip.preprocess import normalize
 from coop_jax.data import memory
 from coop_jax.data.examples import ImageCache
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.feature_cache import Cache
 
 
@@ -43,7 +44,7 @@ def test_no_images_give_no_features(tiny_clip, one_device):
     assert got.shape == (0, tiny_clip.config.embedding)
 
 
-def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
+def test_the_cache_makes_once_and_survives_torn_files(tmp_path, caplog):
     made = []
 
     def make(names):
@@ -60,11 +61,49 @@ def test_the_cache_makes_once_and_survives_a_torn_file(tmp_path):
     assert made == [0]
     assert get(cache, "ab13").max() == 2
     (file,) = tmp_path.glob("cache/*/ab12.features")
-    file.write_bytes(file.read_bytes()[:-5])
-    assert get(cache, "ab12").max() == 3
+    whole = file.read_bytes()
+    flipped = bytes(byte ^ 0x40 * (place % 100 == 0) for place, byte in enumerate(whole))
+    for number, damaged in enumerate((whole[:-5], b"", flipped), start=3):
+        file.write_bytes(damaged)
+        caplog.clear()
+        assert get(cache, "ab12").max() == number
+        assert caplog.messages == [f"{file} is damaged: its features are made again"]
+        assert get(cache, "ab12").max() == number and len(caplog.messages) == 1
+    file.unlink()
+    assert get(cache, "ab12").max() == 6 and len(caplog.messages) == 1
+    file.unlink()
+    file.mkdir()
+    assert get(cache, "ab12").max() == 7 and file.is_dir()
+    assert "cannot be read (Is a directory): its features are made again" in caplog.messages[1]
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder for features"):
         get(Cache(tmp_path / "file"), "ab12")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_features_that_may_not_be_read_are_made_again(tmp_path, caplog):
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        cache.get({"x": "ab12"}, lambda names: {"x": np.zeros(3)})
+        (tmp_path / "ab" / "ab12.features").chmod(0)
+    assert "cannot be read (Permission denied): its features are made again" in caplog.text
+
+
+def test_leftovers_of_dead_processes_go_from_the_cache_when_they_are_old(tmp_path):
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    old, new = (folder / f"x.features.{digit * 32}.unfinished" for digit in "01")
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    Cache(tmp_path).get({"x": "ab12"}, lambda names: {"x": np.zeros(3)})
+    assert sorted(os.listdir(folder)) == ["ab12.features", new.name]
+
+
+def test_features_for_which_there_is_no_room_are_one_line(tmp_path, no_room):
+    with pytest.raises(MachineError, match=r"expected to keep features, got File too large \("):
+        Cache(tmp_path).get({"x": "ab12"}, lambda names: {"x": np.zeros(300)})
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_features_of_turned_images_are_kept_apart(tmp_path, tiny_clip, one_device):

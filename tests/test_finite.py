@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from test_train import problem
 from test_train import run as train_run
 
-from coop_jax import Classifier, methods, results, train
+from coop_jax import Classifier, methods, results, states
 from coop_jax import clip as clip_package
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.classes import Classes
@@ -98,11 +98,12 @@ def test_a_checkpoint_that_is_not_finite_is_not_read(
     tiny_clip, tiny_tokenizer, tmp_path, one_device
 ):
     parts = problem(tiny_clip, tiny_tokenizer)
-    state = train.initial_state(parts[0], tiny_clip, parts[1])
+    state = states.initial_state(parts[0], tiny_clip, parts[1])
     state["learned"] = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.inf), state["learned"])
+    state["step"] += 2
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, last=True)
-    with pytest.raises(InputError, match=r"in the checkpoint .*/0, got others in learned.context"):
+    with pytest.raises(InputError, match=r"in the checkpoint .*/2, got others in learned.context"):
         train_run(tiny_clip, parts, one_device, checkpoints=checkpoints)
     checkpoints.close()
 

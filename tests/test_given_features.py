@@ -74,7 +74,7 @@ def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     (workdir / results.FILE_NAME).unlink()
     code, _, err = run(*words, f"--workdir={workdir}")
-    assert code == 0 and not any("replaced" in line for line in err)
+    assert code == 0 and not any("made again" in line for line in err)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     arrays = feature_arrays()
     arrays["train_features"] = -arrays["train_features"]
@@ -82,12 +82,38 @@ def test_what_is_saved_is_what_the_results_are_of(write_features, run, tmp_path)
     (workdir / results.FILE_NAME).unlink()
     shutil.rmtree(workdir / "checkpoints")
     code, _, err = run(*words, f"--workdir={workdir}")
-    assert code == 0 and [line for line in err if line.endswith("has learned; it is replaced")]
+    assert code == 0 and [line for line in err if line.endswith("it is made again")]
     (row,) = results.find(results.read(workdir / results.FILE_NAME), method="tip_adapter")
     learned = Classifier.load(folder)
     assert 100 * learned.score(path) == pytest.approx(row.accuracy)
     assert (folder / "learned.safetensors").read_bytes() != before["learned.safetensors"]
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_what_a_finished_run_has_saved_is_made_again(write_features, run, tmp_path):
+    """Missing or damaged; from its checkpoints or, without these, from the beginning."""
+    path, workdir = write_features(feature_arrays()), tmp_path / "run"
+    words = ("run", *TIP, *SMALL, "--config.shots=(1,)", f"--config.dataset={path}")
+    assert run(*words, f"--workdir={workdir}")[0] == 0
+    folder, record = workdir / "saved" / "1_shots_seed_1", workdir / results.FILE_NAME
+    learned = folder / "learned.safetensors"
+    before = learned.read_bytes(), record.read_bytes()
+    for harm in (
+        lambda: shutil.rmtree(folder),
+        lambda: flip(learned),
+        lambda: (shutil.rmtree(folder), shutil.rmtree(workdir / "checkpoints")),
+    ):
+        harm()
+        code, _, err = run(*words, f"--workdir={workdir}")
+        assert code == 0 and (learned.read_bytes(), record.read_bytes()) == before
+        assert any("is missing or damaged: it is made again" in line for line in err)
+    assert not any("made again" in line for line in run(*words, f"--workdir={workdir}")[2])
 
 
 def test_fit_evaluate_and_predict_take_a_file(write_features, run, refused, tmp_path):

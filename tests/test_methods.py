@@ -12,7 +12,7 @@ from flax import nnx
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from coop_jax import evaluate, methods, train
+from coop_jax import evaluate, methods, states
 from coop_jax.checkpoint import Checkpoints
 from coop_jax.classes import Classes
 from coop_jax.clip import Tokenizer
@@ -69,9 +69,9 @@ def test_what_is_learned_moves_to_other_classes_or_is_refused(
         assert np.abs(got[:, 0] - expected[:, 0]).max() > 1e-3
     else:
         checkpoints = Checkpoints(tmp_path)
-        checkpoints.save(train.initial_state(method, tiny_clip, Stage()), last=True)
-        with pytest.raises(InputError, match=r"\(3, .* got .*\(5, .*\(if class-specific\) classes"):
-            checkpoints.restore(train.initial_state(other, tiny_clip, Stage()))
+        checkpoints.save(states.initial_state(method, tiny_clip, Stage()), last=True)
+        with pytest.raises(InputError, match=r"\[3, .* got .*\[5, .*\(if class-specific\) classes"):
+            checkpoints.restore(states.initial_state(other, tiny_clip, Stage()), 0)
         checkpoints.close()
 
 

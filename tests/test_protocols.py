@@ -12,7 +12,7 @@ from flax import nnx
 from makers import coop_data, image_folder, write_images
 from record_presets import small
 
-from coop_jax import images, protocols, results, train
+from coop_jax import images, protocols, results, states
 from coop_jax.clip import source
 from coop_jax.data import catalog, few_shot, sampling
 from coop_jax.errors import InputError
@@ -130,7 +130,7 @@ def test_few_shot_with_ensembles_in_float16(data, tmp_path):
     method, clip = learning.restore(), experiment.frozen.clip
     assert method.context[...].dtype == jnp.float16
     with learning.checkpoints(0) as checkpoints:
-        state = checkpoints.restore(train.initial_state(method, clip, learning.stages[0]))
+        state = checkpoints.ended(states.initial_state(method, clip, learning.stages[0]))
     momentum = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
     assert len(momentum) >= 2 and set(momentum) == {jnp.dtype("float16")}
     tower = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(clip)) if leaf.ndim > 1}

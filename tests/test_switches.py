@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from coop_jax import clip as clip_package
-from coop_jax import interpret, methods, optim, parallel, train
+from coop_jax import interpret, methods, optim, parallel, states, train
 from coop_jax.classes import Classes
 from coop_jax.clip import fingerprint
 from coop_jax.clip.preprocess import normalize
@@ -121,7 +121,7 @@ def check_dtypes(method, clip, mesh):
     method_graph, own, fixed = nnx.split(method, Learned, ...)
     if not jax.tree.leaves(own):
         return
-    before = train.initial_state(method, clip, Stage())
+    before = states.initial_state(method, clip, Stage())
     steps = train.compile_steps(
         method_graph,
         clip_graph,

@@ -5,17 +5,21 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from makers import coop_data
 from record_presets import small
 from report_results import make
 
-from coop_jax import protocols, results, workdir
+from coop_jax import holding, protocols, results, workdir
 from coop_jax.__main__ import main
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
+from coop_jax.run_log import Log
 from coop_jax.sweep.groups import FINISHED_FILE, Group
 
 
@@ -147,19 +151,71 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_made_again(folder, m
         assert removed and (folder / workdir.LOCK_FILE).read_text().startswith("process ")
 
 
-def test_a_file_system_without_locks_is_told(folder, monkeypatch, caplog):
+@pytest.fixture
+def no_flock(monkeypatch):
+    """As on a file system that knows none."""
+
     def refuse(file, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_without_flock_the_file_is_the_lock_until_its_holder_is_silent(
+    folder, no_flock, monkeypatch
+):
+    lock = folder / workdir.LOCK_FILE
     with workdir.locked(folder):
-        (said,) = caplog.messages
         results.append(folder / results.FILE_NAME, make())
-    assert results.read(folder / results.FILE_NAME) == [make()]
-    assert "has no locks (No locks available); let no other process write there" in said
+        held = lock.read_text()
+        assert held.startswith(f"process {os.getpid()} on ")
+    assert results.read(folder / results.FILE_NAME) == [make()] and not lock.exists()
+    lock.write_text(held)  # what one that was killed leaves
+    with pytest.raises(InputError, match=r"wait until that ends \(where it was killed, 60 sec"):
+        workdir.locked(folder).__enter__()
+    assert lock.read_text() == held
+    os.utime(lock, (0, time.time() - holding.STALE - 1))
+    monkeypatch.setattr(holding, "BEAT", 0.01)
+    with workdir.locked(folder):
+        os.utime(lock, (0, 0))
+        while not lock.stat().st_mtime:
+            time.sleep(0.01)
+    assert {path.name for path in folder.iterdir()} == {results.FILE_NAME}
+
+
+def test_a_holder_without_flock_that_was_taken_for_dead_writes_no_more(folder, no_flock):
+    lock = folder / workdir.LOCK_FILE
+    with workdir.locked(folder):
+        lock.unlink()
+        lock.write_text("process 1 on another, since today,")
+        with pytest.raises(MachineError, match=f"process holds, {folder}, got another: it, or the"):
+            results.append(folder / results.FILE_NAME, make())
+    assert lock.read_text() == "process 1 on another, since today,"
+    assert os.listdir(folder) == [lock.name]
+
+
+@pytest.mark.parametrize("lose", ["moved", "deleted", "replaced"])
+def test_a_workdir_that_is_lost_while_training_is_not_made_anew(data, folder, lose, monkeypatch):
+    """It is noticed at the first step's metrics."""
+
+    def lose_it(*_):
+        if lose == "moved":
+            folder.rename(folder.with_name("elsewhere"))
+        else:
+            shutil.rmtree(folder)
+        if lose == "replaced":
+            folder.mkdir()
+
+    monkeypatch.setattr(Log, "begins", lose_it)
+    with pytest.raises(MachineError) as said:
+        run(data, folder)
+    assert f"expected the folder that this process holds, {folder}, got none: " in str(said.value)
+    assert not any(folder.glob("*.*"))
 
 
 def test_a_workdir_that_cannot_be_made_is_one_line(data, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="expected a --workdir to write to"):
+    with pytest.raises(InputError, match=r"expected a --workdir to write to, got .*file is a file"):
         run(data, tmp_path / "file" / "below")
+    with pytest.raises(MachineError, match=r"expected to write to the --workdir, got .*same co"):
+        run(data, Path("/proc/no_folder"))

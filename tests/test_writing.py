@@ -2,24 +2,11 @@
 
 import errno
 import os
-import resource
-import signal
 
 import pytest
 
 from coop_jax import writing
-from coop_jax.errors import MachineError
-
-
-@pytest.fixture
-def no_room():
-    """Let no file of this process have more than 100 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+from coop_jax.errors import InputError, MachineError
 
 
 def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path, no_room):
@@ -31,6 +18,51 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path, no_room):
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["file"]
     writing.write_whole(path, b"after")
     assert path.read_bytes() == b"after" and os.listdir(tmp_path) == ["file"]
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path, no_room):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for contents in ({first: b"", second: bytes(101)}, {first: bytes(101), second: b""}):
+        with pytest.raises(OSError):
+            writing.write_all(contents)
+        assert os.listdir(tmp_path) == []
+    second.mkdir()  # which no file takes the place of
+    with pytest.raises(OSError):
+        writing.write_all({first: b"", second: b""})
+    assert os.listdir(tmp_path) == ["second"]
+
+
+def test_what_is_added_to_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, no_room):
+    path = tmp_path / "file"
+    with path.open("ab", buffering=0) as file:
+        writing.append_whole(file, bytes(60))
+        with pytest.raises(OSError):
+            writing.append_whole(file, bytes(60))
+        writing.append_whole(file, bytes(40), sync=True)
+    assert path.stat().st_size == 100
+
+
+def test_a_folder_in_a_file_s_place_is_the_user_s(tmp_path):
+    with (
+        pytest.raises(InputError, match=rf"write, got Is a directory \({tmp_path}\); move what is"),
+        writing.said("write", tmp_path),
+    ):
+        writing.write_whole(tmp_path, b"")
+
+
+def test_leftovers_are_known_by_their_names(tmp_path):
+    mine = writing.unfinished_name(tmp_path / ".mine")
+    mine.mkdir()
+    (mine / "half").touch()
+    writing.unfinished_name(tmp_path / "other").touch()
+    for name in ("thesis.unfinished", ".mine.backup", "photo." + "0" * 32):
+        (tmp_path / name).touch()
+    writing.remove_unfinished(tmp_path, of="mine.", seconds=60)
+    assert mine.exists()
+    writing.remove_unfinished(tmp_path, of="mine.")
+    assert not mine.exists() and len(os.listdir(tmp_path)) == 4
+    writing.remove_unfinished(tmp_path)
+    assert len(os.listdir(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ each with the averages of the papers and, where the same was published, the pape
 """
 
 import dataclasses
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from coop_jax.printing import console
 from coop_jax.report import base_to_new, few_shot, summary, transfer
 from coop_jax.report.sheet import Sheet
 from coop_jax.results import Result
+from coop_jax.writing import said, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +62,7 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
 
     Raises:
       InputError: there are no results, or `path` does not end in `.png`.
+      MachineError: a picture cannot be written.
     """
     path = check_picture_path(path)
     from coop_jax import fonts
@@ -71,7 +74,8 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
         for picture in _draw(protocol, chosen, lettering)
     ]
     saved: list[Path] = []
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with said("write a picture", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     lettering.apply(*(figure for _, figure in drawn))
     for name, figure in drawn:
         target = path
@@ -79,7 +83,10 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
             target = path.with_stem("-".join([path.stem, *map(_slug, name)]))
         while target in saved:
             target = target.with_stem(target.stem + "_")
-        figure.savefig(target)
+        content = io.BytesIO()
+        figure.savefig(content, format="png")
+        with said("write a picture", target):
+            write_whole(target, content.getvalue())
         saved.append(target)
     return saved
 

@@ -14,6 +14,7 @@ from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.printing import escaped
 from coop_jax.report.sheet import csv_text
+from coop_jax.writing import said, write_whole
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Print the tables, and save them as CSV and the pictures where asked; the exit code."""
-    try:
-        _report(chosen.paths, chosen.markdown, chosen.csv, chosen.png)
-    except OSError as error:
-        raise InputError(f"expected files to read and to write, got {error}") from error
+    _report(chosen.paths, chosen.markdown, chosen.csv, chosen.png)
     return 0
 
 
@@ -55,8 +53,9 @@ def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path |
             report.console().print(sheet)
     saved: list[Path] = []
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.write_text(csv_text(sheets), encoding="utf-8", errors="backslashreplace")
+        with said("write a table", csv):
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(csv, csv_text(sheets).encode(errors="backslashreplace"))
         saved.append(csv)
     if png is not None:
         drawn = report.pictures(results, png)

@@ -6,15 +6,14 @@ which is of the file with zeros in that place.
 
 import hashlib
 import json
-import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from coop_jax import finite
+from coop_jax import finite, writing
 from coop_jax.errors import InputError
 from coop_jax.terminal import check_name, why_not_made
 
@@ -43,6 +42,9 @@ NO_DIGEST = b"0" * 64
 SPACE = "given/"
 """The beginning of the names of tensors that describe given features (`Saved.space`)."""
 
+_DEAD = 3600.0
+"""Seconds after which an unfinished folder is one of a process that was killed."""
+
 DTYPES = ("float32", "float16", "int32", "uint32", "int8", "uint8", "bool")
 """The types of numbers that are saved."""
 
@@ -53,8 +55,9 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     The same content in the same place is left as it is.
 
     Raises:
-        InputError: there is something else in that place, it cannot be written to, the record is
-            not JSON, or a tensor is of another type than `DTYPES` or not finite.
+        InputError: there is something else in that place, the record is not JSON, or a tensor is of
+            another type than `DTYPES` or not finite.
+        MachineError: it cannot be written to.
     """
     from safetensors.numpy import save
 
@@ -66,37 +69,34 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     if _holds(folder, contents):
         return
     check_new(folder)
-    try:
+    with writing.said("save to a folder", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            unfinished = Path(temporary) / folder.name
+        writing.remove_unfinished(folder.parent, of=f"{folder.name}.", seconds=_DEAD)
+        unfinished = writing.unfinished_name(folder.with_name(f".{folder.name}"))
+        try:
             unfinished.mkdir()
-            for name, content in contents.items():
-                _write_through(unfinished / name, content)
+            writing.write_all({unfinished / name: made for name, made in contents.items()})
             unfinished.rename(folder)
-    except OSError as error:
-        raise InputError(
-            f"expected a folder to save to, got {folder} ({error.strerror}); name another"
-        ) from error
+            writing.sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def check_new(folder: Path) -> None:
     """See that a folder can be written here and nothing is lost, before any work is done for it.
 
     Raises:
-        InputError: there is something, or the folder cannot be made.
+        InputError: there is something.
+        MachineError: the folder cannot be made.
     """
     check_name(folder)
-    try:
+    with writing.said("save to a folder", folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
                 f"expected a new or empty folder to save to, got {folder}, which holds something"
                 " else; name another"
             )
-        reason = why_not_made(folder.absolute())
-    except OSError as error:
-        reason = error.strerror
-    if reason:
+    if reason := why_not_made(folder.absolute()):
         raise InputError(f"expected a folder to save to, got {folder} ({reason}); name another")
 
 
@@ -135,13 +135,6 @@ def _holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
     """Return whether the folder has these files with these contents."""
     paths = [folder / name for name in contents]
     return all(path.is_file() and path.read_bytes() == contents[path.name] for path in paths)
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

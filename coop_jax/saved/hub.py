@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coop_jax import writing
 from coop_jax.classes import spelled
 from coop_jax.clip import source
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.saved import files, seen
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def pull(repository: str, revision: str | None = None, *, api: "HfApi | None" = 
     Raises:
         InputError: there is no such repository, it holds no saved method, or the hub cannot be
             reached and the cache has none.
+        MachineError: the cache cannot be written.
     """
     _check_id(repository)
     try:
@@ -210,7 +212,10 @@ def _check_id(repository: str) -> None:
         )
 
 
-def _refused(expected: str, error: Exception) -> InputError:
+def _refused(expected: str, error: Exception) -> InputError | MachineError:
+    if isinstance(error, OSError) and writing.is_of_disk(error):
+        path = None if error.filename is None else str(error.filename)
+        return MachineError(writing.failure("read and write the hub's cache", error, path))
     reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
     return InputError(
         f"{expected}, got {reason}; check the name, the network and your token (hf auth login)"

@@ -17,7 +17,8 @@ from coop_jax.clip import CLIP, fingerprint
 from coop_jax.clip.torch_archive import TorchArchive, dumps
 from coop_jax.errors import InputError
 from coop_jax.saved import Saved
-from coop_jax.terminal import write_new
+from coop_jax.terminal import check_new, write_new
+from coop_jax.writing import said
 
 
 class _Parameter(NamedTuple):
@@ -100,7 +101,8 @@ def write(learned: Saved, path: str | Path) -> None:
         path: a new file.
 
     Raises:
-        InputError: another method, torch is not installed, or a file is there or cannot be written.
+        InputError: another method, torch is not installed, or a file is there.
+        MachineError: the file cannot be written.
     """
     path = Path(path).expanduser()
     parameters = _parameters(learned)
@@ -112,12 +114,9 @@ def write(learned: Saved, path: str | Path) -> None:
     }
     epochs = learned.training.get("epochs")
     content = dumps(path, state, {"epoch": epochs if type(epochs) is int else 0})
-    try:
+    check_new([path], makes_folders=True)
+    with said("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"expected a new file to write, got {path} ({error.strerror}); name another"
-        ) from error
     write_new({path: content})
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from coop_jax import command_line, config_files, results, sweep
+from coop_jax import command_line, config_files, results, sweep, writing
 from coop_jax.errors import InputError
 from coop_jax.printing import cell, console, escaped, plural
 from coop_jax.sweep.execute import Outcome, in_this_process, on_ray
@@ -49,6 +49,9 @@ def collect(workdir: Path) -> collections.Counter[str]:
 
     Returns:
         The number of results by the group's name.
+
+    Raises:
+        MachineError: the file cannot be written, or a group's not be read.
     """
     lines: dict[tuple, bytes] = {}
     for path in sorted((workdir / GROUPS).glob(f"*/{results.FILE_NAME}")):
@@ -56,15 +59,15 @@ def collect(workdir: Path) -> collections.Counter[str]:
             key = row.dataset, row.split, row.method, row.prompt, row.shots, row.seed
             lines.setdefault((path.parent.name, *key), line + b"\n")
     file = workdir / results.FILE_NAME
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_bytes(b"".join(lines.values()))
-    unfinished.replace(file)
+    with writing.said("write results", file):
+        writing.write_whole(file, b"".join(lines.values()))
     return collections.Counter(name for name, *_ in lines)
 
 
 def follow(groups: Sequence[Group], outcomes: Iterable[Outcome], workdir: Path) -> list[Outcome]:
     """Follow the groups, and collect their results after each; those that failed."""
-    (workdir / GROUPS).mkdir(exist_ok=True)
+    with writing.said("make a folder", workdir / GROUPS):
+        (workdir / GROUPS).mkdir(exist_ok=True)
     failed, began = [], time.monotonic()
     for done, outcome in enumerate(outcomes, start=1):
         group, failure = outcome

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.printing import one_line
 from coop_jax.sweep.groups import FINISHED_FILE, Group
 from coop_jax.terminal import messages
+from coop_jax.writing import said, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ def run_group(group: Group, here: str = ".") -> str | None:
     Args:
         group: what to run.
         here: the folder that relative paths begin at, if this machine has it.
+
+    Raises:
+        MachineError: the machine failed.
     """
     from coop_jax import protocols
 
@@ -41,10 +45,15 @@ def run_group(group: Group, here: str = ".") -> str | None:
         except InputError as error:
             logger.error("%s", one_line(error))
             return one_line(error)
+        except MachineError as error:
+            logger.error("%s", one_line(error))
+            raise
         except Exception:
             logger.exception("%s crashed", group.name)
             raise
-    (group.folder / FINISHED_FILE).write_text(group.end(len(rows)))
+    finished = group.folder / FINISHED_FILE
+    with said("write", finished):
+        write_whole(finished, group.end(len(rows)).encode())
     return None
 
 
@@ -137,4 +146,6 @@ def _warn_about_nodes(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, 
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, MachineError):
+        return one_line(error)
     return f"{type(error).__name__}: {one_line(error)}"

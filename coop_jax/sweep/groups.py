@@ -47,7 +47,7 @@ class Group(NamedTuple):
         finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
         if not (finished.is_file() and found.is_file()):
             return False
-        return finished.read_text() == self.end(len(results.read(found)))
+        return finished.read_bytes() == self.end(len(results.read(found))).encode()
 
     def end(self, count: int) -> str:
         """Say what came to its end: this config, with so many results."""

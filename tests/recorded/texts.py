@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from coop_jax import train
+from coop_jax import states, train
 from coop_jax.methods import Batch, Data, Images, Learned, Stage, gallop
 from coop_jax.methods.upl import most_confident
 from coop_jax.optim import OptimizerConfig
@@ -80,7 +80,7 @@ def check_tokens(case: Case, method: Any) -> None:
 
 def gradients(case: Case, method: Any, images: Images, key: Any = None) -> tuple[Any, Any]:
     """Return the step's gradient of the first batch, by parameter, and that of each term."""
-    graph, learned, kept, fixed = nnx.split(method, Learned, train.STAYS, ...)
+    graph, learned, kept, fixed = nnx.split(method, Learned, states.STAYS, ...)
     first = case["order"][0]
     labels, weights = jnp.asarray(case["labels"][first]), jnp.ones(len(first))
     batch = Batch(jax.tree.map(lambda array: array[first], images), labels, weights, key)
