@@ -206,6 +206,9 @@ def test_commands_are_understood(command, monkeypatch, example):
     elif words[:3] == ["pip", "install", "-e"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert set(re.findall(r"\w+", words[3])) <= set(project["optional-dependencies"])
+    elif words[0] == "python" and words[1].startswith("tools/"):
+        options = {word.partition("=")[0] for word in words[2:]}
+        assert all(f'"{option}"' in (ROOT / words[1]).read_text() for option in options)
     elif words[0] in ("pytest", "cp"):
         assert all((ROOT / word).exists() for word in words[1:] if re.match("tests/|docs/", word))
     else:

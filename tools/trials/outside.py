@@ -1,0 +1,92 @@
+"""What other programs of the project try: bad inputs, the fuzzer, and long use of one process."""
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trials.process import ROOT
+
+TESTS, FUZZER, SOAK = ROOT / "tests", ROOT / "tools" / "fuzz.py", ROOT / "tools" / "soak.py"
+
+
+def _told(words: list[str | Path]) -> tuple[dict[str, Any], str]:
+    """Return the last line of JSON that a program of the project prints, and what it complains."""
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(
+        lines[-1]
+    ) if lines else {}, f"exit code {done.returncode}: {done.stderr[-600:]}"
+
+
+def plan_inputs(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Return a trial for each kind of bad inputs, all of which the table of the tests has."""
+    kinds = sorted(path.stem for path in (TESTS / "bad_inputs").glob("*.py"))
+    return [{"configuration": kind} for kind in kinds if kind not in ("__init__", "valid")]
+
+
+def run_inputs(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
+    """Try all bad inputs of a kind in one process of their own."""
+    told, complaint = _told([Path(__file__), trial["configuration"]])
+    return told or f"the table: {complaint}"
+
+
+def plan_fuzz(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Return a trial for each target of the fuzzer, of `count` executions together."""
+    if not FUZZER.exists() or importlib.util.find_spec("atheris") is None:
+        return []
+    listed = subprocess.run(
+        [sys.executable, FUZZER, "--list"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    targets = listed.stdout.split()
+    each = -(-count // len(targets))
+    return [{"configuration": target, "executions": each} for target in targets]
+
+
+def run_fuzz(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
+    """Fuzz one target."""
+    options = {"runs": trial["executions"], "seconds": 3600, "seed": trial["seed"]}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    keep = f"--keep={folder / 'crashes'}"
+    told, complaint = _told([FUZZER, trial["configuration"], "--json", *words, keep])
+    if not told:
+        return f"the fuzzer: {complaint}"
+    wrong = complaint if told["crashes"] else ""
+    return {"wrong": wrong, "count": told["executions"], "lost": told["crashes"]}
+
+
+def plan_soak(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Return the trial of so many epochs and runs in one process."""
+    return [{"configuration": "coop", "times": count}] if count and SOAK.exists() else []
+
+
+def run_soak(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
+    """Look whether memory stays flat."""
+    told, complaint = _told([SOAK, "--json", f"--runs={trial['times']}"])
+    return told or f"the soak: {complaint}"
+
+
+def main() -> None:
+    """Try all bad inputs of the kind that the command line names, and print a line of JSON."""
+    sys.path.insert(0, str(TESTS))
+    bad_inputs: Any = importlib.import_module("bad_inputs")
+    (kind,) = sys.argv[1:]
+    wrong, count = [], 0
+    for case in importlib.import_module(f"bad_inputs.{kind}").cases():
+        if not case.can_run:
+            continue
+        count += 1
+        with tempfile.TemporaryDirectory() as folder:
+            if problem := bad_inputs.problem(case, bad_inputs.run(case, Path(folder))):
+                wrong.append(f"{case}: {problem}")
+    print(json.dumps({"wrong": "\n".join(wrong), "count": count, "lost": len(wrong)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Torn files: a file of a run, half-way or finished, is damaged, and the same command goes on."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trials import runs
+from trials.process import Fault, Process
+
+DAMAGES = ("empty", "half", "last byte", "flipped bit", "zeros", "deleted", "a folder")
+
+HALF = 0.6
+"""The part of the events of a run that are over where it was killed half-way."""
+
+MAY_REFUSE = ("work/results.jsonl", "work/config.json")
+"""What cannot be made again: the same command may refuse instead, in one line."""
+
+IMMATERIAL = ("tensorboard/", "report.png", "/lock")
+"""Files of which nothing is read."""
+
+
+def make(configuration: str, folder: Path) -> str:
+    """Keep a run that was killed half-way and a finished one, with what the same command does and says then."""
+    if (folder / configuration / "finished" / "sequel.json").exists():
+        return ""
+    events = len(runs.undisturbed(configuration, folder).events)
+    state = folder / configuration / "half"
+    shutil.rmtree(state, ignore_errors=True)
+    runs.begin(configuration, state, folder)
+    point = round(events * HALF)
+    Process(runs.words(configuration), state, Fault("kill", point, point)).end()
+    if wrong := _keep_sequel(configuration, state, folder):
+        return wrong
+    state = folder / configuration / "finished"
+    shutil.rmtree(state, ignore_errors=True)
+    shutil.copytree(folder / configuration / "files", state / "files")
+    return _keep_sequel(configuration, state, folder)
+
+
+def _keep_sequel(configuration: str, state: Path, folder: Path) -> str:
+    """Go on with a copy of a state, and keep the events and lines of that beside it."""
+    trial = state / "sequel"
+    shutil.copytree(state / "files", trial / "files")
+    process = Process(runs.words(configuration), trial)
+    ended = process.end()
+    record = {"events": process.events(), "errors": ended.errors}
+    (state / "sequel.json").write_text(json.dumps(record))
+    expected = runs.undisturbed(configuration, folder).bits
+    different = runs.difference(expected, runs.bits(trial / "files"))
+    shutil.rmtree(trial)
+    return runs.complaint(ended) or different
+
+
+def plan(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """Choose trials: every kind of file with every damage comes before any comes again."""
+    rng = random.Random(f"torn {seed}")
+    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for state in sorted([*folder.glob("*/half"), *folder.glob("*/finished")]):
+        configuration = state.parent.name
+        if configuration not in runs.CONFIGURATIONS:
+            continue
+        for path in sorted((state / "files").rglob("*")):
+            name = str(path.relative_to(state / "files"))
+            if path.is_dir() or any(mark in name for mark in IMMATERIAL) or _is_original(name):
+                continue
+            for damage in DAMAGES:
+                trial = {"configuration": configuration, "state": state.name, "file": name}
+                kind = (runs.pattern(name), damage, state.name)
+                kinds.setdefault(kind, []).append({**trial, "damage": damage})
+    trials = []
+    while len(trials) < count and kinds:
+        left = list(kinds)
+        rng.shuffle(left)
+        for kind in left[: count - len(trials)]:
+            chosen = rng.choice(kinds[kind])
+            kinds[kind].remove(chosen)
+            if not kinds[kind]:
+                del kinds[kind]
+            trials.append({**chosen, "fresh": rng.random() < 0.05, "at": rng.random()})
+    return trials
+
+
+def _is_original(name: str) -> bool:
+    """Tell whether a file is the user's own, of which there is no other copy."""
+    return name.startswith(f"{runs.PHOTOGRAPHS}/")
+
+
+def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
+    """Damage as the trial says, go on; say what is not as it must be, "" if all is."""
+    configuration, name = trial["configuration"], trial["file"]
+    state = states / configuration / trial["state"]
+    shutil.copytree(state / "files", folder / "files")
+    damage(folder / "files" / name, trial["damage"], trial["at"])
+    process = Process(runs.words(configuration), folder, fresh=trial["fresh"], name="again")
+    ended = process.end()
+    if wrong := runs.complaint(ended):
+        return wrong
+    sequel = json.loads((state / "sequel.json").read_text())
+    lines = runs.said(ended, sequel["errors"])
+    if ended.code in (1, 2):
+        may_refuse = name in MAY_REFUSE or trial["damage"] == "a folder"
+        if not may_refuse or len(lines) != 1 or not lines[0].startswith("error: "):
+            return f"refused with exit code {ended.code}: {' | '.join(ended.errors):.300}"
+        restored = folder / "files" / name
+        if restored.is_dir():
+            restored.rmdir()
+        shutil.copy2(state / "files" / name, restored)
+        return runs.go_on(configuration, folder, states)
+    expected = runs.undisturbed(configuration, states).bits
+    if different := runs.difference(expected, runs.bits(folder / "files")):
+        return f"silently wrong: {different}" if not lines else f"{different}, having said {lines}"
+    again = recovered(process.events(), sequel["events"])
+    if again and not lines:
+        return f"recovered in silence: {', '.join(sorted(again)[:3])}"
+    return runs.left_behind(folder / "files")
+
+
+def damage(path: Path, how: str, at: float) -> None:
+    """Damage a file; `at` says which byte, from 0 to 1."""
+    content = bytearray(path.read_bytes())
+    place = min(int(at * len(content)), len(content) - 1)
+    if how in ("deleted", "a folder"):
+        path.unlink()
+        if how == "a folder":
+            path.mkdir()
+        return
+    if how == "flipped bit" and content:
+        content[place] ^= 1 << place % 8
+    kept = {"empty": 0, "half": len(content) // 2, "last byte": max(len(content) - 1, 0)}
+    content = content[: kept.get(how, len(content))]
+    path.write_bytes(bytes(len(content)) if how == "zeros" else bytes(content))
+
+
+def recovered(events: list[str], usual: list[str]) -> set[str]:
+    """Return what was made that is not made where nothing is damaged."""
+
+    def made(lines: list[str]) -> set[str]:
+        steps = {
+            step.group(1)
+            for line in lines
+            if (step := re.match(r"mkdir (/work/checkpoints/.*/\d+)\S*$", line))
+        }
+        names = re.compile(r"(?:rename|open) (/(?:cache|data|work/saved|work/config\.json)\S*)")
+        others = {match.group(1) for line in lines if (match := names.match(line))}
+        return steps | {runs.pattern(name) for name in others if ".unfinished" not in name}
+
+    return made(events) - made(usual)
