@@ -43,8 +43,9 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     )
     if different:
         raise InputError(
-            f"{workdir}: holds a run of another config (different: {', '.join(different)}); name"
-            f" another --workdir, or run with the config in its {CONFIG_FILE} to resume it"
+            f"{workdir}: expected a new folder or a run of the same config, got another config's"
+            f" (different: {', '.join(different):.300}); name another --workdir, or run with the"
+            f" config in its {CONFIG_FILE} to resume it"
             f" ({' and '.join(GROWING)} may be added to)"
         )
 

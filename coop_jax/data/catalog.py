@@ -79,7 +79,7 @@ def check_names(chosen: Sequence[str]) -> None:
         InputError: one is neither.
     """
     for name in chosen:
-        if name not in names() and not Path(name).expanduser().exists():
+        if name not in names() and not os.path.exists(os.path.expanduser(name)):
             raise InputError(
                 f"expected a dataset's name ({', '.join(names())}) or the path of a folder, .csv,"
                 f' .json or .npz, got "{name}"; choose a name of the list or an existing path'

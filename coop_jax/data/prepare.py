@@ -81,7 +81,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
     except Exception as error:  # TFDS and its builders raise many kinds
         raise InputError(
             f"expected TFDS to download and prepare {request} in {data_dir}, got"
-            f" {type(error).__name__}: {one_line(error)}"
+            f" {type(error).__name__}: {one_line(error)}; see to that, and try again"
         ) from error
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzzing.inputs import Target, as_json, loaded
 
 from coop_jax.clip.source import EMBEDDED_FOLDER
+from fuzzing.inputs import Target, as_json, loaded
 
 
 def _embedded(name: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from fuzzing.clips import tensors_file
 from fuzzing.inputs import Target, as_json, loaded
 
