@@ -34,6 +34,7 @@ KINDS = (
     "datasets",
     "images",
     "saved",
+    "archives",
     "features",
     "workdirs",
     "words",
