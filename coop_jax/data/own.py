@@ -1,17 +1,19 @@
 """A user's own images: a folder, a table, or a CoOp-style split; nothing to program."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from coop_jax.classes import spelled
-from coop_jax.data import folders, parts
+from coop_jax.data import decoding, folders, parts
 from coop_jax.data.listing import (
     SPLITS,
     Files,
     Listing,
     check_files,
+    check_inside,
     read_split_file,
     some,
 )
@@ -28,7 +30,8 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
             a folder `<class>/*.jpg`, which `parts.cut` splits about 50 / 20 / 30 %;
             a `.csv` with the columns `path`, `label` and, if it is split already, `split`;
             a `.json` with lists train, val and test of [path, label, class name].
-            Paths in files are relative to the file's folder.
+            Paths in files are relative to the file's folder, and stay in it (links are followed);
+            those of a `.csv`, which people write themselves, may be absolute.
         class_names: a text file that says how prompts spell the classes, one line "label class
             name" per class, where the label is the folder's name, the CSV's label or the JSON's
             number (separated by a tab if it has spaces). Without it, labels are the names.
@@ -94,6 +97,8 @@ def _table(path: Path) -> tuple[Listing, list[str]]:
         if split != "val" and not found.paths:
             of_split = f" of split {split}" * ("split" in columns)
             raise InputError(f"{path}: expected images{of_split}, got none; add lines")
+    for of_split in files.values():
+        check_inside(of_split.paths, str(path), absolute=True)
     check_files(Listing(path.parent, (), files), str(path))
     if "all" in files:
         files = parts.cut(path.parent, files["all"], labels, str(path))
@@ -106,9 +111,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     A row without a split has the split "all".
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+        text = decoding.read(path).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"expected a table {path}, got {error}; save it as UTF-8 CSV") from error
     lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -135,7 +140,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _read_class_names(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoding.read(path).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected a class-name file {path}, got {error}; restore it or save it as UTF-8"
