@@ -230,12 +230,14 @@ def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
 
 
 def check_files(listing: Listing, place: str) -> Listing:
-    """The listing itself, if every file that it names exists.
+    """The listing itself, if every file that it names exists, and none lies outside by `../`.
 
     Raises:
-        InputError: files are absent; the message has their number and the first ones.
+        InputError: files are absent; the message has their number and the first ones. Or as
+            `check_inside`.
     """
     paths = [path for files in listing.splits.values() for path in files.paths]
+    check_inside(paths, place, absolute=True)
     absent = absent_files(listing.root, paths)
     if absent:
         raise InputError(

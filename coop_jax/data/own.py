@@ -13,7 +13,6 @@ from coop_jax.data.listing import (
     Files,
     Listing,
     check_files,
-    check_inside,
     read_split_file,
     some,
 )
@@ -97,8 +96,6 @@ def _table(path: Path) -> tuple[Listing, list[str]]:
         if split != "val" and not found.paths:
             of_split = f" of split {split}" * ("split" in columns)
             raise InputError(f"{path}: expected images{of_split}, got none; add lines")
-    for of_split in files.values():
-        check_inside(of_split.paths, str(path), absolute=True)
     check_files(Listing(path.parent, (), files), str(path))
     if "all" in files:
         files = parts.cut(path.parent, files["all"], labels, str(path))
@@ -111,8 +108,8 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     A row without a split has the split "all".
     """
     try:
-        text = decoding.read(path).decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""))
+        file = io.StringIO(decoding.read(path).decode("utf-8-sig"), newline="")
+        reader = csv.reader(file)
         lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"expected a table {path}, got {error}; save it as UTF-8 CSV") from error
