@@ -1,6 +1,7 @@
 """Config files: found by name or path, loaded, and changed by `--config.KEY=VALUE`."""
 
 import difflib
+import os
 import runpy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def find(file: str) -> Path:
     """
     if file in names():
         return FOLDER / f"{file}.py"
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))
     if not path.is_file():
         raise InputError(
             f"--config: expected one of {', '.join(names())}, or the path of a config file, got"

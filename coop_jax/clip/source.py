@@ -289,7 +289,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _tokenizer(name: str, folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not vocabulary.is_in(folder):
         raise InputError(
             f"no tokenizer for {name}: expected {', '.join(vocabulary.WHOLE)}, or vocab.json and"

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ def module(name: str) -> Any:
         InputError: there is no such method or file, or the file holds no method.
     """
     if isinstance(name, str) and name.endswith(".py"):
-        return _module_of_file(Path(name).expanduser())
+        return _module_of_file(Path(os.path.expanduser(name)))
     if name not in available():
         raise InputError(
             f"unknown method {name!r:.80}: expected one of {', '.join(available())}, or the path of"
