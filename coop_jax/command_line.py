@@ -147,7 +147,7 @@ def path(text: str) -> Path:
             f"expected a path that this machine sees, got the address {text!r:.80}; mount what lies"
             " there, and name its folder"
         )
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def main(name: str, module_name: str, words: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path):
-        self._folder = Path(folder).expanduser()
+        self._folder = Path(os.path.expanduser(folder))
 
     def get(self, keys: Mapping[str, str], make: Callable[[list[str]], Arrays]) -> Arrays:
         """Return arrays by name: what is kept under their keys, and what `make` makes of the rest.

@@ -13,6 +13,8 @@ from coop_jax.__main__ import main
 from coop_jax.commands import COMMANDS
 from coop_jax.errors import InputError, MachineError
 
+HOME = "~nobody_has_this_name/x"
+
 
 @pytest.fixture
 def refused(capsys):
@@ -263,3 +265,18 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     assert all("got 'cuda' (JAX says: " in line for line in lines[3:])
     assert not (tmp_path / "w").exists()
     assert finished.stdout.startswith("coop_jax ") and "none: JAX_PLATFORMS" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["interpret", HOME],
+        ["check", HOME],
+        ["run", f"--config={HOME}.py", "--workdir=w"],
+        ["fit", HOME, "learned"],
+        ["report", HOME],
+    ],
+)
+def test_a_home_that_nobody_has_is_a_name_like_others(words, capsys):
+    assert main(words) == 2
+    assert HOME in capsys.readouterr().err

@@ -77,3 +77,12 @@ def test_pixels_that_nothing_says_are_pointed_out(tmp_path, caplog):
     (folder / "preprocessor_config.json").unlink()
     got = clip.load(str(folder))[0].config.pixels
     assert "no preprocessor_config.json beside it" in caplog.text and got == expected
+
+
+def test_a_file_on_which_the_library_panics_is_refused(tmp_path):
+    folder = shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")
+    stated = json.loads((folder / "tokenizer.json").read_text())
+    stated["model"]["continuing_subword_prefix"] = "a prefix of many letters"
+    (folder / "tokenizer.json").write_text(json.dumps(stated))
+    with pytest.raises(InputError, match="expected the tokenizer files of a CLIP, but they are"):
+        clip.load(str(folder))

@@ -12,6 +12,7 @@ from typing import Any
 from coop_jax.clip.vocabulary import (
     SENTENCEPIECE,
     Vocabulary,
+    is_error,
     is_openai,
     not_openai,
     said,
@@ -120,7 +121,9 @@ def read(
             return _other(folder, stated, options)
         except InputError:
             raise
-        except Exception as error:  # of many kinds
+        except BaseException as error:  # of many kinds
+            if not is_error(error):
+                raise
             raise InputError(
                 f"{folder}: expected tokenizer files that transformers can read, got"
                 f" {type(error).__name__}: {said(error)}; fetch them again"

@@ -292,7 +292,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _tokenizer(name: str, folder: str | Path) -> Path:
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if not vocabulary.is_in(folder):
         raise InputError(
             f"expected a tokenizer for {name!s:.80}, {', '.join(vocabulary.WHOLE)}, or vocab.json"

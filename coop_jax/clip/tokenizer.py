@@ -69,7 +69,9 @@ class Tokenizer:
         """
         try:
             ids = self._vocabulary.encode(text)
-        except Exception as error:  # the tokenizers library raises bare Exceptions
+        except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics
+            if not vocabulary.is_error(error):
+                raise
             raise InputError(
                 f"{self._folder}: expected a tokenizer that reads every text, got {error!s:.200}"
                 f" for {text!r:.80}; fetch its files again"

@@ -164,7 +164,9 @@ def _from_files(folder: Path) -> Any:
         if all(map(os.path.isfile, files)):
             model = models.BPE.from_file(*files, unk_token=END, end_of_word_suffix=WORD_END)
             return tokenizers.Tokenizer(model)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
+    except BaseException as error:  # the tokenizers library raises bare Exceptions, and panics
+        if not is_error(error):
+            raise
         raise InputError(
             f"{folder}: expected the tokenizer files of a CLIP, but they are damaged"
             f" ({said(error)}); fetch them again"
@@ -172,7 +174,12 @@ def _from_files(folder: Path) -> Any:
     return None
 
 
-def said(error: Exception) -> str:
+def is_error(error: BaseException) -> bool:
+    """Tell errors, and panics of a library in Rust, from what ends a process."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def said(error: BaseException) -> str:
     """Return the message of an error on one line."""
     return f"{' '.join(str(error).split()):.200}"
 

@@ -60,7 +60,7 @@ def load(
         return _digits(data_directory(data_dir))
     if name in OFFICIAL:
         return _official(name, OFFICIAL[name], data_directory(data_dir))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix.lower() == features.SUFFIX and path.is_file():
         if class_names:
             raise InputError(
@@ -96,8 +96,8 @@ def own_listing(
             `repeats.check_listing`.
     """
     check_names([name])
-    path = Path(name).expanduser().resolve()
-    listing = own.read(path, Path(class_names).expanduser() if class_names else None)
+    path = Path(os.path.expanduser(name)).resolve()
+    listing = own.read(path, Path(os.path.expanduser(class_names)) if class_names else None)
     repeats.check_listing(listing, str(path))
     return path.stem if path.is_file() else path.name, listing
 
@@ -105,7 +105,7 @@ def own_listing(
 def data_directory(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return where datasets lie: the given folder, `$TFDS_DATA_DIR`, or TFDS's default."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
-    return Path(given).expanduser()
+    return Path(os.path.expanduser(given))
 
 
 def open_listing(

@@ -59,16 +59,27 @@ def read(path: str | os.PathLike[str]) -> bytes:
             is a pipe, a device or a folder, which might never end.
     """
     name = os.path.expanduser(path)
-    try:
-        status = os.stat(name)
-    except ValueError as error:  # a null character
-        raise OSError(errno.EINVAL, str(error), name) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "a folder, a pipe or a device in place of a file", name)
-    if status.st_size > LARGEST_FILE:
-        size = f"a file of {status.st_size:,} bytes, more than {LARGEST_FILE:,}"
-        raise OSError(errno.EFBIG, size, name)
+    size = regular(name)
+    if size > LARGEST_FILE:
+        said = f"a file of {size:,} bytes, more than {LARGEST_FILE:,}"
+        raise OSError(errno.EFBIG, said, name)
     return Path(name).read_bytes()
+
+
+def regular(path: str | os.PathLike[str]) -> int:
+    """Return the size of a regular file, in bytes.
+
+    Raises:
+        OSError: there is no such file, or it is a pipe, a device or a folder.
+    """
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a null character
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder, a pipe or a device in place of a file"
+        raise OSError(errno.EINVAL, what, os.fspath(path))
+    return status.st_size
 
 
 def decode(encoded: bytes, place: str, *, upright: bool) -> Image.Image:

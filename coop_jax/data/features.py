@@ -1,6 +1,7 @@
 """Features that any encoder made, instead of images: read from an `.npz` file, or in memory."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from coop_jax.classes import Classes, spelled
-from coop_jax.data import memory
+from coop_jax.data import decoding, memory
 from coop_jax.data.examples import Dataset, Examples
 from coop_jax.data.listing import SPLITS, some
 from coop_jax.data.memory import Labels
@@ -291,12 +292,24 @@ def _class_names(array: Any) -> tuple[str, ...]:
         raise InputError.of_setting(
             "class_names", f"expected texts [classes], got {_shown(names)}; give numpy.array(names)"
         )
+    _check_characters("class_names", names)
     found = spelled(names.tolist())
     try:
         Classes(found).check()
     except InputError as error:
         raise InputError.of_setting("class_names", str(error)) from None
     return found
+
+
+def _check_characters(key: str, texts: np.ndarray) -> None:
+    """Refuse what numpy would hand to Python as texts that are none, on which that may crash."""
+    if texts.dtype.kind != "U" or not texts.dtype.itemsize:
+        return
+    numbers = np.ascontiguousarray(texts, texts.dtype.newbyteorder("=")).view(np.uint32)
+    if (numbers > sys.maxunicode).any() or ((numbers >= 0xD800) & (numbers < 0xE000)).any():
+        raise InputError.of_setting(
+            key, "expected texts of Unicode's characters, got others; write the file again"
+        )
 
 
 def _multiplier(array: Any) -> float:
@@ -312,6 +325,7 @@ def _multiplier(array: Any) -> float:
 
 def _encoder(array: Any) -> str:
     text = np.asarray(array)
+    _check_characters("encoder", text)
     if text.dtype.kind != "U" or text.shape or not str(text).isprintable():
         raise InputError.of_setting(
             "encoder", f"expected one line of text, got {_shown(text)}; give a name"
@@ -327,6 +341,7 @@ def _load(path: Path) -> Any:
     """
     what = str(path)
     try:
+        decoding.regular(path)
         with path.open("rb") as file:
             if not file.read(6).startswith(MAGIC):
                 raise ValueError("it begins as neither .npy nor .npz does")

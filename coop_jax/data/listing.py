@@ -122,11 +122,12 @@ def read_split_file(path: Path, root: Path) -> Listing:
 
     Args:
         path: the JSON file.
-        root: the folder that its paths are relative to.
+        root: the folder that its paths are relative to, and that they stay in: such files come from
+            strangers.
 
     Raises:
-        InputError: the file cannot be read, a row is not of that form, train or test is empty, the
-            labels have gaps, or one label has two names.
+        InputError: the file cannot be read, a row is not of that form, a path leads out of `root`,
+            train or test is empty, the labels have gaps, or one label has two names.
     """
     try:
         content = json.loads(decoding.read(path).decode("utf-8-sig"))
@@ -157,6 +158,7 @@ def read_split_file(path: Path, root: Path) -> Listing:
                     f" label {row[1]}; correct one"
                 )
         splits[split] = Files([row[0] for row in rows], [row[1] for row in rows])
+        check_inside(splits[split].paths, str(path))
     _check_labels(names, splits, str(path))
     return Listing(root, spelled(names[label] for label in sorted(names)), splits)
 
@@ -195,18 +197,47 @@ def _check_labels(names: dict[int, str], splits: dict[str, Files], place: str) -
             )
 
 
+def check_inside(paths: Iterable[str], place: str, *, absolute: bool = False) -> None:
+    """See that paths stay below the folder that they are relative to.
+
+    Only what is written counts: links are followed, as those who put them there want.
+
+    Args:
+        paths: as they are written.
+        place: the file that they are written in.
+        absolute: whether absolute paths may lead anywhere.
+
+    Raises:
+        InputError: one leads out.
+    """
+    for path in paths:
+        is_absolute = os.path.isabs(path)
+        if is_absolute and not absolute:
+            raise InputError(
+                f"{place}: expected paths relative to its folder, got the absolute one"
+                f" {path!r:.80}; write it relative, or list the images in a .csv of your own"
+            )
+        if not is_absolute and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            raise InputError(
+                f"{place}: expected paths in the folder of the images, got {path!r:.80}, which"
+                " leads out of it; move the images, or put a link to them into the folder"
+            )
+
+
 def absent_files(root: Path, paths: Iterable[str]) -> list[str]:
     """Those of the paths that are no files below root."""
     return [path for path in paths if not os.path.isfile(root / path)]
 
 
 def check_files(listing: Listing, place: str) -> Listing:
-    """The listing itself, if every file that it names exists.
+    """The listing itself, if every file that it names exists, and none lies outside by `../`.
 
     Raises:
-        InputError: files are absent; the message has their number and the first ones.
+        InputError: files are absent; the message has their number and the first ones. Or as
+            `check_inside`.
     """
     paths = [path for files in listing.splits.values() for path in files.paths]
+    check_inside(paths, place, absolute=True)
     absent = absent_files(listing.root, paths)
     if absent:
         raise InputError(

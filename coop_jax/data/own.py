@@ -29,7 +29,8 @@ def read(path: Path, class_names: Path | None = None) -> Listing:
             a folder `<class>/*.jpg`, which `parts.cut` splits about 50 / 20 / 30 %;
             a `.csv` with the columns `path`, `label` and, if it is split already, `split`;
             a `.json` with lists train, val and test of [path, label, class name].
-            Paths in files are relative to the file's folder.
+            Paths in files are relative to the file's folder, and stay in it (links are followed);
+            those of a `.csv`, which people write themselves, may be absolute.
         class_names: a text file that says how prompts spell the classes, one line "label class
             name" per class, where the label is the folder's name, the CSV's label or the JSON's
             number (separated by a tab if it has spaces). Without it, labels are the names.

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def module(name: str) -> Any:
         InputError: there is no such method or file, or the file holds no method.
     """
     if isinstance(name, str) and name.endswith(".py"):
-        return _module_of_file(Path(name).expanduser())
+        return _module_of_file(Path(os.path.expanduser(name)))
     if name not in available():
         raise InputError(
             f"expected a method, one of {', '.join(available())} or the path of a .py file, got"

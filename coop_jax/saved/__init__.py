@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -146,7 +147,7 @@ class Saved:
         Raises:
             InputError: there is neither, or what is there is damaged, too new, or something else.
         """
-        folder = Path(place).expanduser()
+        folder = Path(os.path.expanduser(place))
         if hub.is_id(str(place)) and not folder.exists():
             folder = hub.pull(str(place))
         record, learned = files.read(folder)
@@ -182,7 +183,7 @@ class Saved:
         record = {**vars(self), **classes}
         kept = {name: record[name] for name in files.FIELDS}
         space = {files.SPACE + name: array for name, array in self.space.items()}
-        files.write(Path(folder).expanduser(), kept, {**self.learned, **space})
+        files.write(Path(os.path.expanduser(folder)), kept, {**self.learned, **space})
 
     def for_classes(
         self,

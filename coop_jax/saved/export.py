@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,7 +224,7 @@ def load_program(path: str | Path) -> Exported:
         InputError: the file cannot be read, is no such program, or too old for this JAX.
     """
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = Path(os.path.expanduser(path)).read_bytes()
     except OSError as error:
         raise InputError(
             f"expected a .stablehlo file, got {path} ({error.strerror}); name one that was exported"

@@ -1,5 +1,6 @@
 """Saved methods to and from the Hugging Face hub, with a model card made from their record."""
 
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ def push(
         InputError: the folder holds no saved method; the repository holds something else; the hub
             cannot be reached or does not let us in; a private one is wanted where a public one is.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     record, tensors = files.read(folder)
     texts = tensors.get(f"{files.SPACE}texts")
     card = model_card(record, repository, embedding=0 if texts is None else texts.shape[-1])

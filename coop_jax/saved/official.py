@@ -5,6 +5,7 @@ number of epochs. It says neither which CLIP nor which classes, so whoever reads
 """
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def read(
             run, or holds no prompt that fits the CLIP, the classes and the phrase, or one that is
             not finite.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     checkpoint, learned = _load(path)
     method = "cocoop" if learned.keys() > {"context"} else "coop"
     context = learned["context"]
@@ -104,7 +105,7 @@ def write(learned: Saved, path: str | Path) -> None:
         InputError: another method, torch is not installed, or a file is there.
         MachineError: the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     parameters = _parameters(learned)
     state = {
         name: learned.learned[parameter.path].T
