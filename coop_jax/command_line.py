@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from coop_jax import compilation_cache, interruption, printing, writing
+from coop_jax import cluster, compilation_cache, interruption, printing, writing
 from coop_jax.errors import InputError, MachineError
 
 USER_ERROR, FAILED = 2, 1
@@ -172,7 +172,9 @@ def main(name: str, module_name: str, words: Sequence[str] | None = None) -> int
         with messages():
             return module.run(chosen)
 
-    return end(read_and_run, resumes=name in RESUMED, traceback="--traceback" in typed)
+    return cluster.end(
+        lambda: end(read_and_run, resumes=name in RESUMED, traceback="--traceback" in typed)
+    )
 
 
 def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = False) -> int:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from coop_jax import command_line, config_files
+from coop_jax import cluster, command_line, config_files
 from coop_jax.errors import InputError
 from coop_jax.holding import check_held
 from coop_jax.printing import escaped, plural
@@ -47,16 +47,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     several.add_argument(
         "--process", type=command_line.whole, metavar="I", help="which one this is, from 0"
     )
+    several.add_argument(
+        "--timeout",
+        type=command_line.positive,
+        metavar="SECONDS",
+        help=f"in which all have to come (default: {cluster.TIMEOUT})",
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Run the chosen config, as one of several processes where that is said; show the results."""
+    several = _several(chosen)
     config = config_files.load(chosen.config, chosen.settings)
-    cluster = _cluster(chosen)
-    if cluster is not None:
-        from coop_jax import parallel
-
-        parallel.join(*cluster)
+    if several is not None:
+        cluster.join(*several, chosen.timeout or cluster.TIMEOUT)
     from coop_jax import protocols, workdir
 
     try:
@@ -70,7 +74,7 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster(chosen: argparse.Namespace) -> tuple[Any, Any, Any] | None:
+def _several(chosen: argparse.Namespace) -> tuple[Any, Any, Any] | None:
     """Return coordinator, processes and process, all or none of which are said; None for one alone.
 
     Raises:
@@ -85,7 +89,13 @@ def _cluster(chosen: argparse.Namespace) -> tuple[Any, Any, Any] | None:
             f" without {' and '.join(missing)}; give all three, or --distributed alone where the"
             " cluster says them"
         )
-    if said and not re.fullmatch(r"\S+:\d{1,5}", chosen.coordinator):
+    if chosen.timeout is not None and not said and not chosen.distributed:
+        raise InputError(
+            f"--timeout: expected it for one of several processes, got {chosen.timeout} for one"
+            " alone; leave it out, or say which this is"
+        )
+    host_and_port = re.fullmatch(r"\S+:(\d{1,5})", chosen.coordinator or "")
+    if said and not (host_and_port and 0 < int(host_and_port[1]) < 2**16):
         raise InputError(
             f"--coordinator: expected HOST:PORT, got {chosen.coordinator!r:.80}; name the first"
             " process so"

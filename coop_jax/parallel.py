@@ -12,33 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coop_jax import compilation_cache
 from coop_jax.errors import InputError
 from coop_jax.printing import one_line
 
 Tree = TypeVar("Tree")
-
-
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Make this process one of several that train together; before anything else uses JAX.
-
-    Args:
-        coordinator: host:port of the first process; None where the cluster says it (a TPU pod
-            slice, SLURM, Open MPI).
-        processes: how many there are.
-        process: which of them this is, from 0.
-
-    Raises:
-        InputError: the cluster does not say it, or the others do not come.
-    """
-    compilation_cache.leave()
-    try:
-        jax.distributed.initialize(coordinator, processes, process)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            "expected a cluster that JAX knows or --coordinator, --processes and --process, got"
-            f" {error}; start one process per host, and the first one too"
-        ) from error
 
 
 def devices() -> list[Any]:

@@ -3,15 +3,18 @@
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coop_jax import results
+from coop_jax import cluster_log, results
+from coop_jax.__main__ import main
 from coop_jax.saved import Saved
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +44,28 @@ def finish(process):
     return output
 
 
-def coordinated(start, workdir, data, *flags):
-    """Two processes that train together."""
+def a_coordinator():
+    """A port of this machine that nothing listens on, for the first process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+        return f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+
+
+def coordinated(start, workdir, data, *flags, second=(), **options):
+    """Two processes that train together; the second one may have flags of its own."""
+    coordinator = a_coordinator()
     return [
-        start(workdir, data, *flags, coordinator, "--processes=2", f"--process={number}")
-        for number in range(2)
+        start(
+            workdir,
+            data,
+            *flags,
+            *own,
+            coordinator,
+            "--processes=2",
+            f"--process={number}",
+            **options,
+        )
+        for number, own in enumerate(((), second))
     ]
 
 
@@ -100,3 +117,121 @@ def test_two_processes_agree_with_one(tmp_path, class_specific):
         np.testing.assert_allclose(other, learned, rtol=0, atol=1e-5 * np.abs(learned).max())
         (events,) = (tmp_path / "two" / "tensorboard" / path.stem).iterdir()
         assert events.name.startswith("events.out.tfevents")
+
+
+def changed(path):
+    """The time of a file's last change; 0 where it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def check_ended(process, message):
+    """In time, with exit code 1, and one line in the place of what JAX says."""
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1, errors
+    *before, last = errors.splitlines()
+    assert last.startswith(f"error: expected {message}"), errors
+    assert all(line.startswith(("zero-shot", "coop, ")) for line in before), errors
+
+
+@pytest.mark.heavy
+def test_the_others_end_when_one_is_gone_and_the_same_commands_go_on(tmp_path):
+    """While they train: the first, whose coordination service is gone too, and then another."""
+    data, whole, broken = tmp_path / "data", tmp_path / "whole", tmp_path / "broken"
+    few = ("--config.seeds=(1,)", "--config.epochs=2000", "--config.shots=(1,)")
+    list(map(finish, coordinated(start_run, whole, data, *few, devices=1)))
+    metrics = broken / "metrics" / "1_shots_seed_1.jsonl"
+    for number, way in ((0, signal.SIGKILL), (1, signal.SIGSTOP)):
+        before, end = changed(metrics), time.monotonic() + 200
+        both = coordinated(start_run, broken, data, *few, devices=1)
+        try:
+            while changed(metrics) == before:
+                assert time.monotonic() < end and both[number].poll() is None
+                time.sleep(0.05)
+            both[number].send_signal(way)
+            check_ended(both[1 - number], "all processes to go on")
+        finally:
+            for process in both:
+                process.kill()
+                process.communicate()
+    list(map(finish, coordinated(start_run, broken, data, *few, devices=1)))
+    first, again = (results.read(workdir / results.FILE_NAME) for workdir in (whole, broken))
+    assert [(row.prompt, row.accuracy) for row in again] == [
+        (row.prompt, row.accuracy) for row in first
+    ]
+    undisturbed, resumed = (
+        Saved.load(workdir / "saved" / "1_shots_seed_1").learned["context"]
+        for workdir in (whole, broken)
+    )
+    np.testing.assert_array_equal(resumed, undisturbed)
+
+
+@pytest.mark.heavy
+def test_an_error_of_one_process_alone_ends_the_others(tmp_path):
+    nowhere = ("--config.clip.name=/nowhere",)
+    folders = tmp_path / "two", tmp_path / "data"
+    first, second = coordinated(start_run, *folders, second=nowhere, devices=1)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2 and "/nowhere" in errors.splitlines()[-1], errors
+    check_ended(first, "all processes to go on")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [0, 1])
+def test_processes_that_do_not_come_are_waited_for_as_long_as_is_said(tmp_path, number):
+    flags = (a_coordinator(), "--processes=2", f"--process={number}", "--timeout=1")
+    alone = start_run(tmp_path / "two", tmp_path, *flags)
+    check_ended(alone, "all 2 processes within 1 seconds")
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--processes=2", "got --processes without --coordinator and --process"),
+        ("--timeout=9", "--timeout: expected it for one of several processes, got 9"),
+        ("--coordinator=host.invalid:1 --processes=2 --process=0", "got 'host.invalid' ("),
+        ("--coordinator=[x:1 --processes=2 --process=0", "got '[x' ("),
+        ("--coordinator=localhost:70000 --processes=2 --process=0", "got 'localhost:70000'"),
+        ("--coordinator=localhost:0 --processes=2 --process=0", "got 'localhost:0'"),
+        ("--coordinator=localhost:9 --processes=2 --process=2", "got 2;"),
+        ("--distributed --timeout=0", "--timeout: expected a whole number of at least 1"),
+    ],
+)
+def test_what_no_cluster_can_be_is_refused_at_once(flags, message, tmp_path, capsys):
+    words = ["run", "--config=quickstart", f"--workdir={tmp_path / 'run'}", *flags.split()]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+ENDS = (
+    b"F1126 22:19:00.8 42 client.h:86] Terminating process because the JAX distributed service"
+    b" detected fatal errors. absl::Status: UNAVAILABLE: "
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (b"W1126 22:19:00.8 42 x.cc:1] slow\n", b"W1126 22:19:00.8 42 x.cc:1] slow\n"),
+        (b"E1126 22:19:00.8 42 coordination_service_agent.cc:2] Lost\nmore\n\nx\n", b"x\n"),
+        (
+            ENDS + b"It died. And more.\n*** stack ***\n@ 0x1 main()\n",
+            b"error: 2 (UNAVAILABLE: It died)\n",
+        ),
+        (
+            ENDS + b"Unhealthy (stopped sending heartbeats):\n/job:worker/task:13\nmore",
+            b"error: 2 (UNAVAILABLE: Unhealthy (stopped sending heartbeats): process 13)\n",
+        ),
+        (ENDS + b"first\n" + ENDS + b"second\n", b"error: 2 (UNAVAILABLE: first)\n"),
+        (cluster_log.GONE + b"a reason\n" + ENDS + b"\n", b"error: 2 (a reason)\n"),
+        (cluster_log.SAY + b"\n" + ENDS + b"after its own line\n", b""),
+    ],
+)
+def test_the_reader_of_the_log_says_why_a_process_ends(log, said):
+    told = cluster_log.SAY + b"1\n" + cluster_log.SAY + b"2\n"
+    command = [sys.executable, "-I", "-S", cluster_log.__file__]
+    read = subprocess.run(command, input=told + log, capture_output=True, check=True)
+    assert read.stderr == said
+    assert read.stdout == b"." * (b"detected" in log)
