@@ -137,7 +137,7 @@ def check_ended(process, message):
 def test_the_others_end_when_one_is_gone_and_the_same_commands_go_on(tmp_path):
     """While they train: the first, whose coordination service is gone too, and then another."""
     data, whole, broken = tmp_path / "data", tmp_path / "whole", tmp_path / "broken"
-    few = ("--config.seeds=(1,)", "--config.epochs=2000", "--config.shots=(1,)")
+    few = ("--config.seeds=(1,)", "--config.epochs=900", "--config.shots=(1,)")
     list(map(finish, coordinated(start_run, whole, data, *few, devices=1)))
     metrics = broken / "metrics" / "1_shots_seed_1.jsonl"
     for number, way in ((0, signal.SIGKILL), (1, signal.SIGSTOP)):
