@@ -23,7 +23,7 @@ IMMATERIAL = ("tensorboard/", "report.png", "/lock")
 
 
 def make(configuration: str, folder: Path) -> str:
-    """Keep a run that was killed half-way and a finished one, with what the same command does and says then."""
+    """Keep a half-finished and a finished run, with what the same command does and says then."""
     if (folder / configuration / "finished" / "sequel.json").exists():
         return ""
     events = len(runs.undisturbed(configuration, folder).events)
