@@ -83,6 +83,16 @@ static void absolute(int at, const char *path, char *whole) {
     }
   }
   snprintf(whole, PATH_MAX, "%s%s%s", base, ends[path[0] != '/' && *path != '\0'], path);
+  char *name = strstr(whole, "/../") ? strrchr(whole, '/') : NULL;
+  if (name) {
+    char above[PATH_MAX], last_name[NAME_MAX + 2], joined[PATH_MAX + NAME_MAX + 2];
+    snprintf(last_name, sizeof last_name, "%s", name);
+    *name = '\0';
+    if (realpath(whole, above)) {
+      snprintf(joined, sizeof joined, "%s%s", above, last_name);
+      strncpy(whole, joined, PATH_MAX - 1);
+    }
+  }
 }
 
 // Count an event, and tell what befalls it: NONE, TEAR, SHORT or an error's number.

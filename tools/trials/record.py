@@ -29,8 +29,7 @@ def append(path: Path, trial: dict[str, Any], answer: dict[str, Any]) -> None:
         **trial,
         "count": answer.get("count", 1),
         "lost": answer.get("lost", int(bool(answer["wrong"]))),
-        "wrong": answer["wrong"],
-        "seconds": answer["seconds"],
+        **{name: answer[name] for name in ("wrong", "saw", "seconds") if name in answer},
         "commit": _commit(),
         "date": datetime.datetime.now().astimezone().date().isoformat(),
     }

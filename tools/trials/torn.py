@@ -88,7 +88,7 @@ def _is_original(name: str) -> bool:
     return name.startswith(f"{runs.PHOTOGRAPHS}/")
 
 
-def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
+def run(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Damage as the trial says, go on; say what is not as it must be, "" if all is."""
     configuration, name = trial["configuration"], trial["file"]
     state = states / configuration / trial["state"]
@@ -108,14 +108,15 @@ def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
         if restored.is_dir():
             restored.rmdir()
         shutil.copy2(state / "files" / name, restored)
-        return runs.go_on(configuration, folder, states)
+        return {"wrong": runs.go_on(configuration, folder, states), "saw": runs.seen(ended)}
     expected = runs.undisturbed(configuration, states).bits
     if different := runs.difference(expected, runs.bits(folder / "files")):
         return f"silently wrong: {different}" if not lines else f"{different}, having said {lines}"
     again = recovered(process.events(), sequel["events"])
     if again and not lines:
         return f"recovered in silence: {', '.join(sorted(again)[:3])}"
-    return runs.left_behind(folder / "files")
+    saw = runs.seen(ended) if lines else "nothing to say"
+    return {"wrong": runs.left_behind(folder / "files"), "saw": saw}
 
 
 def damage(path: Path, how: str, at: float) -> None:
