@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 import sys
+import traceback as traceback_module
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +77,8 @@ class Parser(argparse.ArgumentParser):
         if found := re.match(r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", message):
             choices = found[3].replace("'", "")
             return f"{found[1]}: expected one of {choices}, got {found[2]:.80}"
-        return re.sub(r"^argument ([^\s:]+)", r"\1", message)
+        named = re.sub(r"^argument ([^\s:]+)", r"\1", message)
+        return re.sub(r": expected (one|at least one) argument$", r"\g<0>, got none", named)
 
 
 def _as_options(words: Sequence[str]) -> list[str]:
@@ -209,6 +211,11 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
         if traceback:
             raise
         code = _say(error, FAILED)
+    except ValueError as error:
+        if traceback or not _is_of_jax_settings(error):
+            raise
+        what = f"expected environment variables that JAX takes, got one it does not ({error})"
+        code = _say(f"{what}; correct it, or unset it", USER_ERROR)
     except KeyboardInterrupt:
         code = interruption.code()
     except BrokenPipeError:
@@ -222,6 +229,12 @@ def end(run: Callable[[], int], *, resumes: bool = False, traceback: bool = Fals
             path = None if error.filename is None else str(error.filename)
             _say(writing.failure("read and write files", error, path), code)
     return _close_output(code)
+
+
+def _is_of_jax_settings(error: ValueError) -> bool:
+    """Tell whether JAX, as it is imported, refuses an environment variable of its own."""
+    frames = traceback_module.extract_tb(error.__traceback__)
+    return os.path.join("jax", "_src", "config.py") in frames[-1].filename
 
 
 def _say(what: object, code: int) -> int:

@@ -257,7 +257,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
+            found[f"{prefix}{key}"] = value
     return found
 
 
@@ -321,11 +321,13 @@ def _as_list(value: Any) -> Any:
 
 
 def _check_keys(given: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    unknown, missing = sorted(set(given) - set(expected)), sorted(set(expected) - set(given))
-    if unknown or missing:
-        raise InputError(
-            f"{where}: unknown settings {unknown}, missing settings {missing};"
-            f" expected exactly {', '.join(expected)}"
+    unknown = sorted(f"unknown {key!r:.40}" for key in given if key not in expected)
+    wrong = unknown + sorted(f"no {key}" for key in expected if key not in given)
+    if wrong:
+        raise InputError.of_setting(
+            where,
+            f"expected exactly the settings {', '.join(expected)}, got {', '.join(wrong):.200};"
+            " correct them",
         )
 
 

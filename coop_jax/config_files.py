@@ -1,8 +1,9 @@
 """Config files: found by name or path, loaded, and changed by `--config.KEY=VALUE`."""
 
 import difflib
+import os
 import runpy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,13 @@ def find(file: str) -> Path:
     """
     if file in names():
         return FOLDER / f"{file}.py"
-    path = Path(file).expanduser()
-    if not path.is_file():
+    path = os.path.expanduser(file)
+    if not os.path.isfile(path):
         raise InputError(
             f"--config: expected one of {', '.join(names())}, or the path of a config file, got"
-            f" {file!r:.80}, which is not there; {_advice(path.stem, names())}"
+            f" {file!r:.80}, which is no file; {_advice(Path(path).stem, names())}"
         )
-    return path
+    return Path(path)
 
 
 def load(chosen: str, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -89,14 +90,38 @@ def _read(chosen: str) -> "ConfigDict":
     path = find(file)
     try:
         get_config = runpy.run_path(str(path))["get_config"]
-        return ConfigDict(get_config(*[words] * bool(colon)))
-    except InputError:
+        config = get_config(*[words] * bool(colon))
+        if not isinstance(config, Mapping | ConfigDict):
+            raise _unusable(path, f"a get_config() that returns {type(config).__name__}")
+        return ConfigDict(_with_names(config))
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a user's file raises
-        raise InputError(
-            f"--config: expected a Python file with get_config(), got {path}"
-            f" ({type(error).__name__}: {error}); correct it"
-        ) from error
+    except BaseException as error:  # whatever a user's file raises, an exit among it
+        raise _unusable(path, _said(error)) from error
+
+
+def _unusable(path: Path, got: str) -> InputError:
+    return InputError(
+        f"--config: expected a Python file with get_config(), which returns settings by name, got"
+        f" {path!s:.80} with {got:.200}; correct it"
+    )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except Exception:  # an exception of the user's own
+        return type(error).__name__
+
+
+def _with_names(config: Any) -> dict[str, Any]:
+    """Return settings whose names are texts, and those of groups, too."""
+    from ml_collections import ConfigDict
+
+    return {
+        str(name): _with_names(value) if isinstance(value, Mapping | ConfigDict) else value
+        for name, value in config.items()
+    }
 
 
 def _change(config: "ConfigDict", setting: str) -> None:
@@ -117,7 +142,7 @@ def _change(config: "ConfigDict", setting: str) -> None:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     try:
         values(words)
-    except (flags.Error, ValueError, TypeError) as error:
+    except (flags.Error, ValueError, TypeError, RecursionError, MemoryError) as error:
         kind = KINDS.get(type(known[key]), "another value")
         raise InputError(
             f"--config.{key}: expected {kind}, got {value!r:.80}; correct it"

@@ -1,6 +1,7 @@
 """A frozen CLIP with the settings of a run: loaded once, and shared by all that use it."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,12 +131,24 @@ def load_clip(
     Raises:
         InputError: there is none of that name, or its files cannot be used.
     """
-    return _load_clip(name, dtype, tokenizer, activation, tuple(heads))
+    files = (*_files_of(name), *_files_of(tokenizer))
+    return _load_clip(name, dtype, tokenizer, activation, tuple(heads), files)
+
+
+def _files_of(name: str) -> tuple[Any, ...]:
+    """Return what tells apart the files of a name at different times; () where there are none."""
+    path = os.path.abspath(os.path.expanduser(name))
+    try:
+        paths = sorted(entry.path for entry in os.scandir(path)) if os.path.isdir(path) else [path]
+        listed = [(path, os.stat(path)) for path in paths if name and os.path.isfile(path)]
+    except OSError:
+        return ()
+    return tuple((path, it.st_ino, it.st_size, it.st_mtime_ns) for path, it in listed)
 
 
 @functools.lru_cache(maxsize=1)
 def _load_clip(
-    name: str, dtype: str, tokenizer: str, activation: str, heads: Any
+    name: str, dtype: str, tokenizer: str, activation: str, heads: Any, files: Any
 ) -> tuple[CLIP, Tokenizer]:
     whole = parallel.replicated(parallel.create_mesh())
     model, its_tokenizer = clip_package.load(

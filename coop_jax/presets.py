@@ -36,7 +36,7 @@ def choose(argument: str, **choices: Sequence[str]) -> dict[str, str]:
             valid = "; ".join(f"{kind}: {', '.join(words)}" for kind, words in choices.items())
             raise InputError(
                 f"--config=FILE:{argument}: expected one word of a kind at most ({valid}), got"
-                f" {word!r}"
+                f" {word!r:.80}; choose from them"
             )
         chosen[kinds[0]] = word
         given.add(kinds[0])

@@ -203,5 +203,6 @@ def check(config: Mapping[str, Any]) -> None:
     name = config.get("protocol")
     if not isinstance(name, str) or name not in PROTOCOLS:
         raise InputError.of_setting(
-            "config.protocol", f"expected one of {', '.join(PROTOCOLS)}, got {name!r:.80}"
+            "config.protocol",
+            f"expected one of {', '.join(PROTOCOLS)}, got {name!r:.80}; choose one",
         )

@@ -43,8 +43,9 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     )
     if different:
         raise InputError(
-            f"{workdir}: holds a run of another config (different: {', '.join(different)}); name"
-            f" another --workdir, or run with the config in its {CONFIG_FILE} to resume it"
+            f"{workdir}: expected a new folder or a run of the same config, got another config's"
+            f" (different: {', '.join(different):.300}); name another --workdir, or run with the"
+            f" config in its {CONFIG_FILE} to resume it"
             f" ({' and '.join(GROWING)} may be added to)"
         )
 
@@ -61,7 +62,9 @@ def _read(workdir: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
         names = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
     rows = results.read(made) if made.is_file() else []
     if rows and CODE not in now:
-        return json.loads(json.dumps(rows[-1].config, allow_nan=False))
+        config = rows[-1].config
+        # Given features come without a CLIP, whose settings are as they are then.
+        return {**config, "clip": config["clip"] or now["clip"]}
     # Of several processes that train together the first may write its config in between.
     others = {
         name for name in names - {CONFIG_FILE, LOCK_FILE} if not name.endswith(writing.UNFINISHED)

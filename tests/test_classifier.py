@@ -289,7 +289,7 @@ def test_before_the_fit_it_says_so(call):
         ({"settings": [1, 2]}, "settings by name"),
         ({"optimizer": [1, 2]}, "optimizer as settings by name"),
         ({"clip": None}, "clip as a text"),
-        ({"clip": "a" * 300}, "unknown CLIP"),
+        ({"clip": "a" * 300}, "expected a CLIP"),
         ({"shots": 0}, "shots: expected a whole number of at least 1, got 0; "),
         ({"shots": 1.5}, "shots: expected a whole number of at least 1, got 1.5; "),
         ({"epochs": -1}, "epochs: expected a whole number of at least 0, got -1; "),

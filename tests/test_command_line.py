@@ -89,7 +89,7 @@ FIT, RUN = ("fit", "images", "mine"), ("run", "--config=quickstart")
         ((*FIT, "--learning-rate=x"), "--learning-rate: expected a number, got 'x'"),
         ((*FIT, "--dtype=f8"), "--dtype: expected one of float32, bfloat16, float16, got 'f8'"),
         ((*FIT, "--shotz=1"), "expected coop_jax fit's own options, got --shotz=1; did you mean"),
-        ((*FIT, "--shots"), "--shots: expected one argument; see coop_jax fit --help"),
+        ((*FIT, "--shots"), "--shots: expected one argument, got none; see coop_jax fit --help"),
         (FIT[:2], "expected saved, got none; see coop_jax fit --help"),
         (("fit", "images", "gs://b/mine"), "saved: expected a path that this machine sees, got"),
         (RUN, "expected --workdir, got none; see coop_jax run --help"),

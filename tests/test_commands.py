@@ -228,7 +228,7 @@ def test_predict_refuses_what_is_no_input(data, mine, refused, tmp_path):
     assert "different class names" in refused("predict", mine, image, f"--classes={'a,' * 300}")
     assert "too long" in refused("predict", "a" * 300, image)
     assert "too long" in refused("evaluate", mine, "a" * 300)
-    assert "unknown CLIP" in refused("predict", mine, image, "--clip", "a" * 300)
+    assert "expected a CLIP" in refused("predict", mine, image, "--clip", "a" * 300)
     assert "different class names" in refused("predict", mine, image, "--classes=red,green,red")
     save_file(openai_tensors(), tmp_path / "other.safetensors", {"naming": "openai"})
     other = ("--clip", tmp_path / "other.safetensors", "--tokenizer", source.EMBEDDED_FOLDER)

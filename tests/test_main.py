@@ -134,7 +134,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
         (["--config.batchsize=3"], "batchsize"),
         (["--config.batch_size=many"], "batch_size"),
         (["--config.optimizer.lr=3"], "lr"),
-        (["--config.method.name=coopp"], "unknown method 'coopp': expected one of .*cocoop, coop"),
+        (["--config.method.name=coopp"], "expected a method, one of .*cocoop, coop.* got 'coopp'"),
         (["extra"], "expected coop_jax run's own options, got extra"),
         (["--config.shots=('a',)"], "config.shots: expected different positive whole numbers"),
     ],
@@ -179,7 +179,7 @@ def test_a_folder_with_something_else_in_it(tmp_path, data_dir):
 def test_configs_that_are_none(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     check_refused(run(workdir, config=ROOT / "README.md"), "expected a Python file with get_config")
-    check_refused(run(workdir, config="quickstart:zeroshot"), "unknown method 'zeroshot'")
+    check_refused(run(workdir, config="quickstart:zeroshot"), "got 'zeroshot'")
     check_refused(run(workdir, config="quickstart:zero_shot"), "zero_shot learns nothing")
     check_refused(run(workdir, config="coop_few_shot:dtd,pets"), "dataset: imagenet, .*got 'pets'")
 
@@ -193,7 +193,7 @@ def test_weights_of_the_wrong_shape(tmp_path):
     process = run(f"--workdir={tmp_path / 'run'}", f"--config.clip.name={folder}")
     check_refused(
         process,
-        r"2 tensors .*logit_scale: expected \[\], got \[3\]; text_projection\.weight: exp",
+        r"got 2 that .*logit_scale: expected \[\], got \[3\]; text_projection\.weight: exp",
     )
 
 

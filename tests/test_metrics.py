@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from coop_jax import config as config_module
 from coop_jax import metrics, progress, protocols, results, train
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.run_log import Log
 
 RUN = "2_shots_seed_1"
@@ -75,6 +75,41 @@ def test_no_step_is_there_twice(given_processes):
         assert lines(workdir) == [{"step": i, "loss": loss} for i, loss in enumerate(truth)]
         expected = {"loss": list(enumerate(truth)), "accuracy/digits/test": [(len(truth), 50.0)]}
         assert scalars(workdir / "tensorboard" / RUN) == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda whole: whole[:-5], 3),
+        (lambda whole: whole + b'{"step": 4, "lo', 4),
+        (lambda whole: whole.replace(b'"step": 1', b'"stop": 1'), 1),
+        (lambda whole: b"\xff" * 100 + b"\n" + whole, 0),
+        (lambda whole: b"", 0),
+        (None, 0),
+    ],
+)
+def test_lines_that_are_torn_or_lost_are_told(damage, kept, tmp_path, caplog):
+    writer = metrics.Writer(tmp_path, RUN, (), {})
+    writer.write(0, [{"loss": float(step)} for step in range(4)])
+    damaged = damage and damage(writer.path.read_bytes())
+    writer.path.unlink() if damaged is None else writer.path.write_bytes(damaged)
+    writer.resume(4)
+    writer.write(4, [{"loss": 4.0}])
+    assert [row["step"] for row in lines(tmp_path)] == [*range(kept), 4]
+    of = f"the metrics of {4 - kept} of the first 4 steps are lost; the training goes on"
+    assert caplog.messages == [f"{writer.path}: {of}"] * (kept < 4)
+
+
+def test_metrics_for_which_there_is_no_room_are_there_or_not(tmp_path, no_room):
+    writer = metrics.Writer(tmp_path, RUN, ("tensorboard",), {})
+    writer.write(0, [{}])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for step in (1, 2):
+        with pytest.raises(MachineError, match="expected to write metrics, got File too large"):
+            writer.write(step, [{"a loss with a long name": 0.5}] * step)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: content[: len(before[path])] for path, content in after.items()} == before
+    assert all(content[-1:] == b"\n" for path, content in after.items() if path == writer.path)
 
 
 def test_a_run_that_stopped_between_checkpoints(data_dir, tmp_path):

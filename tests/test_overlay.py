@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import reference
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from damages import DAMAGES, damage
 from makers import IMAGENET, coop_data
 
 from coop_jax.classes import spelled
 from coop_jax.data import catalog, class_names, listing, overlay
 from coop_jax.data.official import OFFICIAL
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 
 SPLITS = listing.SPLITS
 CATALOGUED = {name: row.tfds for name, row in OFFICIAL.items() if row.tfds}
@@ -308,7 +310,7 @@ def test_labels_are_read_once(write_mini, tmp_path, monkeypatch):
     first = catalog.load("dtd", tmp_path)
     kept = sorted(path.name for path in (tmp_path / "dtd" / "3.0.1").glob("index*"))
     assert kept == ["index-test.npz", "index-train.npz", "index-validation.npz"]
-    monkeypatch.setattr("coop_jax.data.records._label_and_name", None)
+    monkeypatch.setattr("coop_jax.data.records.rows", None)
     again = catalog.load("dtd", tmp_path)
     np.testing.assert_array_equal(first.train.file_names, again.train.file_names)
 
@@ -319,7 +321,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(write_mini, tmp_pa
     def refuse(*arguments, **others):
         raise PermissionError
 
-    monkeypatch.setattr("numpy.savez", refuse)
+    monkeypatch.setattr("coop_jax.writing.write_whole", refuse)
     assert len(catalog.load("dtd", tmp_path).train) == 47
 
 
@@ -332,6 +334,32 @@ def test_a_copy_of_another_format_is_refused(write_mini, tmp_path):
     info.write_text("{")
     with pytest.raises(InputError, match="expected a dataset that TFDS has prepared in"):
         catalog.load("dtd", tmp_path)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_copy_ends_in_one_line(write_mini, kind, tmp_path):
+    write_mini("dtd")
+
+    def seen(data_dir):
+        dataset = catalog.load("dtd", data_dir)
+        splits = [getattr(dataset, split) for split in SPLITS]
+        images = [[split.encoded(index) for index in range(len(split))] for split in splits]
+        return dataset.classes, [split.file_names.tolist() for split in splits], images
+
+    expected = seen(tmp_path)
+    whole, refused = tmp_path / "dtd", 0
+    names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    for number, name in enumerate(names):
+        copied = tmp_path / f"{number}"
+        shutil.copytree(whole, copied / "dtd")
+        damage(copied / "dtd" / name, kind)
+        is_shard = "array_record" in name.name
+        try:
+            assert seen(copied) == expected or not is_shard
+        except (InputError, MachineError) as error:
+            refused += 1
+            assert "\n" not in str(error) and "; " in str(error)
+    assert refused >= 5 or kind in ("short", "flipped")
 
 
 def test_a_copy_without_a_split_is_refused(tmp_path):

@@ -203,7 +203,7 @@ def test_a_table_that_is_not_utf_8_is_refused(root):
     assert "save it as UTF-8 CSV" in refusal(own.read, root / "table.csv")
     (root / "table.csv").unlink()
     (root / "table.csv").mkdir()
-    assert "Is a directory" in refusal(own.read, root / "table.csv")
+    assert "a folder, a pipe or a device" in refusal(own.read, root / "table.csv")
 
 
 # Split files.

@@ -131,7 +131,7 @@ REFUSALS = [
     ([], ["--config.epochs=many"], "--config.epochs: expected a whole number, got 'many'"),
     ([], ["--config.shots=(0,)"], "config.shots: expected different positive whole numbers"),
     ([], ["--config.protocol=best"], "config.protocol: expected one of few_shot"),
-    ([], ["--config.clip.name=RN5"], "unknown CLIP 'RN5'"),
+    ([], ["--config.clip.name=RN5"], "MODEL/TAG of open_clip, got 'RN5'"),
     ([], ["--gpus=1"], "expected --ray with --gpus"),
     ([], ["--ray=nonsense:port"], "expected the address of a Ray cluster, got --ray=nonsense:port"),
 ]
@@ -154,7 +154,7 @@ def test_bad_input_is_refused_before_anything_starts(
 def test_a_workdir_of_something_else_is_refused(data, swept, tmp_path, capsys):
     other = words(data, swept, DTD)
     assert main([*other, "--config.batch_size=8"]) == 2
-    assert "holds a run of another config (different: batch_size)" in capsys.readouterr().err
+    assert "got another config's (different: batch_size)" in capsys.readouterr().err
     assert main(words(data, swept / "groups" / DTD_NAME, DTD)) == 2
     assert "expected --workdir as a new folder or an earlier sweep's" in capsys.readouterr().err
 

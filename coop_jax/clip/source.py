@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,9 @@ def resolve(name: str, tokenizer: str | Path | None = None) -> Source:
         folder, layout = _fetched(name, ""), ""
     else:
         raise InputError(
-            f"unknown CLIP {name!r}: expected {EMBEDDED}, {', '.join(BACKBONES)}, an existing"
-            " folder or weights file, a hub id ORGANISATION/NAME, or MODEL/TAG of open_clip"
+            f"expected a CLIP, {EMBEDDED}, {', '.join(BACKBONES)}, an existing folder or weights"
+            " file, a hub id ORGANISATION/NAME, or MODEL/TAG of open_clip, got"
+            f" {name!r:.80}; correct the name"
         )
     layout, first = _chosen(folder, _names_in(folder), layout)
     files = _shards(folder / first)
@@ -204,8 +205,9 @@ def _snapshot(repository: str, wanted: list[str]) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"could not fetch {repository} from the hub ({reason}); check the network and the name"
-            f" ({EMBEDDED}, {', '.join(BACKBONES)}, or a hub id), or name a folder with its files"
+            f"expected to fetch {repository!s:.80} from the hub, got {reason}; check the network"
+            f" and the name ({EMBEDDED}, {', '.join(BACKBONES)}, or a hub id), or name a folder"
+            " with its files"
         ) from error
 
 
@@ -268,10 +270,11 @@ def _shards(first: Path) -> tuple[Path, ...]:
     if not first.name.endswith(INDEX):
         return (first,)
     shards = _shard_names(first)
-    absent = [shard for shard in shards if not (first.parent / shard).is_file()]
+    absent = [shard for shard in shards if not os.path.isfile(first.parent / shard)]
     if absent:
         raise InputError(
-            f"{first.parent}: shards {', '.join(absent)} are missing; fetch them again"
+            f"{first}: expected the files that it names beside it, got none of the name"
+            f" {', '.join(map(repr, absent)):.200}; fetch them again"
         )
     return tuple(first.parent / shard for shard in shards)
 
@@ -292,11 +295,24 @@ def _tokenizer(name: str, folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not vocabulary.is_in(folder):
         raise InputError(
-            f"no tokenizer for {name}: expected {', '.join(vocabulary.WHOLE)}, or vocab.json and"
-            f" merges.txt, in {folder}; copy them there from the model's repository or name their"
-            " folder"
+            f"expected a tokenizer for {name!s:.80}, {', '.join(vocabulary.WHOLE)}, or vocab.json"
+            f" and merges.txt, in {folder!s:.80}, got none; copy them there from the model's"
+            " repository or name their folder"
         )
     return folder
+
+
+def check_once(repeated: Collection[str], path: Path) -> None:
+    """Refuse tensors that an earlier file has as well.
+
+    Raises:
+        InputError: there are some.
+    """
+    if repeated:
+        raise InputError(
+            f"{path}: expected every tensor in one file, got {min(repeated)} in another one too;"
+            " fetch them again"
+        )
 
 
 class SafetensorsFiles:
@@ -316,6 +332,7 @@ class SafetensorsFiles:
         for path in paths:
             with self._reading(path) as file:
                 self.metadata |= file.metadata() or {}
+                check_once(self._file_of.keys() & set(file.keys()), path)
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     self._file_of[name] = path
                     self._shapes[name] = tuple(file.get_slice(name).get_shape())

@@ -1,11 +1,13 @@
 """The tensors in weights files of any kind, under the names that a CLIP has by itself."""
 
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from coop_jax.clip import source
 from coop_jax.clip.source import SafetensorsFiles
 from coop_jax.clip.weights import Tensors
 from coop_jax.errors import InputError
@@ -37,7 +39,7 @@ def open_files(paths: Sequence[Path]) -> Tensors:
     else:
         from coop_jax.clip.torch_archive import TorchArchive
 
-        tensors = Joined([TorchArchive(path) for path in paths])
+        tensors = Joined([TorchArchive(path) for path in paths], paths[0])
     return _one_table(_unwrapped(tensors, str(paths[0])))
 
 
@@ -49,10 +51,17 @@ def header(tensors: Tensors) -> Mapping[str, str]:
 
 
 class Joined:
-    """The tensors of several files."""
+    """The tensors of several files.
 
-    def __init__(self, files: Sequence[Tensors]):
-        self._of = {name: file for file in files for name in file.names()}
+    Raises:
+        InputError: a tensor is in two of them.
+    """
+
+    def __init__(self, files: Sequence[Tensors], where: Path):
+        self._of: dict[str, Tensors] = {}
+        for file in files:
+            source.check_once(file.names() & self._of.keys(), where)
+            self._of |= dict.fromkeys(file.names(), file)
 
     def names(self) -> set[str]:
         """All tensor names."""
@@ -135,14 +144,26 @@ def _unwrapped(tensors: Tensors, where: str) -> Tensors:
     return Renamed(tensors, prefixes.pop())
 
 
+def _beginning(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes of a file, and how many it has."""
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                return file.read(9), status.st_size
+        got = "a folder, a pipe or a device"
+    except OSError as error:
+        got = error.strerror
+    raise InputError(f"{path}: expected a file of weights, got {got}; fetch it again")
+
+
 def _is_safetensors(path: Path) -> bool:
     """Tell the kind of a weights file by its first bytes.
 
     Raises:
         InputError: it is of no kind that holds weights.
     """
-    with path.open("rb") as file:
-        start, size = file.read(9), path.stat().st_size
+    start, size = _beginning(path)
     if len(start) == 9 and start[8:] == b"{":
         return True
     if start[:4] == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):

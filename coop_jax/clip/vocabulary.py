@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,6 +57,10 @@ refused.
 
 MARKS = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token")
 """Keys of tokens that transformers finds inside of words too, as "!" where that is the padding."""
+
+
+LARGEST_ID = 8_000_000
+"""An id that no tokenizer reaches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +119,7 @@ def is_in(folder: Path) -> bool:
 
 def _content(token: Any) -> Any:
     """The text of a token, which may be described by an object."""
-    return token.get("content") if isinstance(token, dict) and token else token
+    return token["content"] if isinstance(token, dict) and "content" in token else token
 
 
 def unsupported(folder: Path, key: str, expected: str, got: Any) -> InputError:
@@ -129,7 +134,10 @@ def is_plain(folder: Path, config: Mapping[str, Any]) -> bool:
     special = read_json(folder / "special_tokens_map.json")
     marks = [_content(values.get(key)) for values in (config, special) for key in MARKS]
     same_class = config.get("tokenizer_class") in OPENAI_CLASSES
-    return same_class and all(mark in (START, END, None) for mark in marks) and is_openai(folder)
+    same_tokens = all(mark in (START, END, None) for mark in marks) and {START, END}.issuperset(
+        read_json(folder / "added_tokens.json")
+    )
+    return same_class and same_tokens and is_openai(folder)
 
 
 def is_openai(folder: Path) -> bool:
@@ -147,6 +155,9 @@ def _from_files(folder: Path) -> Any:
     """Read `tokenizer.json` or, where there is none, `vocab.json` and `merges.txt`."""
     whole = folder / "tokenizer.json"
     files = [str(folder / name) for name in PARTS]
+    for path in (whole, *map(Path, files)):
+        if os.path.lexists(path) and not path.is_file():
+            raise unsupported(folder, path.name, "a file", "a folder, a pipe or a device")
     try:
         if whole.is_file():
             return tokenizers.Tokenizer.from_file(str(whole))
@@ -185,11 +196,27 @@ def read_openai(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     tokenizer = _from_files(folder)
     if not is_openai(folder):
         raise not_openai(folder, tokenizer and type(tokenizer.model).__name__)
+    _check_merges(folder, tokenizer)
     start, end = map(tokenizer.token_to_id, (START, END))
     tokenizer.add_special_tokens([START, END])
     _split_as_clip(tokenizer)
     size = tokenizer.get_vocab_size(with_added_tokens=False)
     return OpenAIVocabulary(tokenizer, size, (start,), end, pad=0)
+
+
+def _check_merges(folder: Path, tokenizer: Any) -> None:
+    """Refuse words that no merge leads to: of a torn file of merges, texts have other ids."""
+    if (largest := max(tokenizer.get_vocab().values())) > LARGEST_ID:
+        raise unsupported(folder, "the largest id", f"at most {LARGEST_ID}", largest)
+    whole = json.loads(tokenizer.to_str())  # which counts from 0 to the largest id
+    made = {"".join(merge) for merge in whole["model"]["merges"]}
+    made |= {START, END, *(token["content"] for token in whole["added_tokens"])}
+    words = (word for word in whole["model"]["vocab"] if len(word.removesuffix(WORD_END)) > 1)
+    if lost := sorted(word for word in words if word not in made):
+        raise InputError(
+            f"{folder}: expected merges that lead to every word of the vocabulary, got none for"
+            f" {len(lost)} of them, e.g. {lost[0]!r:.40}; fetch its files again"
+        )
 
 
 def not_openai(folder: Path, kind: str | None) -> InputError:

@@ -74,9 +74,9 @@ def build(tensors: Tensors, config: CLIPConfig, dtype: DTypeLike, where: str) ->
     if problems:
         others = [f"and {len(problems) - LISTED} more"] * (len(problems) > LISTED)
         raise InputError(
-            f"{where}: {len(problems)} tensors do not fit a CLIP of these dimensions"
-            f" ({'; '.join([*problems[:LISTED], *others])}); use a complete, unmodified checkpoint"
-            " with its own config"
+            f"{where}: expected the tensors of a CLIP of these dimensions, got {len(problems)} that"
+            f" do not fit ({'; '.join([*problems[:LISTED], *others])}); use a complete, unmodified"
+            " checkpoint with its own config"
         )
     values = {path: np.empty(leaf.shape, np.float32) for path, leaf in flat.items()}
     for slot in table:
@@ -95,7 +95,9 @@ def transformers_tensors(clip: CLIP) -> dict[str, np.ndarray]:
     flat = dict(nnx.to_flat_state(nnx.state(clip)))
     vision = clip.config.vision
     if not isinstance(vision, ViTConfig):
-        raise InputError("expected a ViT image tower, as transformers' CLIP has, got a ResNet")
+        raise InputError(
+            "expected a ViT image tower, as transformers' CLIP has, got a ResNet; keep its files"
+        )
     return {
         slot.name: np.array(
             slot.to_checkpoint(slot.place(np.asarray(flat[slot.path][...])), vision.patch_size),

@@ -14,7 +14,7 @@ import numpy as np
 
 from coop_jax.classes import Classes
 from coop_jax.commands import options
-from coop_jax.data import folders
+from coop_jax.data import decoding, folders
 from coop_jax.data.listing import IMAGE_SUFFIXES
 from coop_jax.errors import InputError
 from coop_jax.predictor import Predictor
@@ -80,7 +80,7 @@ def read_classes(
     path = Path(os.path.expanduser(text))
     if os.path.isfile(path):
         try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
+            names = decoding.read(path).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise InputError(
                 f"expected a file of class names, got {path} ({error}); save it as UTF-8"

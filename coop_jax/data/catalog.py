@@ -1,19 +1,21 @@
 """Open any dataset: one of the papers', the built-in digits, or a user's own images."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from coop_jax.classes import Classes, spelled
+from coop_jax.classes import Classes
 from coop_jax.data import copies, features, overlay, own, records, repeats
 from coop_jax.data.examples import Dataset, Examples, FileSource
 from coop_jax.data.listing import SPLITS, Listing, label_array
 from coop_jax.data.official import OFFICIAL, Official
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.terminal import check_name
+
+logger = logging.getLogger(__name__)
 
 DIGITS = "digits"
 
@@ -55,7 +57,7 @@ def load(
             " catalogue has its class names"
         )
     if name == DIGITS:
-        return _digits(data_dir)
+        return _digits(data_directory(data_dir))
     if name in OFFICIAL:
         return _official(name, OFFICIAL[name], data_directory(data_dir))
     path = Path(name).expanduser()
@@ -77,7 +79,7 @@ def check_names(chosen: Sequence[str]) -> None:
         InputError: one is neither.
     """
     for name in chosen:
-        if name not in names() and not Path(name).expanduser().exists():
+        if name not in names() and not os.path.exists(os.path.expanduser(name)):
             raise InputError(
                 f"expected a dataset's name ({', '.join(names())}) or the path of a folder, .csv,"
                 f' .json or .npz, got "{name}"; choose a name of the list or an existing path'
@@ -118,10 +120,12 @@ def open_listing(
     """A dataset whose images are read from the files of a listing.
 
     Where `data_dir` has a copy of them (see `prepare`), they are read from there instead: labels,
-    file names and order are the same. `upright`: as in `Examples`.
+    file names and order are the same. What is damaged of it is read from the files, and a line says
+    so. `upright`: as in `Examples`.
     """
     copy = copies.find(name, listing, data_dir)
     sources = {} if copy is None else copies.open_sources(listing, copy)
+    copy = copy if sources else None
     splits = {}
     for split in SPLITS:
         files = listing.splits[split]
@@ -146,17 +150,24 @@ def _official(name: str, row: Official, data_dir: Path) -> Dataset:
     return open_listing(name, listing, (row.template,), data_dir=data_dir, repeated=row.repeated)
 
 
-def _digits(data_dir: str | os.PathLike[str] | None) -> Dataset:
+def _digits(data_dir: Path) -> Dataset:
     from coop_jax.data import digits  # TFDS takes a while
 
-    builder = digits.prepare(digits.Digits(data_dir=data_dir))
-    place = Path(builder.data_path)
+    try:
+        copy = digits.prepare(data_dir)
+    except MachineError as error:
+        logger.warning("%s; the digits are read from scikit-learn instead", error)
+        copy = None
     splits = {}
     for split in SPLITS:
-        source = records.open_split(builder, split)
-        labels, file_names = records.index(source, place / f"index-{split}.npz")
+        source = digits.Drawn(split)
+        if copy is None:
+            labels, file_names = records.rows(source)
+        else:
+            stored = records.open_split(records.open_copy(copy), split)
+            source = records.Checked(stored, copy, original=source)
+            labels, file_names = records.index(source, copy / f"index-{split}.npz")
         splits[split] = Examples(source, split, labels, file_names, np.arange(len(labels)))
-    features: Any = builder.info.features
+    place = "scikit-learn" if copy is None else f"TFDS copy {copy}"
     templates = ('a photo of the number: "{}".',)
-    class_names = spelled(features["label"].names)
-    return Dataset(DIGITS, Classes(class_names), templates, **splits, place=f"TFDS copy {place}")
+    return Dataset(DIGITS, Classes(digits.DIGIT_NAMES), templates, **splits, place=place)

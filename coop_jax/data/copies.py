@@ -1,9 +1,12 @@
 """Copies of image files in ArrayRecord shards, which are faster to read than a million files."""
 
+import contextlib
 import functools
 import hashlib
+import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from coop_jax.data import decoding, records
-from coop_jax.data.examples import Source
-from coop_jax.data.listing import SPLITS, Listing
-from coop_jax.errors import InputError
+from coop_jax import writing
+from coop_jax.data import decoding, making, records
+from coop_jax.data.examples import FileSource, Source
+from coop_jax.data.listing import SPLITS, Listing, some
+from coop_jax.errors import InputError, MachineError
+from coop_jax.printing import one_line, plural
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "prepared"
 VERSION = "1.0.0"
@@ -43,13 +50,32 @@ def find(name: str, listing: Listing, data_dir: Path) -> Path | None:
 def open_sources(listing: Listing, copy: Path) -> dict[str, Source]:
     """The records of each split that has images, in the order of the listing.
 
-    Raises:
-        InputError: the copy cannot be read.
+    Damaged records are read from the files. Where the copy cannot be opened at all there are none,
+    and a line says so.
     """
-    builder = records.open_copy(copy)
-    return {
-        split: records.open_split(builder, stored) for split, stored in stored_as(listing).items()
-    }
+    try:
+        builder = records.open_copy(copy)
+        opened = {
+            split: records.open_split(builder, stored)
+            for split, stored in stored_as(listing).items()
+        }
+        lengths = {split: len(source) for split, source in opened.items()}
+        expected = {split: len(listing.splits[split].paths) for split in opened}
+        if lengths != expected:
+            raise InputError(f"expected the records {expected}, got {lengths}")
+    except Exception as error:  # ArrayRecord and TFDS raise many kinds
+        logger.warning(
+            "%s: expected a copy as it was written, got %s; the original files are read instead,"
+            " until `coop_jax prepare` has made it again",
+            *(copy, one_line(error)),
+        )
+        return {}
+    sources = {}
+    for split, source in opened.items():
+        paths = np.asarray(listing.splits[split].paths, str)
+        files = FileSource(listing.root, paths)
+        sources[split] = records.Checked(source, copy, original=files, names=paths)
+    return sources
 
 
 def stored_as(listing: Listing) -> dict[str, str]:
@@ -115,7 +141,9 @@ def write(
 ) -> Path:
     """Copy the files of a listing bit for bit, unless it is done already.
 
-    An interrupted copy is never used, and goes on where it was: shards that are complete stay.
+    An interrupted copy is never used, and goes on where it was: shards that are complete stay. Of a
+    finished one every record is read, and what is damaged is written again. Another process that
+    makes the same copy is waited for.
 
     Args:
         name: the dataset's name.
@@ -128,37 +156,92 @@ def write(
         The folder, which `tfds.builder_from_directory` reads.
 
     Raises:
-        InputError: a file cannot be read, or the folder cannot be written.
+        InputError: a file cannot be read, or the data directory is a file.
+        MachineError: the folder cannot be written.
     """
     states = file_states(listing)
     folder = _folder(name, listing, states, data_dir)
-    finished, unfinished = folder / VERSION, folder / _UNFINISHED
     stored = sorted(set(stored_as(listing).values()))
     shards = [shard for split in stored for shard in plan(split, states[split][:, 0].clip(0))]
-    if finished.is_dir():
-        advance(sum(shard.stop - shard.start for shard in shards))
-        return finished
-    try:
-        unfinished.mkdir(parents=True, exist_ok=True)
-        write_shard = functools.partial(_write_shard, listing, unfinished, advance)
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                list(pool.map(write_shard, shards))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        for left in unfinished.glob(f"*.{_UNFINISHED}"):
-            left.unlink()
-        _write_metadata(listing, shards, states, unfinished)
-        unfinished.rename(finished)
-    except OSError as error:
-        another_process_was_first = finished.is_dir()
-        if another_process_was_first:
-            return finished
+    files = [above for above in folder.parents if above.is_file()]
+    if files:
         raise InputError(
-            f"expected to write copies of images to {folder}, got {error}; name another data"
-            " directory or make room there"
-        ) from error
-    return finished
+            f"expected to write copies of images to {folder}, got the file {files[0]}; name another"
+            " data directory"
+        )
+    with writing.said("write copies of images", folder), making.alone(folder) as is_alone:
+        _write(listing, folder, shards, states, workers, advance, is_alone)
+    return folder / VERSION
+
+
+def _write(
+    listing: Listing,
+    folder: Path,
+    shards: Sequence[Shard],
+    states: dict[str, np.ndarray],
+    workers: int,
+    advance: Callable[[int], None],
+    is_alone: bool,
+) -> None:
+    finished, unfinished = folder / VERSION, folder / _UNFINISHED
+    if finished.is_dir():
+        if _is_whole(listing, finished, shards, workers):
+            advance(sum(shard.stop - shard.start for shard in shards))
+            return
+        shutil.rmtree(unfinished, ignore_errors=True)
+        finished.rename(unfinished)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    names = {shard.file_name for shard in shards}
+    for left in unfinished.iterdir() if is_alone else ():
+        if left.name not in names:
+            left.unlink()
+    write_shard = functools.partial(_write_shard, listing, unfinished, advance)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            list(pool.map(write_shard, shards))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    _write_metadata(listing, shards, states, unfinished)
+    making.sync(unfinished)
+    try:
+        unfinished.rename(finished)
+    except OSError:
+        if not finished.is_dir():  # another process was first, without locks
+            raise
+    writing.sync_folder(folder)
+
+
+def _is_whole(listing: Listing, copy: Path, shards: Sequence[Shard], workers: int) -> bool:
+    """Tell whether a finished copy is as it was written; a line says what is not."""
+    with ThreadPoolExecutor(workers) as pool:
+        damages = list(pool.map(lambda shard: _damage(listing, copy, shard), shards))
+    damaged = [damage for damage in damages if damage]
+    if not damaged and open_sources(listing, copy):
+        return True
+    logger.warning(
+        "%s: expected it as it was written, got %s; it is made again",
+        *(copy, f"{plural(len(damaged), 'damaged file')} ({some(damaged, 1)})"),
+    )
+    return False
+
+
+def _damage(listing: Listing, folder: Path, shard: Shard) -> str:
+    """Say what is wrong with a shard; nothing where all its records are those of its files."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    features, paths = _features(listing.class_names), listing.splits[shard.split].paths
+    try:
+        reader = ArrayRecordReader(os.fspath(folder / shard.file_name))
+        if (got := reader.num_records()) != shard.stop - shard.start:
+            return f"{shard.file_name}: {plural(got, 'record')}"
+        for place in range(shard.start, shard.stop):
+            (record,) = reader.read([place - shard.start])
+            name = features.deserialize_example_np(record, decoders=_decoders())["file_name"]
+            if name.decode() != paths[place]:
+                return f"{shard.file_name}: another image than {paths[place]}"
+    except Exception as error:  # ArrayRecord and TFDS raise many kinds
+        return f"{shard.file_name}: {type(error).__name__}: {one_line(error):.200}"
+    return ""
 
 
 def count(listing: Listing) -> int:
@@ -172,23 +255,33 @@ def _write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     file = folder / shard.file_name
-    if file.exists():
+    if file.exists() and not _damage(listing, folder, shard):
         advance(shard.stop - shard.start)
         return
     files = listing.splits[shard.split]
     features = _features(listing.class_names)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.{_UNFINISHED}")
-    # Images are compressed already, and TFDS reads groups of one record.
-    writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1,uncompressed")
     try:
-        for place in range(shard.start, shard.stop):
-            path, label = files.paths[place], int(files.labels[place])
-            record = {"image": _read(listing.root / path), "label": label, "file_name": path}
-            writer.write(features.serialize_example(record))
-            advance(1)
+        # Images are compressed already, and TFDS reads groups of one record.
+        writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1,uncompressed")
+        try:
+            for place in range(shard.start, shard.stop):
+                path, label = files.paths[place], int(files.labels[place])
+                record = {"image": _read(listing.root / path), "label": label, "file_name": path}
+                writer.write(features.serialize_example(record))
+                advance(1)
+        finally:
+            writer.close()
+        making.sync(unfinished)
+        unfinished.replace(file)
+    except RuntimeError as error:  # of ArrayRecord's
+        raise MachineError(
+            f"expected to write copies of images, got {one_line(error)}; make room, and the same"
+            " command goes on"
+        ) from error
     finally:
-        writer.close()
-    unfinished.replace(file)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes:
@@ -221,6 +314,12 @@ def _write_metadata(
         version=VERSION,
         check_data=False,
     )
+
+
+def _decoders() -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    return {"image": tfds.decode.SkipDecoding()}
 
 
 def _features(class_names: Sequence[str]) -> Any:

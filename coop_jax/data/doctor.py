@@ -17,7 +17,7 @@ from coop_jax.data import catalog, class_names, decoding, repeats
 from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.data.listing import SPLITS, absent_files, read_split_file, some
 from coop_jax.data.official import OFFICIAL, Official
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.printing import one_line, plural
 from coop_jax.reading import CONTEXT_LENGTH, least_tokens
 
@@ -72,7 +72,7 @@ def examine(name: str, data_dir: Path) -> Findings:
         _check_split_file(findings, row, data_dir / row.folder / row.split_file.name)
     try:
         findings.dataset = _open(findings, row, data_dir)
-    except InputError as error:
+    except (InputError, MachineError) as error:
         findings.problems.append(one_line(error))
         return findings
     if findings.dataset.origin:
@@ -321,12 +321,7 @@ def _look(examples: Examples, index: int) -> Seen:
     try:
         encoded = examples.encoded(index)
         image = decoding.decode(encoded, examples.place(index), upright=False)
-    except InputError as error:
+    except (InputError, MachineError) as error:
         return Seen(one_line(error))
-    except Exception as error:  # a damaged shard raises many kinds
-        return Seen(
-            f"expected the image {examples.file_names[index]} of {examples.split}, got"
-            f" {type(error).__name__}: {one_line(error)}; remove the copy and prepare it again"
-        )
     lies = decoding.orientation(image) != 1
     return Seen("", hashlib.sha256(encoded).digest(), lies, decoding.highest(image, encoded))

@@ -259,7 +259,7 @@ class Dataset:
         if part not in halves or not len(halves[part]):
             raise InputError(
                 f"expected a part ({', '.join(halves)}) of the {len(labels)} classes of"
-                f" {self.name} with at least one class, got {part!r}"
+                f" {self.name} with at least one class, got {part!r:.80}; choose another"
             )
         chosen = halves[part]
         return dataclasses.replace(

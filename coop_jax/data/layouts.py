@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from coop_jax.data import folders
+from coop_jax.data import decoding, folders
 from coop_jax.data.listing import Files, Listing, check_files, read_split_file, some
 from coop_jax.errors import InputError
 
@@ -126,7 +126,7 @@ def imagenet_class_names(root: Path) -> dict[str, str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = decoding.read(path).decode().splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected the text file {path}, got {error}; CoOp's DATASETS.md says where it is from"

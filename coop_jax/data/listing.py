@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coop_jax.classes import spelled
+from coop_jax.data import decoding
 from coop_jax.errors import InputError
 from coop_jax.printing import plural
 
@@ -128,7 +129,7 @@ def read_split_file(path: Path, root: Path) -> Listing:
             labels have gaps, or one label has two names.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(decoding.read(path).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"expected a split file {path} in JSON, got {error}; restore it or save it as UTF-8"

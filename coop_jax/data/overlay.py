@@ -1,5 +1,6 @@
 """The papers' datasets from TFDS's catalogue, with CoOp's split and class names laid over."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from coop_jax.data.examples import Dataset, Examples, Source
 from coop_jax.data.listing import SPLITS, label_array, read_split_file, some
 from coop_jax.data.official import Catalogued, Official
 from coop_jax.data.sampling import FRACTIONS, split_by_class
-from coop_jax.errors import InputError
-from coop_jax.printing import plural
+from coop_jax.errors import InputError, MachineError
+from coop_jax.printing import one_line, plural
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ def load(name: str, row: Official, data_dir: Path) -> Dataset:
     dataset's `$DATA` folder, and its absence is warned of; ImageNet and its variants need none.
 
     Raises:
-        InputError: there is no prepared copy, it cannot be read, or it and the split file do not
-            have the same images.
+        InputError: there is no prepared copy, it is of another kind, or it and the split file do
+            not have the same images.
+        MachineError: it is damaged.
     """
     if row.tfds is None or not (data_dir / row.tfds.folder).is_dir():
         raise absent(name, row, data_dir)
@@ -116,6 +118,24 @@ class _Copy:
 
 
 def _open(row: Catalogued, place: Path) -> _Copy:
+    """Open all of a copy's splits, whose files have no digests of ours.
+
+    Raises:
+        InputError: it is of another kind.
+        MachineError: it is damaged.
+    """
+    try:
+        return _opened(row, place)
+    except (InputError, MachineError):
+        raise
+    except Exception as error:  # damaged files of TFDS lead to many kinds
+        raise MachineError(
+            f"expected a dataset as TFDS wrote it in {place}, got {type(error).__name__}:"
+            f" {one_line(error):.200}; remove the folder and prepare it again"
+        ) from error
+
+
+def _opened(row: Catalogued, place: Path) -> _Copy:
     builder = records.open_copy(place)
     features: Any = builder.info.features
     label_names = tuple(features["label"].names)
@@ -129,8 +149,9 @@ def _open(row: Catalogued, place: Path) -> _Copy:
     sources, splits, labels, paths = [], [], [], []
     for split in tfds_splits:
         source = records.open_split(builder, split)
-        found, files = records.index(source, place / f"index-{split}.npz", row.file_feature)
-        sources.append(source)
+        checked = functools.partial(records.Checked, source, place, file_feature=row.file_feature)
+        found, files = records.index(checked(), place / f"index-{split}.npz", row.file_feature)
+        sources.append(checked(names=files))
         splits += [split] * len(found)
         labels.append(found)
         paths += [

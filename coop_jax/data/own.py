@@ -1,12 +1,13 @@
 """A user's own images: a folder, a table, or a CoOp-style split; nothing to program."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from coop_jax.classes import spelled
-from coop_jax.data import folders, parts
+from coop_jax.data import decoding, folders, parts
 from coop_jax.data.listing import (
     SPLITS,
     Files,
@@ -106,9 +107,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     A row without a split has the split "all".
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+        file = io.StringIO(decoding.read(path).decode("utf-8-sig"), newline="")
+        reader = csv.reader(file)
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"expected a table {path}, got {error}; save it as UTF-8 CSV") from error
     lines = [(number, cells) for number, cells in lines if any(cells)]
@@ -135,7 +136,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _read_class_names(path: Path, labels: Sequence[str]) -> tuple[str, ...]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoding.read(path).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
             f"expected a class-name file {path}, got {error}; restore it or save it as UTF-8"

@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from coop_jax import command_line
-from coop_jax.data import catalog, copies, overlay
+from coop_jax.data import catalog, copies, digits, overlay
 from coop_jax.data.listing import Listing
 from coop_jax.data.official import OFFICIAL, Catalogued
 from coop_jax.errors import InputError
@@ -39,10 +39,11 @@ def prepare(
         Where the dataset is now, in words.
 
     Raises:
-        InputError: there is no such dataset, its files cannot be used, nothing can be written, or
-            TFDS cannot prepare it.
+        InputError: there is no such dataset, its files cannot be used, or TFDS cannot prepare it.
+        MachineError: nothing can be written.
     """
     if name == catalog.DIGITS:
+        digits.prepare(data_dir)
         return catalog.load(name, data_dir).place
     if name not in OFFICIAL:
         title, listing = catalog.own_listing(name, class_names)
@@ -80,7 +81,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
     except Exception as error:  # TFDS and its builders raise many kinds
         raise InputError(
             f"expected TFDS to download and prepare {request} in {data_dir}, got"
-            f" {type(error).__name__}: {one_line(error)}"
+            f" {type(error).__name__}: {one_line(error)}; see to that, and try again"
         ) from error
 
 

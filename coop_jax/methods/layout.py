@@ -91,7 +91,8 @@ def layout(
     before = position if isinstance(position, int) else counts.get(position)
     if before is None:
         raise InputError(
-            f"class_token_position: expected one of {', '.join(counts)}, got {position!r}"
+            f"class_token_position: expected one of {', '.join(counts)}, got {position!r:.80};"
+            " choose one"
         )
     texts = [f"{placeholder} {name}{ending}".strip() for name in class_names]
     tokens = tokenizer(texts)

@@ -1,5 +1,6 @@
 """Methods by name or by the path of a file: found, made, checked, and moved to other classes."""
 
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -58,14 +59,16 @@ def module(name: str) -> Any:
         return _module_of_file(Path(name).expanduser())
     if name not in available():
         raise InputError(
-            f"unknown method {name!r:.80}: expected one of {', '.join(available())}, or the path of"
-            " a .py file"
+            f"expected a method, one of {', '.join(available())} or the path of a .py file, got"
+            f" {name!r:.80}; choose one"
         )
     return importlib.import_module(f"coop_jax.methods.{name}")
 
 
 def _module_of_file(path: Path) -> Any:
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no file")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(
@@ -345,10 +348,12 @@ def fill(method: Any, values: Mapping[str, Any], trained: Classes, wanted: Class
         if not _fits(variables.get(name), values.get(name), len(trained))
     ]
     if misfit:
-        expected = {name: list(variable.shape) for name, variable in variables.items()}
-        got = {name: list(np.shape(value)) for name, value in values.items()}
+        expected, got = (
+            {name: f"{value.dtype} {list(value.shape)}" for name, value in each.items()}
+            for each in (variables, values)
+        )
         raise InputError(
-            f"expected learned variables of the shapes {expected}, as this CLIP, the method's"
+            f"expected learned variables {expected}, as this CLIP, the method's"
             f" settings and the classes make them, got {got}; what was saved is damaged or of"
             " another version: fetch or learn it again"
         )
@@ -381,6 +386,9 @@ def _some(names: Sequence[str]) -> str:
 def _fits(variable: nnx.Variable | None, value: Any, classes: int) -> bool:
     """Return whether a value learned on so many classes may become that of a variable."""
     if variable is None or value is None:
+        return False
+    kinds = (jnp.issubdtype(each.dtype, jnp.floating) for each in (variable[...], value))
+    if len(set(kinds)) > 1:
         return False
     metadata, shape = variable.get_metadata(), tuple(np.shape(value))
     if metadata.get("varying"):

@@ -75,7 +75,8 @@ class HandCrafted(nnx.Module):
         faulty = [template for template in templates if template.count("{}") != 1]
         if not templates or faulty:
             raise InputError(
-                f"templates: expected at least one, each with one {{}}, got {faulty or templates}"
+                "templates: expected at least one, each with one {}, got"
+                f" {', '.join(map(repr, faulty)) or 'none'!s:.80}; correct them"
             )
         if given.texts is not None:
             if templates != (given.template,):

@@ -14,6 +14,7 @@ from coop_jax import results as results_file
 from coop_jax.errors import InputError
 from coop_jax.printing import escaped
 from coop_jax.report.sheet import csv_text
+from coop_jax.terminal import check_name
 from coop_jax.writing import said, write_whole
 
 
@@ -74,6 +75,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     """
     files: dict[Path, Path] = {}
     for path in paths:
+        check_name(path)
         own = path / results_file.FILE_NAME
         below = sorted(path.rglob(own.name)) if path.is_dir() and not own.is_file() else [own]
         if not below:

@@ -152,6 +152,11 @@ class Saved:
         record, learned = files.read(folder)
         classes = Classes(record.pop("class_names"), record.pop("class_ids"))
         record["per_class"] = tuple(record["per_class"])
+        if unknown := set(record["per_class"]) - learned.keys():
+            raise InputError(
+                f"{folder}: expected a row per class in what was learned"
+                f" ({', '.join(learned):.200}), got it of {min(unknown)!r:.80}; fetch it again"
+            )
         names = [name for name in learned if name.startswith(files.SPACE)]
         space = {name.removeprefix(files.SPACE): learned.pop(name) for name in names}
         shapes = {name: array.shape for name, array in space.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from coop_jax import clip as clip_package
 from coop_jax import parallel
 from coop_jax.classes import Classes
-from coop_jax.clip import source
+from coop_jax.clip import openai, source
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.frozen import load_clip, said_of
@@ -88,7 +88,7 @@ def load_its_clip(
         space = clip_package.FeatureSpace(learned.space["texts"].shape[-1])
         space.logit_scale[...] = jnp.asarray(learned.space["logit_scale"])
         return space, None
-    recorded = said_of(learned.training)
+    recorded = _recorded(learned)
     activation = activation or recorded.get("activation", "")
     heads = heads or recorded.get("heads", ())
     try:
@@ -100,6 +100,18 @@ def load_its_clip(
             f"expected the CLIP that this was learned with, {learned.backbone}, got none"
             f" that loads by that name ({error}); say where it is by --clip or clip="
         ) from error
+
+
+def _recorded(learned: Saved) -> dict[str, Any]:
+    """Return what the training record says of the CLIP that its tensors do not show."""
+    recorded = said_of(learned.training)
+    activation, heads = recorded.get("activation", ""), recorded.get("heads")
+    if not isinstance(activation, str) or not (heads is None or openai.are_heads(heads)):
+        raise InputError(
+            "expected a name as activation and two whole numbers as heads of a training record, got"
+            f" {recorded!r:.80}; fetch what was saved again"
+        )
+    return recorded
 
 
 def warn_of_embedded_clip(name: str, dataset: str | None) -> None:

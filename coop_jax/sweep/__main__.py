@@ -31,7 +31,7 @@ from coop_jax.errors import InputError
 from coop_jax.printing import cell, console, escaped, plural
 from coop_jax.sweep.execute import Outcome, in_this_process, on_ray
 from coop_jax.sweep.groups import GROUPS, Group, open_inputs, plan
-from coop_jax.terminal import times
+from coop_jax.terminal import check_name, times
 
 logger = logging.getLogger(sweep.__name__)
 
@@ -155,6 +155,7 @@ def run(chosen: argparse.Namespace) -> int:
             raise InputError(f"expected --ray with --{name}, got none; add --ray")
     from coop_jax import workdir
 
+    check_name(chosen.workdir)
     folder = chosen.workdir.absolute()
     with workdir.locked(folder):
         return _run(chosen, folder)

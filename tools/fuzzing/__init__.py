@@ -1,0 +1,1 @@
+"""The readers that `tools/fuzz.py` feeds, with valid inputs of each."""
