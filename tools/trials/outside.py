@@ -1,11 +1,9 @@
 """What other programs of the project try: bad inputs, the fuzzer, and long use of one process."""
 
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,18 @@ from trials.process import ROOT
 
 TESTS, FUZZER, SOAK = ROOT / "tests", ROOT / "tools" / "fuzz.py", ROOT / "tools" / "soak.py"
 
+INPUTS = Path(__file__).with_name("inputs.py")
+
 
 def _told(words: list[str | Path]) -> tuple[dict[str, Any], str]:
     """Return the last line of JSON that a program of the project prints, and what it complains."""
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(
@@ -33,7 +38,7 @@ def plan_inputs(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 def run_inputs(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Try all bad inputs of a kind in one process of their own."""
-    told, complaint = _told([Path(__file__), trial["configuration"]])
+    told, complaint = _told([INPUTS, trial["configuration"]])
     return told or f"the table: {complaint}"
 
 
@@ -70,23 +75,3 @@ def run_soak(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[st
     """Look whether memory stays flat."""
     told, complaint = _told([SOAK, "--json", f"--runs={trial['times']}"])
     return told or f"the soak: {complaint}"
-
-
-def main() -> None:
-    """Try all bad inputs of the kind that the command line names, and print a line of JSON."""
-    sys.path.insert(0, str(TESTS))
-    bad_inputs: Any = importlib.import_module("bad_inputs")
-    (kind,) = sys.argv[1:]
-    wrong, count = [], 0
-    for case in importlib.import_module(f"bad_inputs.{kind}").cases():
-        if not case.can_run:
-            continue
-        count += 1
-        with tempfile.TemporaryDirectory() as folder:
-            if problem := bad_inputs.problem(case, bad_inputs.run(case, Path(folder))):
-                wrong.append(f"{case}: {problem}")
-    print(json.dumps({"wrong": "\n".join(wrong), "count": count, "lost": len(wrong)}))
-
-
-if __name__ == "__main__":
-    main()
