@@ -46,7 +46,9 @@ KINDS = {
     ),
     "inputs": Kind(outside.plan_inputs, outside.run_inputs, "bad inputs", 0, 250),
     "fuzz": Kind(outside.plan_fuzz, outside.run_fuzz, "executions of the fuzzer", 20_000, 10**6),
-    "soak": Kind(outside.plan_soak, outside.run_soak, "memory over many runs and epochs", 0, 50),
+    "soak": Kind(
+        outside.plan_soak, outside.run_soak, "epochs and runs in one process, memory flat", 0, 50
+    ),
 }
 
 
