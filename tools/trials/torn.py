@@ -140,7 +140,7 @@ def run(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, An
     again = recovered(process.events(), sequel["events"])
     if again and not lines:
         return f"recovered in silence: {', '.join(sorted(again)[:3])}"
-    saw = runs.seen(ended) if lines else "nothing to say"
+    saw = f"exit code 0, {lines[0] if lines else 'nothing to say'}"[:300]
     return {"wrong": runs.left_behind(folder / "files"), "saw": saw}
 
 
