@@ -109,11 +109,11 @@ class Checkpoints:
         self._records: dict[int, dict[str, Any]] = {}
         with writing.said("keep checkpoints", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
-                    cleanup_tmp_directories=True,
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._write_record),
                 ),
                 item_handlers=ocp.StandardCheckpointHandler(),
@@ -283,14 +283,21 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, or what TensorStore makes of it
-            if parallel.is_first():
-                for unfinished in self.folder.glob(f"*{UNFINISHED}*"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._remove_unfinished()
             check_held(self.folder)
             raise MachineError(
                 f"expected to write a checkpoint to {self.folder}, got {one_line(error):.300}; make"
                 " room or see to the disk, and the same command goes on"
             ) from error
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a process that ended while it saved has left.
+
+        Orbax would do it in a thread that a manager which saves nothing does not wait for.
+        """
+        if parallel.is_first():
+            for unfinished in self.folder.glob(f"*{UNFINISHED}*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def close(self) -> None:
         """Wait for pending saves and release the folder."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coop_jax import command_line, config_files
 from coop_jax.errors import InputError
+from coop_jax.holding import check_held
 from coop_jax.printing import escaped, plural
 
 if TYPE_CHECKING:
@@ -56,11 +57,14 @@ def run(chosen: argparse.Namespace) -> int:
         from coop_jax import parallel
 
         parallel.join(*cluster)
-    from coop_jax import protocols
+    from coop_jax import protocols, workdir
 
     try:
-        experiment, plan, rows = protocols.run(config, chosen.workdir)
-        show(experiment, plan, rows)
+        protocols.check(config)
+        with workdir.held(config, chosen.workdir):
+            experiment, plan, rows = protocols.run(config, chosen.workdir)
+            check_held(chosen.workdir)
+            show(experiment, plan, rows)
     except InputError as error:
         raise error.renamed(lambda name: f"--{name}") from None
     return 0

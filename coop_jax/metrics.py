@@ -1,5 +1,6 @@
 """Metrics of a training run, step by step: JSONL, TensorBoard's event files, Weights & Biases."""
 
+import contextlib
 import functools
 import importlib.metadata
 import io
@@ -217,7 +218,7 @@ class _WeightsAndBiases(_Logger):
         self._path = workdir / "metrics" / f"{name}.wandb.json"
 
     def log(self, steps: Sequence[tuple[int, Values]]) -> None:
-        run, known = self._run, json.loads(self._path.read_text())
+        run, known = self._run, self._known()
         for step, values in steps:
             if step >= known["steps"]:
                 run.log(dict(values), step=step)
@@ -232,19 +233,28 @@ class _WeightsAndBiases(_Logger):
         if "_run" in vars(self):
             self._run.finish()
 
+    def _known(self) -> dict[str, Any]:
+        """Return what is kept; where there is nothing yet, or a damaged file, a new run's."""
+        if self._path.exists():
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                kept = json.loads(self._path.read_bytes())
+                return {"id": str(kept["id"]), "steps": int(kept["steps"])}
+            logger.warning("%s is damaged: Weights & Biases is given a new run", self._path)
+        known = {"id": uuid.uuid4().hex[:8], "steps": 0}
+        self._path.parent.mkdir(exist_ok=True)
+        write_whole(self._path, json.dumps(known).encode())
+        return known
+
     @functools.cached_property
     def _run(self) -> Any:
         import wandb  # pyright: ignore[reportMissingImports] - an extra
 
-        if not self._path.exists():
-            self._path.parent.mkdir(exist_ok=True)
-            write_whole(self._path, json.dumps({"id": uuid.uuid4().hex[:8], "steps": 0}).encode())
         try:
             return wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "coop_jax"),
                 group=os.environ.get("WANDB_RUN_GROUP", self._workdir.name),
                 name=self._name,
-                id=json.loads(self._path.read_text())["id"],
+                id=self._known()["id"],
                 resume="allow",
                 reinit="create_new",
                 dir=self._workdir,

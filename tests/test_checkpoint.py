@@ -84,6 +84,7 @@ def test_two_are_kept_and_leftovers_go(saved, tmp_path):
     shutil.copytree(saved, folder)
     (folder / "7.orbax-checkpoint-tmp").mkdir()
     with Checkpoints(folder, ["one", "other"]) as checkpoints:
+        assert sorted(path.name for path in folder.iterdir()) == ["3", "5"]
         assert checkpoints.steps() == [5, 3] and checkpoints.together() == []
         checkpoints.save(state(7))
         checkpoints.wait()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from makers import coop_data
+from makers import coop_data, feature_arrays
 from record_presets import small
 from report_results import make
 
@@ -211,6 +211,24 @@ def test_a_workdir_that_is_lost_while_training_is_not_made_anew(data, folder, lo
         run(data, folder)
     assert f"expected the folder that this process holds, {folder}, got none: " in str(said.value)
     assert not any(folder.glob("*.*"))
+
+
+def test_a_workdir_that_is_lost_before_the_pictures_is_not_made_anew(
+    write_features, folder, capsys, monkeypatch
+):
+    run_all = protocols.run
+
+    def run_and_lose(config, workdir):
+        made = run_all(config, workdir)
+        shutil.rmtree(folder)
+        return made
+
+    monkeypatch.setattr(protocols, "run", run_and_lose)
+    config = f"--config.dataset={write_features(feature_arrays())}", "--config.templates=()"
+    few = "--config.shots=(2,)", "--config.seeds=(1,)", f"--workdir={folder}"
+    assert main(["run", "--config=few_shot:linear_probe", *config, *few]) == 1
+    assert "error: expected the folder that this process holds" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_a_workdir_that_cannot_be_made_is_one_line(data, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from coop_jax.clip import pickles
 from coop_jax.errors import InputError
 
 SKIPPED_PACKAGES = ("torch.optim.", "dassl.optim.")
@@ -115,7 +116,13 @@ class TorchArchive:
                 f"{self._path}: expected dense tensors of float16, bfloat16 or float32, got {name}"
                 f" of {dtype}; convert it in PyTorch"
             )
-        return (tensor.float() if dtype == "bfloat16" else tensor).numpy()
+        try:
+            return (tensor.float() if dtype == "bfloat16" else tensor).numpy()
+        except (RuntimeError, TypeError) as error:  # a tensor without numbers, or a lazy one
+            raise InputError(
+                f"{self._path}: expected numbers in {name!a:.80}, got"
+                f" {' '.join(str(error).split())!s:.200}; save it anew in PyTorch"
+            ) from error
 
 
 def dumps(path: Path, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> bytes:
@@ -159,8 +166,9 @@ def _torch(path: Path) -> Any:
 def _load(torch: Any, path: Path) -> Any:
     """Return the contents of a file, of tensors and plain containers alone."""
     try:
+        pickles.check(path)
         named = []  # the format before PyTorch 1.6 does not tell
-        if zipfile.is_zipfile(path):
+        if pickles.is_zip(path):
             if _is_torch_script(path):
                 with warnings.catch_warnings():  # nothing else reads TorchScript
                     warnings.simplefilter("ignore", FutureWarning)

@@ -34,6 +34,7 @@ KINDS = (
     "datasets",
     "images",
     "saved",
+    "archives",
     "features",
     "workdirs",
     "words",
@@ -113,7 +114,7 @@ def run(case: Case, folder: Path) -> Outcome:
         use._warn_of_embedded_clip()  # once in a process, which has nothing to do with the input
     before, code, error = _listing(folder), None, ""
     start = time.monotonic()
-    with _grown() as memory, _captured() as lines, contextlib.chdir(folder):
+    with grown() as memory, _captured() as lines, contextlib.chdir(folder):
         try:
             with _alarm():
                 code = _apart(words, case.environment) if case.environment else _here(words)
@@ -219,7 +220,7 @@ def _captured() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _grown() -> Iterator[Callable[[], int]]:
+def grown() -> Iterator[Callable[[], int]]:
     """Yield what tells by how many bytes this process has grown at its largest, from Linux."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -52,14 +52,15 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 @functools.cache
-def _tiny() -> tuple[Any, Any]:
+def tiny() -> tuple[Any, Any]:
+    """The embedded CLIP and its tokenizer."""
     return load(source.EMBEDDED)
 
 
 @functools.cache
 def _saved(method: str) -> Saved:
     """An untrained method."""
-    model, tokenizer = _tiny()
+    model, tokenizer = tiny()
     classes = Classes(CLASSES)
     settings = methods.default_config(method)
     made = methods.create(method, model, tokenizer, classes, settings)
@@ -72,7 +73,7 @@ def saved(
     folder: Path,
     method: str = "coop",
     tensors: Mapping[str, np.ndarray | None] | None = None,
-    **record: Any,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """A saved method with right digests, some tensors and some of its record changed.
 
@@ -80,7 +81,7 @@ def saved(
     """
     whole = _saved(method)
     stated = {**vars(whole), "class_names": whole.classes.names, "class_ids": whole.classes.ids}
-    kept = {name: stated[name] for name in files.FIELDS} | record
+    kept = {name: stated[name] for name in files.FIELDS} | dict(record or {})
     arrays = {**whole.learned, **(tensors or {})}
     return write_saved(folder, kept, {k: v for k, v in arrays.items() if v is not None})
 
