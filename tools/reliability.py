@@ -46,7 +46,9 @@ KINDS = {
     ),
     "inputs": Kind(outside.plan_inputs, outside.run_inputs, "bad inputs", 0, 250),
     "fuzz": Kind(outside.plan_fuzz, outside.run_fuzz, "executions of the fuzzer", 20_000, 10**6),
-    "soak": Kind(outside.plan_soak, outside.run_soak, "memory over many runs and epochs", 0, 50),
+    "soak": Kind(
+        outside.plan_soak, outside.run_soak, "epochs and runs in one process, memory flat", 0, 50
+    ),
 }
 
 
@@ -149,8 +151,8 @@ def _make(pool: workers.Workers, kinds: list[str], work: Path) -> None:
 
 
 def _planned(chosen: argparse.Namespace, work: Path, done: set[str]) -> list[dict[str, Any]]:
-    """Return the chosen trials that are not done."""
-    trials = []
+    """Return the chosen trials that are not done, evenly mixed: time may end them."""
+    trials: list[tuple[float, dict[str, Any]]] = []
     for name in chosen.kinds:
         kind = KINDS[name]
         count = kind.ci if chosen.size == "ci" else kind.record
@@ -158,8 +160,9 @@ def _planned(chosen: argparse.Namespace, work: Path, done: set[str]) -> list[dic
         for number, trial in enumerate(planned, start=1):
             called = f"{name}-{chosen.seed}-{number}-{trial['configuration']}"
             if called not in done and (chosen.only or "") in called:
-                trials.append({"kind": name, "name": called, "seed": chosen.seed, **trial})
-    return trials
+                trial = {"kind": name, "name": called, "seed": chosen.seed, **trial}
+                trials.append((number / len(planned), trial))
+    return [trial for _, trial in sorted(trials, key=lambda pair: pair[0])]
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def plan(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     return trials
 
 
-def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
-    """Let the disk fail as the trial says, then go on; say what is not as it must be."""
+def run(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
+    """Let the disk fail as the trial says, then go on; say what is not as it must be, and seen."""
     configuration = trial["configuration"]
     runs.begin(configuration, folder, states)
     real: dict[str, Callable[[dict[str, Any], Path, Path], Ended | None]] = {
@@ -66,7 +66,7 @@ def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
     if trial["how"] in real:
         ended = real[trial["how"]](trial, folder, states)
         if ended is None:
-            return "skipped: this machine does not permit it"
+            return {"wrong": "", "count": 0, "lost": 0, "saw": "skipped: no mounts are permitted"}
     else:
         how = trial["how"]
         action = how if how == "short" else str(getattr(errno, how))
@@ -75,7 +75,7 @@ def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
         ended = Process(runs.words(configuration), folder, fault, name="failed").end()
     if wrong := runs.complaint(ended) or _not_one_line(ended, trial, states):
         return wrong
-    return runs.go_on(configuration, folder, states)
+    return {"wrong": runs.go_on(configuration, folder, states), "saw": runs.seen(ended)}
 
 
 def _not_one_line(ended: Ended, trial: dict[str, Any], states: Path) -> str:

@@ -8,7 +8,8 @@
 // FOLDER is an absolute path without symbolic links. FIRST to LAST are the numbers, from 1, of the
 // events that ACTION befalls: "none", "kill" (before the call), "tear" (a write half done, then
 // killed), "short" (a write half done, which then fails for want of room) or the number of an
-// error that the call fails with. LOG is a file that gets one line for every event, or empty.
+// error that the call fails with. LOG is a file that gets one line for every event, or empty; and a
+// line that begins with "read" for every file that is opened to be read, which is no event.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -83,16 +84,35 @@ static void absolute(int at, const char *path, char *whole) {
     }
   }
   snprintf(whole, PATH_MAX, "%s%s%s", base, ends[path[0] != '/' && *path != '\0'], path);
+  char *name = strstr(whole, "/../") ? strrchr(whole, '/') : NULL;
+  if (name) {
+    char above[PATH_MAX], last_name[NAME_MAX + 2], joined[PATH_MAX + NAME_MAX + 2];
+    snprintf(last_name, sizeof last_name, "%s", name);
+    *name = '\0';
+    if (realpath(whole, above)) {
+      snprintf(joined, sizeof joined, "%s%s", above, last_name);
+      strncpy(whole, joined, PATH_MAX - 1);
+    }
+  }
+}
+
+static void note(const char *call, const char *path) {
+  char line[PATH_MAX + 64];
+  int length = snprintf(line, sizeof line, "%s %s\n", call, path + folder_length);
+  if (log_file >= 0) syscall(SYS_write, log_file, line, length);
+}
+
+static void note_read(int at, const char *path) {
+  if (!atomic_load(&armed) || !path) return;
+  char whole[PATH_MAX];
+  absolute(at, path, whole);
+  if (is_inside(whole)) note("read", whole);
 }
 
 // Count an event, and tell what befalls it: NONE, TEAR, SHORT or an error's number.
 static int befalls(const char *call, const char *path, int is_write) {
   long number = atomic_fetch_add(&events, 1) + 1;
-  if (log_file >= 0) {
-    char line[PATH_MAX + 64];
-    int length = snprintf(line, sizeof line, "%s %s\n", call, path + folder_length);
-    syscall(SYS_write, log_file, line, length);
-  }
+  note(call, path);
   if (number < first || number > last) return NONE;
   if (action == KILL || (action == TEAR && !is_write))
     syscall(SYS_kill, (pid_t)syscall(SYS_getpid), SIGKILL);
@@ -154,6 +174,7 @@ static int at_file(const char *call, int file, int is_write) {
     int mode = va_arg(list, int);                                                  \
     va_end(list);                                                                  \
     if (CHANGES(flags)) FAIL_AT(-1, at_path("open", AT_FDCWD, path));              \
+    if ((flags & O_ACCMODE) != O_WRONLY) note_read(AT_FDCWD, path);                \
     return REAL(name)(path, flags, mode);                                          \
   }
 OPEN(open)
@@ -166,6 +187,7 @@ OPEN(open64)
     int mode = va_arg(list, int);                                                  \
     va_end(list);                                                                  \
     if (CHANGES(flags)) FAIL_AT(-1, at_path("open", at, path));                    \
+    if ((flags & O_ACCMODE) != O_WRONLY) note_read(at, path);                      \
     return REAL(name)(at, path, flags, mode);                                      \
   }
 OPENAT(openat)
@@ -174,6 +196,7 @@ OPENAT(openat64)
 #define FOPEN(name)                                                                \
   FILE *name(const char *restrict path, const char *restrict mode) {               \
     if (strpbrk(mode, "wa+")) FAIL_AT(NULL, at_path("open", AT_FDCWD, path));      \
+    if (strpbrk(mode, "r+")) note_read(AT_FDCWD, path);                            \
     return REAL(name)(path, mode);                                                 \
   }
 FOPEN(fopen)

@@ -1,11 +1,9 @@
 """What other programs of the project try: bad inputs, the fuzzer, and long use of one process."""
 
-import importlib
 import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,22 @@ from trials.process import ROOT
 
 TESTS, FUZZER, SOAK = ROOT / "tests", ROOT / "tools" / "fuzz.py", ROOT / "tools" / "soak.py"
 
+INPUTS = Path(__file__).with_name("inputs.py")
+
 
 def _told(words: list[str | Path]) -> tuple[dict[str, Any], str]:
-    """Return the last line of JSON that a program of the project prints, and what it complains."""
+    """Return the last line of JSON that a program prints, and what it complains of; "" for 0."""
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(
-        lines[-1]
-    ) if lines else {}, f"exit code {done.returncode}: {done.stderr[-600:]}"
+    complaint = f"exit code {done.returncode}: {done.stdout[-300:]} {done.stderr[-600:]}"
+    return json.loads(lines[-1]) if lines else {}, complaint if done.returncode else ""
 
 
 def plan_inputs(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -33,8 +37,8 @@ def plan_inputs(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
 
 def run_inputs(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Try all bad inputs of a kind in one process of their own."""
-    told, complaint = _told([Path(__file__), trial["configuration"]])
-    return told or f"the table: {complaint}"
+    told, complaint = _told([INPUTS, trial["configuration"]])
+    return told or f"the table ends early: {complaint}"
 
 
 def plan_fuzz(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -56,37 +60,22 @@ def run_fuzz(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[st
     keep = f"--keep={folder / 'crashes'}"
     told, complaint = _told([FUZZER, trial["configuration"], "--json", *words, keep])
     if not told:
-        return f"the fuzzer: {complaint}"
-    wrong = complaint if told["crashes"] else ""
-    return {"wrong": wrong, "count": told["executions"], "lost": told["crashes"]}
+        return f"the fuzzer ends early: {complaint}"
+    return {"wrong": complaint, "count": told["executions"], "lost": told["crashes"]}
 
 
 def plan_soak(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """Return the trial of so many epochs and runs in one process."""
-    return [{"configuration": "coop", "times": count}] if count and SOAK.exists() else []
+    """Return the trial of so many epochs of a run, and of so many runs, in one process."""
+    return [{"configuration": "coop", "times": count}] if SOAK.exists() else []
 
 
 def run_soak(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
-    """Look whether memory stays flat."""
-    told, complaint = _told([SOAK, "--json", f"--runs={trial['times']}"])
-    return told or f"the soak: {complaint}"
-
-
-def main() -> None:
-    """Try all bad inputs of the kind that the command line names, and print a line of JSON."""
-    sys.path.insert(0, str(TESTS))
-    bad_inputs: Any = importlib.import_module("bad_inputs")
-    (kind,) = sys.argv[1:]
-    wrong, count = [], 0
-    for case in importlib.import_module(f"bad_inputs.{kind}").cases():
-        if not case.can_run:
-            continue
-        count += 1
-        with tempfile.TemporaryDirectory() as folder:
-            if problem := bad_inputs.problem(case, bad_inputs.run(case, Path(folder))):
-                wrong.append(f"{case}: {problem}")
-    print(json.dumps({"wrong": "\n".join(wrong), "count": count, "lost": len(wrong)}))
-
-
-if __name__ == "__main__":
-    main()
+    """Look whether what the process holds stays flat."""
+    times = trial["times"]
+    told, complaint = _told([SOAK, f"--epochs={times}", f"--runs={times}"])
+    return {
+        "wrong": complaint,
+        "count": 2 * times,
+        "lost": 2 * times * bool(complaint),
+        "saw": told,
+    }

@@ -31,6 +31,9 @@ FAULTS = Path(__file__).with_name("faults.c")
 IMAGES_AT_ONCE = 400
 """Images made ahead in a trial: small runs then have several checkpoints."""
 
+READ = "read /"
+"""How a line begins that is no event: a file was opened to be read."""
+
 LONGEST = 240.0
 """Seconds after which a process counts as one that never ends."""
 
@@ -258,11 +261,17 @@ class Process:
         )
         return Ended(code, out, errors, seconds)
 
+    def _lines(self) -> list[str]:
+        return self.events_path.read_text().splitlines() if self.events_path.exists() else []
+
     def events(self) -> list[str]:
         """Return the events of the file system so far: the call and the path."""
-        if not self.events_path.exists():
-            return []
-        return self.events_path.read_text().splitlines()
+        return [line for line in self._lines() if not line.startswith(READ)]
+
+    def reads(self) -> set[str]:
+        """Return the files in `files` that were opened to be read so far, and are still there."""
+        paths = {line.removeprefix(READ) for line in self._lines() if line.startswith(READ)}
+        return {path for path in paths if (self.files / path).is_file()}
 
 
 def _limit(size: int) -> None:

@@ -1,9 +1,12 @@
 """The record of trials, a JSON line each, and the table made of it."""
 
+import contextlib
 import datetime
 import json
 import os
+import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,7 @@ def append(path: Path, trial: dict[str, Any], answer: dict[str, Any]) -> None:
         **trial,
         "count": answer.get("count", 1),
         "lost": answer.get("lost", int(bool(answer["wrong"]))),
-        "wrong": answer["wrong"],
-        "seconds": answer["seconds"],
+        **{name: answer[name] for name in ("wrong", "saw", "seconds") if name in answer},
         "commit": _commit(),
         "date": datetime.datetime.now().astimezone().date().isoformat(),
     }
@@ -45,6 +47,23 @@ def _commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     return told.stdout.strip()
+
+
+def measured(rows: list[dict[str, Any]]) -> str:
+    """Say when, where and by which seeds a record was made."""
+    dates = sorted({row["date"] for row in rows})
+    when = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+    seeds = ", ".join(sorted({str(row.get("seed", 1)) for row in rows}))
+    python = ".".join(map(str, sys.version_info[:2]))
+    return f"Seed {seeds}, {when}, Python {python}, {os.cpu_count()} cores of a {_processor()}."
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def table(rows: list[dict[str, Any]], kinds: dict[str, str]) -> str:
@@ -63,4 +82,4 @@ def write_docs(rows: list[dict[str, Any]], kinds: dict[str, str]) -> None:
     """Write the table into docs/reliability.md."""
     text = PAGE.read_text()
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows, kinds)}\n\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows, kinds)}\n\n{measured(rows)}\n\n{END}{after}")

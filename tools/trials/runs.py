@@ -173,6 +173,11 @@ def said(ended: Ended, usual: Iterable[str]) -> list[str]:
     ]
 
 
+def seen(ended: Ended) -> str:
+    """Return how a disturbed process ended, for the record."""
+    return f"exit code {ended.code}, {ended.errors[-1] if ended.errors else 'no line'}"[:300]
+
+
 def _general(line: str) -> str:
     return re.sub(r"\d+", "0", line)
 

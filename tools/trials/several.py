@@ -33,7 +33,7 @@ def plan_signals(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def run_signal(trial: dict[str, Any], folder: Path, states: Path) -> str:
+def run_signal(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Send the signal, go on; say what is not as it must be, "" if all is."""
     configuration, number = trial["configuration"], trial["signal"]
     usual = runs.undisturbed(configuration, states)
@@ -56,7 +56,8 @@ def run_signal(trial: dict[str, Any], folder: Path, states: Path) -> str:
     lines = runs.said(ended, usual.errors)
     if ended.code != CODES[signal.Signals(number)] or len(lines) != 1:
         return f"exit code {ended.code}, {len(lines)} lines: {' | '.join(lines):.300}"
-    return runs.complaint(ended) or runs.go_on(configuration, folder, states)
+    wrong = runs.complaint(ended) or runs.go_on(configuration, folder, states)
+    return {"wrong": wrong, "saw": runs.seen(ended)}
 
 
 def plan_deaths(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ def make_pair(configuration: str, states: Path) -> str:
     return ""
 
 
-def run_death(trial: dict[str, Any], folder: Path, states: Path) -> str:
+def run_death(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Kill one of two, look how the other ends, go on with both."""
     expected, seconds = json.loads((states / "pair" / "undisturbed.json").read_text())
     pair = _pair(folder, "pair")
@@ -117,7 +118,8 @@ def run_death(trial: dict[str, Any], folder: Path, states: Path) -> str:
     again = [process.end() for process in _pair(folder, "again")]
     if [end.code for end in again] != [0, 0]:
         return f"again: exit codes {[end.code for end in again]}: {again[0].errors}"
-    return runs.difference(expected, runs.bits(folder / "files"))
+    wrong = runs.difference(expected, runs.bits(folder / "files"))
+    return {"wrong": wrong, "saw": runs.seen(left)}
 
 
 def plan_writers(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:

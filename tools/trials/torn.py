@@ -12,8 +12,11 @@ from trials.process import Fault, Process
 
 DAMAGES = ("empty", "half", "last byte", "flipped bit", "zeros", "deleted", "a folder")
 
-HALF = 0.6
+HALF = 0.4
 """The part of the events of a run that are over where it was killed half-way."""
+
+READ = 0.8
+"""The share of trials with a file that the same command reads where nothing is damaged."""
 
 MAY_REFUSE = ("work/results.jsonl", "work/config.json")
 """What cannot be made again: the same command may refuse instead, in one line."""
@@ -21,9 +24,12 @@ MAY_REFUSE = ("work/results.jsonl", "work/config.json")
 IMMATERIAL = ("tensorboard/", "report.png", "/lock")
 """Files of which nothing is read."""
 
+METRICS = "work/metrics/"
+"""Files that nothing is read of once their run is done."""
+
 
 def make(configuration: str, folder: Path) -> str:
-    """Keep a run that was killed half-way and a finished one, with what the same command does and says then."""
+    """Keep a half-finished and a finished run, with what the same command does and says then."""
     if (folder / configuration / "finished" / "sequel.json").exists():
         return ""
     events = len(runs.undisturbed(configuration, folder).events)
@@ -44,9 +50,14 @@ def _keep_sequel(configuration: str, state: Path, folder: Path) -> str:
     """Go on with a copy of a state, and keep the events and lines of that beside it."""
     trial = state / "sequel"
     shutil.copytree(state / "files", trial / "files")
+    before = {str(path.relative_to(trial / "files")) for path in trial.rglob("files/**/*")}
     process = Process(runs.words(configuration), trial)
     ended = process.end()
-    record = {"events": process.events(), "errors": ended.errors}
+    record = {
+        "events": process.events(),
+        "errors": ended.errors,
+        "reads": sorted(process.reads() & before),
+    }
     (state / "sequel.json").write_text(json.dumps(record))
     expected = runs.undisturbed(configuration, folder).bits
     different = runs.difference(expected, runs.bits(trial / "files"))
@@ -57,19 +68,33 @@ def _keep_sequel(configuration: str, state: Path, folder: Path) -> str:
 def plan(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
     """Choose trials: every kind of file with every damage comes before any comes again."""
     rng = random.Random(f"torn {seed}")
-    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    read: Kinds = {}
+    others: Kinds = {}
     for state in sorted([*folder.glob("*/half"), *folder.glob("*/finished")]):
         configuration = state.parent.name
         if configuration not in runs.CONFIGURATIONS:
             continue
+        reads = set(json.loads((state / "sequel.json").read_text())["reads"])
         for path in sorted((state / "files").rglob("*")):
             name = str(path.relative_to(state / "files"))
-            if path.is_dir() or any(mark in name for mark in IMMATERIAL) or _is_original(name):
+            unread = [*IMMATERIAL, *[METRICS] * (name not in reads)]
+            if path.is_dir() or any(mark in name for mark in unread) or _is_original(name):
                 continue
             for damage in DAMAGES:
                 trial = {"configuration": configuration, "state": state.name, "file": name}
                 kind = (runs.pattern(name), damage, state.name)
+                kinds = read if name in reads else others
                 kinds.setdefault(kind, []).append({**trial, "damage": damage})
+    trials = _some_of(read, round(count * READ), rng)
+    return trials + _some_of(others, count - len(trials), rng)
+
+
+Kinds = dict[tuple[str, ...], list[dict[str, Any]]]
+"""Trials by the pattern of a file's name, the damage, and the state of the run."""
+
+
+def _some_of(kinds: Kinds, count: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Choose trials, each kind once before any comes again."""
     trials = []
     while len(trials) < count and kinds:
         left = list(kinds)
@@ -88,7 +113,7 @@ def _is_original(name: str) -> bool:
     return name.startswith(f"{runs.PHOTOGRAPHS}/")
 
 
-def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
+def run(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[str, Any]:
     """Damage as the trial says, go on; say what is not as it must be, "" if all is."""
     configuration, name = trial["configuration"], trial["file"]
     state = states / configuration / trial["state"]
@@ -108,14 +133,15 @@ def run(trial: dict[str, Any], folder: Path, states: Path) -> str:
         if restored.is_dir():
             restored.rmdir()
         shutil.copy2(state / "files" / name, restored)
-        return runs.go_on(configuration, folder, states)
+        return {"wrong": runs.go_on(configuration, folder, states), "saw": runs.seen(ended)}
     expected = runs.undisturbed(configuration, states).bits
     if different := runs.difference(expected, runs.bits(folder / "files")):
         return f"silently wrong: {different}" if not lines else f"{different}, having said {lines}"
     again = recovered(process.events(), sequel["events"])
     if again and not lines:
         return f"recovered in silence: {', '.join(sorted(again)[:3])}"
-    return runs.left_behind(folder / "files")
+    saw = f"exit code 0, {lines[0] if lines else 'nothing to say'}"[:300]
+    return {"wrong": runs.left_behind(folder / "files"), "saw": saw}
 
 
 def damage(path: Path, how: str, at: float) -> None:
