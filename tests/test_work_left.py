@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ class Method(base.Method):
 """
 """A method that moves to other classes, of given features."""
 
+ALONE = {"shots": (1,), "seeds": (1,)}
 QUICK = {"batch_size": 3, "epochs": 1, "loggers": ()}
 
 
@@ -141,40 +143,78 @@ def test_other_labels_or_files_are_other_data(experiment, split, change):
     assert others == ({"data", "split"} if split == "test" else {"data"})
 
 
-CHANGES = {
-    "transform": {"augmentation": {"flip": 0.25}},
-    "config": {"method": {"n_ctx": 5}, "batch_size": 7, "epochs": 3, "sampling": "linear_probe"},
-}
+CHANGES = [
+    ({"augmentation": {"flip": 0.25}}, {"transform", "config"}),
+    *(
+        (change, {"config"})
+        for change in (
+            {"method": {"n_ctx": 5}},
+            {"clip": {"dtype": "bfloat16"}},
+            {"optimizer": {"momentum": 0.5}},
+            {"batch_size": 7},
+            {"epochs": 3},
+            {"sampling": "linear_probe"},
+        )
+    ),
+    *(
+        (change, set())  # another point of a curve, or what changes no number
+        for change in (
+            {"shots": (5,), "seeds": (6,), "parts": ("base",), "targets": ("dtd",)},
+            {"runs_at_once": 3, "encode_batch_size": 7, "loggers": (), "feature_cache": "here"},
+            {"data_dir": "elsewhere", "templates": ("{}",), "protocol": "cross_dataset"},
+        )
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("key", "change"), [(k, {n: v}) for k in CHANGES for n, v in CHANGES[k].items()]
-)
-def test_other_settings_are_another_config(experiment, key, change):
+@pytest.mark.parametrize(("change", "changed"), CHANGES)
+def test_a_setting_changes_the_hashes_that_it_belongs_to(experiment, change, changed):
     before, after = experiment(), experiment()
     after.config = config_module.merged(after.config, change)
     (target,) = protocols.few_shot(before).targets
     hashes = [dataclasses.asdict(each.hashes(target, ["1.jpg"])) for each in (before, after)]
-    others = {name for name in hashes[0] if hashes[0][name] != hashes[1][name]}
-    assert others == {key, "config"}
+    assert {name for name in hashes[0] if hashes[0][name] != hashes[1][name]} == changed
 
 
 def test_what_was_learned_from_belongs_to_the_split(experiment):
     (target,) = protocols.few_shot(made := experiment()).targets
     hashes = [made.hashes(target, names) for names in ([], ["1.jpg"], ["2.jpg"])]
     assert len({each.split for each in hashes}) == 3
-    assert len({dataclasses.replace(each, split="").config for each in hashes}) == 1
+    assert len({dataclasses.replace(each, split="") for each in hashes}) == 1
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_results_of_other_labels_are_refused(write_features, shift, tmp_path, split):
     arrays = feature_arrays()
-    config = config_of(shift, write_features(arrays), shots=(1,), seeds=(1,))
+    config = config_of(shift, write_features(arrays), **ALONE)
     protocols.run(config, tmp_path / "run")
     arrays[f"{split}_labels"][[0, -1]] = arrays[f"{split}_labels"][[-1, 0]]
     write_features(arrays)
     with pytest.raises(InputError, match=r"expected results of the same data as now"):
         protocols.run(config, tmp_path / "run")
+
+
+def test_results_of_other_data_elsewhere_are_refused(write_features, shift, tmp_path):
+    """Where it is evaluated on, but not trained on."""
+    arrays, path = feature_arrays(seed=1), write_features(feature_arrays())
+    target = write_features(arrays, "other.npz")
+    config = config_of(shift, path, protocol="cross_dataset", targets=(str(target),), **ALONE)
+    protocols.run(config, tmp_path / "run")
+    arrays["test_labels"][[0, -1]] = arrays["test_labels"][[-1, 0]]
+    write_features(arrays, "other.npz")
+    with pytest.raises(InputError, match=r"expected results of the same data as now"):
+        protocols.run(config, tmp_path / "run")
+
+
+def test_another_code_of_a_method_is_another_config(write_features, shift, tmp_path):
+    config, hashes = config_of(shift, write_features(feature_arrays()), **ALONE), []
+    for code in (SHIFT, SHIFT + "# changed\n"):
+        Path(shift).write_text(code)
+        experiment = protocols.Experiment(config, tmp_path / "run")
+        (target,) = protocols.few_shot(experiment).targets
+        hashes.append(experiment.hashes(target))
+    assert hashes[0].config != hashes[1].config
+    assert dataclasses.replace(hashes[0], config=hashes[1].config) == hashes[1]
 
 
 FIVE = [f"class {number}" for number in "abcde"]
