@@ -1,14 +1,15 @@
 """Sizes that all differ, so that none can be taken for another, and none is 1."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_clip
 from flax import nnx
 
-from coop_jax import methods
+from coop_jax import images, methods
 from coop_jax.clip.config import CLIPConfig, TextConfig, TransformerConfig, ViTConfig
-from coop_jax.methods import Images
+from coop_jax.methods import Batch, Images, Learned
 
 NAMES = ("circle", "hen-of-the-woods", "a", "seven", "black and gold garden spider")
 EMBEDDING, WIDTH, HIDDEN = 80, 48, 5
@@ -125,3 +126,55 @@ def test_what_is_encoded_beside_it_changes_no_row(uneven_clip, tiny_tokenizer, t
     if tower == "image":
         turned = np.asarray(encode(uneven_clip, inputs.transpose(0, 2, 1, 3)))
         assert np.abs(turned - whole).max() > 1e-3
+
+
+def taken(method, clip):
+    """The shapes of what a method takes of 7 images."""
+    pixels = jax.ShapeDtypeStruct((7, 24, 24, 3), jnp.uint8)
+    made = {"pixels": pixels}
+    for field in {*method.takes} - {"pixels"}:
+        name = "features" if field == "teacher" else field
+        encode = lambda pixels, name=name: images.of_tower(clip, clip.normalized(pixels), name)  # noqa: E731
+        made[field] = jax.eval_shape(encode, pixels)
+    views = method.views.train
+
+    def in_views(leaf):
+        shape = leaf.shape if views == 1 else (leaf.shape[0], views, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return Images(**{field: in_views(made[field]) for field in method.takes})
+
+
+DEPTHS = {
+    "ivlp": {"depth_text": 3, "depth_vision": 2},
+    "promptsrc": {"depth_text": 3, "depth_vision": 2},
+    "maple": {"depth": 2},
+    "mma": {"first": 2, "last": 2},
+}
+"""The towers have 2 and 3 layers."""
+
+
+@pytest.mark.parametrize("name", sorted({*methods.available()} - {"tda", "tpt", "zero_shot"}))
+def test_every_method_s_gradient_has_the_shapes_of_what_it_learns(
+    uneven_clip, tiny_tokenizer, name
+):
+    """Of all that take one, where widths, the embedding and the numbers of layers differ."""
+    method = created(name, uneven_clip, tiny_tokenizer, **DEPTHS.get(name, {}))
+    clip_graph, frozen = nnx.split(uneven_clip)
+    graph, learned, rest = nnx.split(method, Learned, ...)
+    batch = Batch(
+        taken(method, uneven_clip),
+        jax.ShapeDtypeStruct((7,), jnp.int32),
+        jax.ShapeDtypeStruct((7,), jnp.float32),
+        jax.random.key(0),
+    )
+
+    def losses(learned, batch):
+        method = nnx.merge(graph, learned, rest)
+        clip = method.adapt(nnx.merge(clip_graph, frozen), jax.random.key(1))
+        texts = method.texts(clip, jax.random.key(2))
+        return sum(method.losses(clip, texts, batch).values())
+
+    gradient = jax.eval_shape(jax.grad(losses), learned, batch)
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (gradient, learned)]
+    assert shapes[0] == shapes[1]
