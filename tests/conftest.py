@@ -115,7 +115,11 @@ def make_clip(
         "resnet": ResNetConfig(64, 8, (1, 2, 1, 1), 4),
     }
     text = TextConfig(len(tokenizer.words()), 77, TransformerConfig(32, 3, 2, 64))
-    config = CLIPConfig(24, towers[vision], text)
+    return random_clip(CLIPConfig(24, towers[vision], text), dtype)
+
+
+def random_clip(config: CLIPConfig, dtype=np.float32) -> clip_package.CLIP:
+    """A CLIP with random weights."""
     graph, state = nnx.split(
         nnx.eval_shape(lambda: clip_package.CLIP(config, dtype, rngs=nnx.Rngs(0)))
     )
