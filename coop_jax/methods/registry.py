@@ -66,16 +66,20 @@ def module(name: str) -> Any:
     return importlib.import_module(f"coop_jax.methods.{name}")
 
 
-def _module_of_file(path: Path) -> Any:
+def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "no file")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(
             f"expected the file of a method, got {path} ({error.strerror}); name one that can be"
             " read"
         ) from error
+
+
+def _module_of_file(path: Path) -> Any:
+    content = _content(path)
     name = f"coop_jax_method_{hashlib.sha256(content).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -101,12 +105,14 @@ def _module_of_file(path: Path) -> Any:
 def code_of(name: str) -> str:
     """Return the SHA-256 of a method's file, hexadecimal; "" for a method of this package.
 
+    The file is not run.
+
     Raises:
-        InputError: there is no such method or file.
+        InputError: there is no such file.
     """
     if not name.endswith(".py"):
         return ""
-    return hashlib.sha256(Path(module(name).__file__).read_bytes()).hexdigest()
+    return hashlib.sha256(_content(Path(name).expanduser())).hexdigest()
 
 
 def _said(error: Exception) -> str:

@@ -151,6 +151,7 @@ class Saved:
         if hub.is_id(str(place)) and not folder.exists():
             folder = hub.pull(str(place))
         record, learned = files.read(folder)
+        _check_code(record["method"], folder)
         classes = Classes(record.pop("class_names"), record.pop("class_ids"))
         record["per_class"] = tuple(record["per_class"])
         if unknown := set(record["per_class"]) - learned.keys():
@@ -257,6 +258,18 @@ class Saved:
                 f"expected the CLIP that this was learned with, {self.backbone} (fingerprint"
                 f" {self.fingerprint:.8}), got {backbone or 'another'} (fingerprint {got:.8}); load"
                 f" {self.backbone}, or learn with this one"
+            )
+
+
+def _check_code(method: str, folder: Path) -> None:
+    """Refuse a record that names code which came with it; a user's own lies elsewhere."""
+    if method.endswith(".py") and "\0" not in method:
+        path = os.path.realpath(os.path.expanduser(method))
+        if Path(path).is_relative_to(os.path.realpath(folder)):
+            raise InputError(
+                f"{folder}: expected a method of this package or a file of your own, got"
+                f" {method!r:.80}, which came with what was saved and was not run; move the file"
+                " elsewhere if you trust it, and learn with it"
             )
 
 

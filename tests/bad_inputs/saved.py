@@ -1,6 +1,7 @@
 """Saved methods that are damaged, forged, or belong to another CLIP."""
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,7 @@ def cases() -> Iterator[Case]:
             yield _case(f"{field} of {files.RECORD} is {value!r}, unsigned", write)
     for name in ("gone", "/dev/null", "", "..", "\0", "x" * 5000, "\udcff"):
         yield _words(f"interpret of {name:.20}", ["interpret", name], "saved method|name of a file")
+    yield _case("a record with a method of a file beside it", _with_code)
     yield _words("another CLIP", ["interpret", "saved", "--clip=clip"], "fingerprint", clip=True)
     for command in COMMANDS:
         yield _words(" ".join(command)[:60], command, "")
@@ -165,6 +167,13 @@ def _words(name: str, words: Sequence[str], says: str, clip: bool = False) -> Ca
         return words
 
     return Case("saved", name, make, says)
+
+
+def _with_code(folder: Path) -> None:
+    code = 'import os\nos.mkdir("ran")\n'
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    _forged({"method": "saved/mine.py", "code": digest}, folder)
+    (folder / "saved" / "mine.py").write_text(code)
 
 
 def _another(folder: Path) -> None:
