@@ -2,6 +2,8 @@
 
 import functools
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -157,3 +159,26 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path, 
             assert left.exists() and not waiting.done()
         assert len(waiting.result().test) == 540
     assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == ["1.0.0"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["digits", "pets"])
+def test_files_that_may_not_grow_are_one_line_and_the_same_command_goes_on(
+    name, pets, tmp_path, run
+):
+    command = ["prepare", str(pets[0]) if name == "pets" else name, f"--data-dir={tmp_path}"]
+    program = (
+        "import resource, signal, sys\n"
+        "from coop_jax.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program, *command], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "File too large" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("1.0.0"))
+    code, _, err = run(*command)
+    assert (code, err) == (0, []) and len(list(tmp_path.rglob("1.0.0"))) == 1
+    assert not list(tmp_path.rglob("*unfinished*"))

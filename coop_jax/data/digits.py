@@ -17,7 +17,8 @@ from PIL import Image
 from coop_jax import writing
 from coop_jax.data import making
 from coop_jax.data.sampling import FRACTIONS, split_by_class
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
+from coop_jax.printing import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -149,5 +150,10 @@ def _make(copy: Path, is_alone: bool) -> None:
         with contextlib.suppress(FileExistsError):  # another process was first, without locks
             made.rename(copy)
         writing.sync_folder(copy.parent)
+    except RuntimeError as error:  # of ArrayRecord's
+        raise MachineError(
+            f"expected to write the dataset to {copy}, got {one_line(error)}; make room, and the"
+            " same command goes on"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
