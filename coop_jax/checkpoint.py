@@ -252,6 +252,8 @@ class Checkpoints:
         except (OSError, MemoryError) as error:
             raise self._unreadable(step, error) from error
         except Exception as error:  # Orbax and TensorStore have no exception of their own for it
+            if "gloo" in str(error).lower():  # another process is gone
+                raise
             found = re.search(r"OS error \d+: (\w+)", str(error))
             if found and found[1] not in ("ENOENT", "ENOTDIR", "EISDIR"):
                 raise self._unreadable(step, error) from error

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
 from coop_jax.saved import Saved
 from coop_jax.saved.use import warn_of_embedded_clip
+from coop_jax.writing import unfinished_name
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class Experiment:
             Saved.of_run(run, self.backbone).save(folder)
         elif not _holds(folder, run.method):
             logger.warning("%s: is damaged, or another run's: it is made again", folder)
-            aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            aside = unfinished_name(folder.with_name(f".{folder.name}"))
             folder.rename(aside)
             Saved.of_run(run, self.backbone).save(folder)
             shutil.rmtree(aside) if aside.is_dir() else aside.unlink()

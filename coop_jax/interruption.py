@@ -127,7 +127,9 @@ def _silence() -> None:
     """Let nothing more be seen: what libraries say of this exception helps nobody."""
     with contextlib.suppress(OSError):
         sys.stderr.flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STANDARD_ERROR)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in {STANDARD_ERROR, sys.stderr.fileno()}:
+            os.dup2(nowhere, descriptor)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

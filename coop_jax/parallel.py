@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from coop_jax.errors import InputError
+from coop_jax.errors import InputError, MachineError
 from coop_jax.printing import one_line
 
 Tree = TypeVar("Tree")
@@ -114,7 +114,7 @@ def first_does(act: Callable[[], object], what: str) -> None:
         what: what errors of the other processes call it, e.g. "save".
 
     Raises:
-        InputError: it failed in the first process, where the error is the one that `act` raised.
+        MachineError: it failed in the first process, where the error is the one that `act` raised.
     """
     problem: Exception | None = None
     if is_first():
@@ -123,7 +123,7 @@ def first_does(act: Callable[[], object], what: str) -> None:
         except Exception as error:
             problem = error
     if not all_agree(problem is None):
-        raise problem or InputError(
+        raise problem or MachineError(
             f"expected the first process to {what}, got an error there; see what it says"
         )
 

@@ -150,7 +150,7 @@ def held(config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
             except (InputError, MachineError) as error:
                 problem = error
         if not parallel.all_agree(problem is None):
-            raise problem or InputError(
+            raise problem or MachineError(
                 f"expected a --workdir that the first process can hold, got {workdir}; see what it"
                 " says"
             )
