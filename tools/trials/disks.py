@@ -91,11 +91,12 @@ def _not_one_line(ended: Ended, trial: dict[str, Any], states: Path) -> str:
 
 
 def _small(trial: dict[str, Any], folder: Path, states: Path) -> Ended | None:
-    """Run on a file system of a few kB, and copy what is there to the disk."""
+    """Run where a few kB are left on the file system, and copy what is there to the disk."""
     if not may_mount():
         return None
     mount = (
-        'cd .. && mkdir -p small && mount -t tmpfs -o size="$0" tmpfs small && cp -a files/. small'
+        "cd .. && mkdir -p small && taken=$(du -sB1 files | cut -f1) &&"
+        " mount -t tmpfs -o size=$((taken + $0)) tmpfs small && cp -a files/. small"
         ' && cd small && "$@"; code=$?; cd .. && cp -a small/. files; exit $code'
     )
     return _unshared(mount, str(trial["size"]), trial, folder)

@@ -179,7 +179,8 @@ def seen(ended: Ended) -> str:
 
 
 def _general(line: str) -> str:
-    return re.sub(r"\d+", "0", line)
+    """Return a line without numbers and without the folder of its trial."""
+    return re.sub(r"\d+", "0", re.sub(r"/\S*/(?:files|small)/", "", line))
 
 
 def states(work: Path) -> Path:
