@@ -84,6 +84,11 @@ def _varying(state: dict[str, Any]) -> list[str]:
     ]
 
 
+def _is_of_others(error: Exception) -> bool:
+    """Tell whether an operation of all processes failed as another one is gone."""
+    return "gloo" in str(error).lower()
+
+
 class DamagedError(Exception):
     """A checkpoint is not as it was saved; says in which way."""
 
@@ -252,7 +257,7 @@ class Checkpoints:
         except (OSError, MemoryError) as error:
             raise self._unreadable(step, error) from error
         except Exception as error:  # Orbax and TensorStore have no exception of their own for it
-            if "gloo" in str(error).lower():  # another process is gone
+            if _is_of_others(error):
                 raise
             found = re.search(r"OS error \d+: (\w+)", str(error))
             if found and found[1] not in ("ENOENT", "ENOTDIR", "EISDIR"):
@@ -285,6 +290,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, or what TensorStore makes of it
+            if _is_of_others(error):
+                raise
             self._remove_unfinished()
             check_held(self.folder)
             raise MachineError(
