@@ -1,11 +1,14 @@
 """Orbax checkpoints of what is learned, the optimizer state and the step: nothing frozen."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +28,15 @@ logger = logging.getLogger(__name__)
 # What fails in Orbax is an exception, too.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
+
+def _pass_over(unraisable: Any, otherwise: Any = sys.unraisablehook) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        otherwise(unraisable)
+
+
+# Of several writes that fail Orbax waits for the first, and TensorStore complains of the others.
+sys.unraisablehook = _pass_over
+
 KEPT = 2
 """Checkpoints of a stage that are kept: where one is damaged, a run goes on from the other."""
 
@@ -35,7 +47,7 @@ TIME = "_CHECKPOINT_METADATA"
 """The file that Orbax writes last, with the time; nothing is read from it."""
 
 UNFINISHED = ".orbax-checkpoint-tmp"
-"""What follows the step in the name of a checkpoint that is being written."""
+"""The name of a checkpoint that is being written has this behind the step."""
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
@@ -89,6 +101,21 @@ def _is_of_others(error: Exception) -> bool:
     return "gloo" in str(error).lower()
 
 
+def _of_disk(error: BaseException) -> OSError | None:
+    """Return the error of the disk that an error is, or that TensorStore made it of."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"\[os_error_code='(\d+)'\]|\[OS error (\d+):", str(error))
+    number = int(code[1] or code[2]) if code else 0
+    return OSError(number, os.strerror(number)) if code else None
+
+
+def _failure(what: str, error: BaseException, folder: Path) -> MachineError:
+    """Return the line that says why a disk refused."""
+    refused = _of_disk(error) or OSError(f"{one_line(error):.300}")
+    return MachineError(writing.failure(what, refused, folder))
+
+
 class DamagedError(Exception):
     """A checkpoint is not as it was saved; says in which way."""
 
@@ -129,8 +156,12 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         """Wait for pending saves and release the folder; one error is enough."""
-        with contextlib.suppress(MachineError) if kind else contextlib.nullcontext():
+        if not kind:
             self.close()
+            return
+        with contextlib.suppress(MachineError):
+            self.close()
+        self._remove_unfinished()
 
     def steps(self) -> list[int]:
         """Return the numbers of steps done at the checkpoints, the latest first."""
@@ -259,16 +290,13 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore have no exception of their own for it
             if _is_of_others(error):
                 raise
-            found = re.search(r"OS error \d+: (\w+)", str(error))
-            if found and found[1] not in ("ENOENT", "ENOTDIR", "EISDIR"):
+            refused = _of_disk(error)
+            if refused and refused.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
                 raise self._unreadable(step, error) from error
             raise DamagedError(one_line(error)) from error
 
     def _unreadable(self, step: int, error: BaseException) -> MachineError:
-        return MachineError(
-            f"expected to read the checkpoint {self.folder / str(step)}, got"
-            f" {one_line(error):.300}; see to the disk, and the same command goes on"
-        )
+        return _failure("read a checkpoint", error, self.folder / str(step))
 
     @contextlib.contextmanager
     def _said_damaged(self, step: int) -> Iterator[None]:
@@ -294,10 +322,7 @@ class Checkpoints:
                 raise
             self._remove_unfinished()
             check_held(self.folder)
-            raise MachineError(
-                f"expected to write a checkpoint to {self.folder}, got {one_line(error):.300}; make"
-                " room or see to the disk, and the same command goes on"
-            ) from error
+            raise _failure("write a checkpoint", error, self.folder) from error
 
     def _remove_unfinished(self) -> None:
         """Remove what a process that ended while it saved has left.

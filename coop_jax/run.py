@@ -256,7 +256,7 @@ class TrainingRun:
 
     @property
     def name(self) -> str:
-        """What its folder is called; "" without one."""
+        """The name of its folder; "" without one."""
         return "" if self.folder is None else self.folder.name
 
     def together(self) -> list[str]:

@@ -98,9 +98,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         checkpoints.save(state(1), last=True)
         shutil.rmtree(tmp_path / "a")
         (tmp_path / "a").write_text("in the way")
-        with pytest.raises(
-            MachineError, match=r"expected to write a checkpoint to .*, got "
-        ) as said:
+        with pytest.raises(MachineError, match=r"expected to write a checkpoint, got ") as said:
             checkpoints.save(state(2), last=True)
         assert "\n" not in str(said.value)
     with pytest.raises(InputError, match=r"expected to keep checkpoints, got .*File exists"):

@@ -33,7 +33,7 @@ def test_ci_or_a_test_runs_every_command():
     by_ci = {
         "python3 -m venv .venv": r"-m venv ",
         "source .venv/bin/activate": r"VIRTUAL_ENV=",
-        "pip install -c constraints.txt -e '.[test,lint,docs]'": r"-e '\.\[test,lint,docs\]'",
+        "pip install -c constraints.txt -e '.[test,lint,docs]'": r"-e '\.\[test,lint,docs,",
         "sphinx-build -W --keep-going -n -c docs . site": r"sphinx-build -W --keep-going -n ",
         "pytest -n 0 tests/test_methods.py": r"^stage 'pytest' .* pytest$",
     }

@@ -20,7 +20,7 @@ def cases() -> Iterator[Case]:
     for name, make in PLACES.items():
         yield _case(f"a workdir that {name}", RUN, make, "work")
     for name, text in CONFIGS.items():
-        make = functools.partial(_files, {"config.json": text})
+        make = functools.partial(_files, {"config.json": text, "thesis.tex": "years of work"})
         yield _case(f"config.json {name}", RUN, make, "config", EITHER)
     for name, words in WORKDIRS.items():
         yield Case("workdirs", name, functools.partial(_words, words), "work|path|name of a file")
