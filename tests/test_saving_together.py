@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_resume import flip
 from test_train import problem
 
 from coop_jax import interruption, train
@@ -77,3 +78,19 @@ def test_a_run_alone_says_its_own_step_alone(
         monkeypatch.setattr(interruption, "is_wanted", lambda: True)
         with pytest.raises(interruption.Stopped, match=rf"^saved after step {done} of 8$"):
             next(loop)
+
+
+def test_a_damaged_checkpoint_of_the_first_step_is_made_again(
+    tiny_clip, tiny_tokenizer, one_device, tmp_path, caplog
+):
+    steps = []
+    for _ in range(2):
+        method, stage, batches, images_of = problem(tiny_clip, tiny_tokenizer, n_ctx=3)
+        with Checkpoints(tmp_path) as saved:
+            runs = [train.Run(method, batches, images_of, saved, begins=steps.append)]
+            loop = train.fit(runs, tiny_clip, stage, one_device, images_per_chunk=5)
+            next(loop)
+            next(loop)
+            loop.close()
+        flip(tmp_path / "1")
+    assert steps == [0, 0] and caplog.text.count("is damaged") == 1
