@@ -15,6 +15,7 @@ from coop_jax import protocols, results, run
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
+from coop_jax.methods import Split, Stage
 
 SHIFT = """
 import jax.numpy as jnp
@@ -101,6 +102,7 @@ def test_every_result_that_is_missing_is_made_again(write_features, shift, tmp_p
         assert works(again) == whole
         missing = dataclasses.replace(rows[number], seconds=None)
         assert dataclasses.replace(again[-1], seconds=None) == missing
+        assert (again[-1].seconds is None) == (missing.prompt is None)  # an earlier process began
         lines = file.read_text().splitlines(keepends=True)
         rows = again
 
@@ -274,3 +276,26 @@ def test_all_images_take_the_epochs_of_the_largest_class_s_shots(five, shift, ke
     training = run.TrainingRun(frozen, dataset, shots, seed=1)
     assert training.epochs == epochs
     assert training.steps == epochs * max(len(kept) // 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "epochs", "per_epoch", "steps"),
+    [
+        (Stage(epochs=5, batch_size=2), 5, 3, 15),
+        (Stage(epochs=5, batch_size=2, drop_last=False), 5, 4, 20),
+        (Stage(steps_per_shot=5, batch_size=2), 7, 3, 20),
+        (Stage(steps_per_shot=3, batch_size=2), 4, 3, 12),
+        (Stage(steps_per_shot=1, batch_size=32), 4, 1, 4),
+    ],
+)
+def test_steps_for_each_shot_cut_the_last_epoch_short(stage, epochs, per_epoch, steps):
+    """Of 7 images, 4 of the largest class."""
+    split = Split(np.array([0, 0, 0, 0, 1, 1, 2]), lambda requests, augmented: None)
+    options = {"shots": 4, "dataset": "five"}
+    assert run.extent(stage, len(split), **options) == (epochs, steps)
+    batches = run.batches(stage, split, seed=1, **options)
+    assert (batches.steps, batches.steps_per_epoch) == (steps, per_epoch)
+    assert batches.epoch.tolist() == [step // per_epoch for step in range(steps)]
+    assert batches.rate.shape == (steps,) and len(batches.order) == steps
+    between = np.diff(np.flatnonzero(np.diff(batches.rate)))
+    assert set(between.tolist()) == {per_epoch if stage.steps_per_shot is None else 1}
