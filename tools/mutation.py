@@ -248,11 +248,13 @@ class Server:
 def warm(modules: list[str]) -> None:
     """Import what children need, in the parent, as long as that starts no thread."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    inside = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    inside = {path.stem for path in (ROOT / "tests").iterdir()}
     for name in modules:
         if name.partition(".")[0] not in inside | {"__main__"} and name not in sys.modules:
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                 importlib.import_module(name)
+    if loaded := [name for name in sys.modules if name.startswith("coop_jax")]:
+        sys.exit(f"expected a parent without this package, got {', '.join(loaded)}")
 
 
 def digest(*paths: Path) -> str:
