@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_of_the_first_step_is_made_again(
     tiny_clip, tiny_tokenizer, one_device, tmp_path, caplog
 ):
     steps = []
-    for _ in range(2):
+    for attempt in range(3):
         method, stage, batches, images_of = problem(tiny_clip, tiny_tokenizer, n_ctx=3)
         with Checkpoints(tmp_path) as saved:
             runs = [train.Run(method, batches, images_of, saved, begins=steps.append)]
@@ -92,5 +92,6 @@ def test_a_damaged_checkpoint_of_the_first_step_is_made_again(
             next(loop)
             next(loop)
             loop.close()
-        flip(tmp_path / "1")
-    assert steps == [0, 0] and caplog.text.count("is damaged") == 1
+        if attempt == 0:
+            flip(tmp_path / "1")
+    assert steps == [0, 0, 1] and caplog.text.count("is damaged") == 1
