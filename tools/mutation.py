@@ -40,7 +40,7 @@ TESTS = {
     "train": "saving_together average train resume finite optim_recorded",
     "states": "saving_together average train resume finite",
     "run": "work_left collapse given_features resume train",
-    "chunks": "average train resume",
+    "chunks": "chunks work_left average train resume",
     "checkpoint": "checkpoint resume train",
     "protocols": "work_left given_features workdir protocols",
     "experiment": "work_left given_features workdir protocols",
