@@ -16,6 +16,7 @@ from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
 from coop_jax.methods import Split, Stage
+from coop_jax.printing import percent
 
 SHIFT = """
 import jax.numpy as jnp
@@ -299,3 +300,20 @@ def test_steps_for_each_shot_cut_the_last_epoch_short(stage, epochs, per_epoch, 
     assert batches.rate.shape == (steps,) and len(batches.order) == steps
     between = np.diff(np.flatnonzero(np.diff(batches.rate)))
     assert set(between.tolist()) == {per_epoch if stage.steps_per_shot is None else 1}
+
+
+def test_what_is_said_of_each_result(write_features, shift, tmp_path, caplog):
+    """The targets, where there are several."""
+    caplog.set_level("INFO", "coop_jax")
+    path = write_features(feature_arrays())
+    for number, changes in enumerate(({}, {"protocol": "base_to_new", "parts": ("base", "new")})):
+        config = config_of(shift, path, **ALONE, **changes)
+        rows = protocols.run(config, tmp_path / str(number))[2]
+        for row in rows:
+            place = f"{row.dataset}, {row.split}: " if changes else ""
+            what = f"{shift}, 1 shot, seed 1: {place}"
+            if row.prompt is not None:
+                what = f"zero-shot CLIP, {place}{row.prompt!r}: "
+            wanted = f"{what}{percent(row.accuracy)}"
+            assert [line for line in caplog.messages if line.startswith(wanted)], wanted
+        caplog.clear()

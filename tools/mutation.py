@@ -41,7 +41,7 @@ TESTS = {
     "states": "saving_together average train resume finite",
     "run": "work_left collapse given_features resume train",
     "chunks": "chunks work_left average train resume",
-    "checkpoint": "checkpoint resume train",
+    "checkpoint": "checkpoint saving_together resume train",
     "protocols": "work_left given_features workdir protocols",
     "experiment": "work_left given_features workdir protocols",
     "results": "results workdir work_left",
