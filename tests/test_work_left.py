@@ -317,3 +317,20 @@ def test_what_is_said_of_each_result(write_features, shift, tmp_path, caplog):
             wanted = f"{what}{percent(row.accuracy)}"
             assert [line for line in caplog.messages if line.startswith(wanted)], wanted
         caplog.clear()
+
+
+def test_test_images_are_kept_for_what_takes_the_same_of_the_same(data, tmp_path):
+    config = small("coop_few_shot:dtd", data, protocol="base_to_new")
+    made = protocols.Experiment(config, tmp_path)
+    targets = protocols.base_to_new(made).targets
+    methods = [*made.hand_crafted(made.dataset).values(), *made.hand_crafted(made.dataset).values()]
+    methods[1].takes = ("unprojected",)
+    rows = {}
+    for method in methods:
+        for target in targets:
+            taken = made.test_images(method, target)(np.arange(len(target.dataset.test)))
+            (field,) = method.takes
+            rows[field, target.part] = np.asarray(getattr(taken, field))
+            assert made.test_images(method, target) is made.test_images(method, target)
+    assert len(rows) == 4
+    assert not np.array_equal(rows["features", "base"], rows["features", "new"])
