@@ -51,7 +51,7 @@ TESTS = {
     "config": "settings configs ranges presets",
     "classes": "classes names seen work_left",
     "images": "features feature_keys given_features evaluate",
-    "data.sampling": "sampling work_left",
+    "data.sampling": "sampling work_left parts overlay",
     "data.few_shot": "work_left sampling given_features protocols",
     "methods.text": "text methods_texts uneven_sizes methods templates",
     "methods.coop": "uneven_sizes methods text",
