@@ -330,7 +330,8 @@ def test_test_images_are_kept_for_what_takes_the_same_of_the_same(data, tmp_path
         for target in targets:
             taken = made.test_images(method, target)(np.arange(len(target.dataset.test)))
             (field,) = method.takes
-            rows[field, target.part] = np.asarray(getattr(taken, field))
+            rows[field, target.part] = made_of = np.asarray(getattr(taken, field))
+            assert made_of.shape[:1] == (len(target.dataset.test),)
             assert made.test_images(method, target) is made.test_images(method, target)
     assert len(rows) == 4
     assert not np.array_equal(rows["features", "base"], rows["features", "new"])
