@@ -81,3 +81,9 @@ def test_classes_at_labels_keep_what_is_said_of_them():
     assert whole.at([2, 1]) == Classes(
         ("c", "b"), ("3", "2"), ("a",), (True, False), {"a": ("an a",)}
     )
+
+
+def test_lists_are_the_same_classes_as_tuples():
+    lists = Classes(["a", "b"], ids=["1", "2"], repeated=["a"], seen=[True, False])
+    assert lists == Classes(("a", "b"), ids=("1", "2"), repeated=("a",), seen=(True, False))
+    assert lists.at([1]) == Classes(("b",), ids=("2",), repeated=("a",), seen=(False,))

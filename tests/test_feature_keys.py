@@ -1,7 +1,9 @@
 """What features are kept under in the cache: all that they depend on."""
 
 import dataclasses
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from makers import coop_data
 from record_presets import small
 from safetensors.numpy import load_file, save_file
 
-from coop_jax import images, protocols
+from coop_jax import images, parallel, protocols
 from coop_jax.clip import FeatureSpace, source
 from coop_jax.clip.config import PixelConfig
 from coop_jax.data import memory
@@ -171,3 +173,28 @@ def test_pixels_of_another_size_are_others(encoder):
     settings = images.pixel_settings(encoder.clip), images.pixel_settings(larger)
     assert settings[0] != settings[1]
     assert images.pixel_settings(FeatureSpace(12)) == ()
+
+
+def test_what_another_process_does_not_find_all_make_again(encoder, photos, monkeypatch):
+    """Else some of them would wait for the others for ever."""
+    features(encoder, photos)
+    calls = []
+    telling = dataclasses.replace(encoder, tell=calls.append)
+    features(telling, photos)
+    assert not calls
+    answers = iter([False])
+    monkeypatch.setattr(parallel, "all_agree", lambda mine: next(answers, mine))
+    features(telling, photos)
+    assert len(calls) == len(REQUESTS)
+
+
+def test_leftovers_of_a_day_are_those_of_dead_processes(tmp_path):
+    folder, now = tmp_path / "ab", time.time()
+    folder.mkdir()
+    ages = {"0": 24 * 3600 + 60, "1": 24 * 3600 - 600}
+    paths = {digit: folder / f"x.features.{digit * 32}.unfinished" for digit in ages}
+    for digit, path in paths.items():
+        path.touch()
+        os.utime(path, (now - ages[digit],) * 2)
+    Cache(tmp_path).get({"x": "ab12"}, lambda names: {"x": np.zeros(3)})
+    assert not paths["0"].exists() and paths["1"].exists()

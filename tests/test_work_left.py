@@ -15,6 +15,8 @@ from coop_jax import protocols, results, run
 from coop_jax.data import catalog
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen
+from coop_jax.methods import Split, Stage
+from coop_jax.printing import percent
 
 SHIFT = """
 import jax.numpy as jnp
@@ -101,6 +103,7 @@ def test_every_result_that_is_missing_is_made_again(write_features, shift, tmp_p
         assert works(again) == whole
         missing = dataclasses.replace(rows[number], seconds=None)
         assert dataclasses.replace(again[-1], seconds=None) == missing
+        assert (again[-1].seconds is None) == (missing.prompt is None)  # an earlier process began
         lines = file.read_text().splitlines(keepends=True)
         rows = again
 
@@ -274,3 +277,61 @@ def test_all_images_take_the_epochs_of_the_largest_class_s_shots(five, shift, ke
     training = run.TrainingRun(frozen, dataset, shots, seed=1)
     assert training.epochs == epochs
     assert training.steps == epochs * max(len(kept) // 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "epochs", "per_epoch", "steps"),
+    [
+        (Stage(epochs=5, batch_size=2), 5, 3, 15),
+        (Stage(epochs=5, batch_size=2, drop_last=False), 5, 4, 20),
+        (Stage(steps_per_shot=5, batch_size=2), 7, 3, 20),
+        (Stage(steps_per_shot=3, batch_size=2), 4, 3, 12),
+        (Stage(steps_per_shot=1, batch_size=32), 4, 1, 4),
+    ],
+)
+def test_steps_for_each_shot_cut_the_last_epoch_short(stage, epochs, per_epoch, steps):
+    """Of 7 images, 4 of the largest class."""
+    split = Split(np.array([0, 0, 0, 0, 1, 1, 2]), lambda requests, augmented: None)
+    options = {"shots": 4, "dataset": "five"}
+    assert run.extent(stage, len(split), **options) == (epochs, steps)
+    batches = run.batches(stage, split, seed=1, **options)
+    assert (batches.steps, batches.steps_per_epoch) == (steps, per_epoch)
+    assert batches.epoch.tolist() == [step // per_epoch for step in range(steps)]
+    assert batches.rate.shape == (steps,) and len(batches.order) == steps
+    between = np.diff(np.flatnonzero(np.diff(batches.rate)))
+    assert set(between.tolist()) == {per_epoch if stage.steps_per_shot is None else 1}
+
+
+def test_what_is_said_of_each_result(write_features, shift, tmp_path, caplog):
+    """The targets, where there are several."""
+    caplog.set_level("INFO", "coop_jax")
+    path = write_features(feature_arrays())
+    for number, changes in enumerate(({}, {"protocol": "base_to_new", "parts": ("base", "new")})):
+        config = config_of(shift, path, **ALONE, **changes)
+        rows = protocols.run(config, tmp_path / str(number))[2]
+        for row in rows:
+            place = f"{row.dataset}, {row.split}: " if changes else ""
+            what = f"{shift}, 1 shot, seed 1: {place}"
+            if row.prompt is not None:
+                what = f"zero-shot CLIP, {place}{row.prompt!r}: "
+            wanted = f"{what}{percent(row.accuracy)}"
+            assert [line for line in caplog.messages if line.startswith(wanted)], wanted
+        caplog.clear()
+
+
+def test_test_images_are_kept_for_what_takes_the_same_of_the_same(data, tmp_path):
+    config = small("coop_few_shot:dtd", data, protocol="base_to_new")
+    made = protocols.Experiment(config, tmp_path)
+    targets = protocols.base_to_new(made).targets
+    methods = [*made.hand_crafted(made.dataset).values(), *made.hand_crafted(made.dataset).values()]
+    methods[1].takes = ("unprojected",)
+    rows = {}
+    for method in methods:
+        for target in targets:
+            taken = made.test_images(method, target)(np.arange(len(target.dataset.test)))
+            (field,) = method.takes
+            rows[field, target.part] = made_of = np.asarray(getattr(taken, field))
+            assert made_of.shape[:1] == (len(target.dataset.test),)
+            assert made.test_images(method, target) is made.test_images(method, target)
+    assert len(rows) == 4
+    assert not np.array_equal(rows["features", "base"], rows["features", "new"])

@@ -37,11 +37,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 TESTS = {
-    "train": "train resume finite optim_recorded",
-    "states": "train resume finite",
+    "train": "saving_together average train resume finite optim_recorded",
+    "states": "saving_together average train resume finite",
     "run": "work_left collapse given_features resume train",
-    "chunks": "train resume",
-    "checkpoint": "checkpoint resume train",
+    "chunks": "chunks work_left average train resume",
+    "checkpoint": "checkpoint saving_together resume train",
     "protocols": "work_left given_features workdir protocols",
     "experiment": "work_left given_features workdir protocols",
     "results": "results workdir work_left",
@@ -51,7 +51,7 @@ TESTS = {
     "config": "settings configs ranges presets",
     "classes": "classes names seen work_left",
     "images": "features feature_keys given_features evaluate",
-    "data.sampling": "sampling work_left",
+    "data.sampling": "sampling work_left parts overlay",
     "data.few_shot": "work_left sampling given_features protocols",
     "methods.text": "text methods_texts uneven_sizes methods templates",
     "methods.coop": "uneven_sizes methods text",
@@ -186,6 +186,7 @@ def child(
 ) -> None:
     """Run tests in a process of their own; send the exit code, the first failure, what was run."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     out = os.open(f"{folder}/output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(out, stream)
@@ -229,11 +230,14 @@ class Server:
     def wait(self, process: Any, end: Any, limit: float) -> tuple[int, str, dict, list[str]]:
         """Return what a child sends, or what has become of it."""
         heard = None
-        with contextlib.suppress(EOFError):
-            heard = end.recv() if end.poll(limit) else (-1, f"no end within {limit:.0f} s", {}, [])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+        try:
+            with contextlib.suppress(EOFError):
+                late = -1, f"no end within {limit:.0f} s", {}, []
+                heard = end.recv() if end.poll(limit) else late
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
         return heard or (-2, f"the process ended with {process.exitcode}", {}, [])
 
     def run(self, number: int, limit: float, *arguments: Any) -> tuple[int, str, dict, list[str]]:
@@ -244,11 +248,13 @@ class Server:
 def warm(modules: list[str]) -> None:
     """Import what children need, in the parent, as long as that starts no thread."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    inside = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    inside = {path.stem for path in (ROOT / "tests").iterdir()}
     for name in modules:
         if name.partition(".")[0] not in inside | {"__main__"} and name not in sys.modules:
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                 importlib.import_module(name)
+    if loaded := [name for name in sys.modules if name.startswith("coop_jax")]:
+        sys.exit(f"expected a parent without this package, got {', '.join(loaded)}")
 
 
 def digest(*paths: Path) -> str:
@@ -278,23 +284,33 @@ def tests_of(server: Server, module: str, baselines: dict[str, Any]) -> dict[str
             kept.clear()
         for name, test in baseline(server, file, kept).items():
             lines = test["lines"].get(module, [])
-            tests[name] = {"seconds": test["seconds"], "lines": lines}
+            tests[name] = {**test, "lines": lines, "passes": test.setdefault("passes", [])}
     return tests
 
 
 def try_mutant(
     server: Server, number: int, module: str, source: str, mutant: mutants.Mutant, tests: dict
-) -> str:
-    """Return which test notices a mutant, "" where none does."""
+) -> str | None:
+    """Return which test notices a mutant, "" where none does; None where it is no Python.
+
+    A test that notices must pass without the mutant, in the same order.
+    """
+    if (changed := mutants.mutated(source, mutant)) is None:
+        return None
     quickest = sorted(tests, key=lambda name: tests[name]["seconds"])
     ran = set(mutant.lines)
     first = [name for name in quickest if ran.intersection(tests[name]["lines"])]
     for names in filter(None, (first, [name for name in quickest if name not in {*first}])):
         used = list(dict.fromkeys(name.partition("::")[0] for name in names))
         limit = 60 + 10 * sum(tests[name]["seconds"] for name in names)
-        code, failed, _, _ = server.run(number, limit, module, source, used, names)
+        code, failed, _, _ = server.run(number, limit, module, changed, used, names)
         if code in (3, 4, 5) or (code == -2 and "with 3" in failed):  # pytest's own failures
             sys.exit((server.folder / str(number) / "output").read_text()[-3000:])
+        if failed in tests and not tests[failed]["passes"]:
+            until = names[: names.index(failed) + 1]
+            if server.run(number, limit, module, source, used, until)[0]:
+                sys.exit(f"{failed}: expected a test that passes in any order, got another")
+            tests[failed]["passes"].append("in another order")
         if code:
             return failed or f"exit code {code}"
     return ""
@@ -313,6 +329,7 @@ def main() -> None:
     kept = json.loads(chosen.results.read_text()) if chosen.results.exists() else {}
     kept = {"tests": {}, "modules": {}} | kept
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(ROOT)
     chosen.end = time.monotonic() + chosen.seconds
     with tempfile.TemporaryDirectory(prefix="mutation_") as folder:
@@ -342,10 +359,10 @@ def try_module(server: Server, module: str, kept: dict[str, Any], chosen: Any) -
             continue
         if time.monotonic() > chosen.end:
             break
-        if (changed := mutants.mutated(source, mutant)) is None:
+        by = try_mutant(server, number, module, source, mutant, tests)
+        if by is None:
             continue
-        by = try_mutant(server, number, module, changed, mutant, tests)
-        before, after = mutants.changes(source, changed)
+        before, after = mutants.changes(source, mutants.mutated(source, mutant) or "")
         mine["tried"][mutant.key] = {"by": by, "before": before, "after": after}
         print(f"{module}:{mutant.lines.start} {mutant.operator}: {by or 'SURVIVED'}", flush=True)
         if not by:
