@@ -88,7 +88,7 @@ def test_a_run_resumes_and_refuses_another_config(tmp_path, data_dir):
     assert last["accuracy"] == before["accuracy"] and last["hashes"] == before["hashes"]
 
     other = run(*quick(data_dir), f"--workdir={workdir}", "--config.batch_size=8")
-    check_refused(other, r"another config \(different: batch_size\)")
+    check_refused(other, r"another config's \(different: batch_size\)")
     assert len((workdir / results.FILE_NAME).read_text().splitlines()) == len(content)
 
 
@@ -123,9 +123,8 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path, data_dir):
     assert len((whole / name).read_text().splitlines()) == 500
 
     shutil.rmtree(killed / "checkpoints")
-    check_refused(
-        run(*flags, f"--workdir={killed}"), "expected the checkpoint of a finished run, got none"
-    )
+    finished = run(*flags, f"--workdir={killed}")
+    assert finished.returncode == 0 and "nearest words" in finished.stdout
 
 
 @pytest.mark.parametrize(
