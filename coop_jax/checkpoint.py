@@ -1,7 +1,6 @@
 """Orbax checkpoints of what is learned, the optimizer state and the step: nothing frozen."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -112,8 +111,10 @@ def _of_disk(error: BaseException) -> OSError | None:
 
 def _failure(what: str, error: BaseException, folder: Path) -> MachineError:
     """Return the line that says why a disk refused."""
-    refused = _of_disk(error) or OSError(f"{one_line(error):.300}")
-    return MachineError(writing.failure(what, refused, folder))
+    if refused := _of_disk(error):
+        return MachineError(writing.failure(what, refused, folder))
+    got = f"{type(error).__name__}: {one_line(error):.300}"
+    return MachineError(f"expected to {what}, got {got} ({folder}); the same command goes on")
 
 
 class DamagedError(Exception):
@@ -139,6 +140,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._together = list(together)
         self._records: dict[int, dict[str, Any]] = {}
+        self._damaged: set[int] = set()
         with writing.said("keep checkpoints", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
@@ -147,6 +149,10 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=ocp.checkpoint_managers.LatestN(KEPT),
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._write_record),
+                    # Runs side by side save at the same time; several processes wait for each.
+                    multiprocessing_options=ocp.options.MultiprocessingOptions(
+                        barrier_sync_key_prefix="_".join(self.folder.parts[-2:])
+                    ),
                 ),
                 item_handlers=ocp.StandardCheckpointHandler(),
             )
@@ -174,6 +180,7 @@ class Checkpoints:
             MachineError: this or an earlier one could not be written.
         """
         named, step = _named(state), int(state["step"])
+        self._damaged.discard(step)
         self._records[step] = {
             "last": last,
             "together": self._together,
@@ -269,10 +276,14 @@ class Checkpoints:
                 f"{self.folder}: expected a checkpoint of {expected}, got {saved}; restore with the"
                 " method, settings and (if class-specific) classes it was trained with"
             )
-        with self._whole(step):
+        try:
             restored = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-            if record["numbers"] != _digest(restored):
-                raise ValueError("other numbers than were saved")
+        except Exception as error:  # all files are as they were written
+            if _is_of_others(error):
+                raise
+            raise self._unreadable(step, error) from error
+        if record["numbers"] != _digest(restored):
+            raise DamagedError("other numbers than were saved")
         advice = "; it cannot be gone on from: run it again in another --workdir"
         finite.check(parallel.fetch(restored), f"in the checkpoint {self.folder}/{step}", advice)
         leaves = [restored[name] for name in target]
@@ -280,19 +291,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _whole(self, step: int) -> Iterator[None]:
-        """Tell what a damaged checkpoint leads to from what a disk that fails leads to."""
+        """Tell what a damaged record or file leads to from what a disk that fails leads to."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise DamagedError(one_line(error)) from error
         except (OSError, MemoryError) as error:
             raise self._unreadable(step, error) from error
-        except Exception as error:  # Orbax and TensorStore have no exception of their own for it
-            if _is_of_others(error):
-                raise
-            refused = _of_disk(error)
-            if refused and refused.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-                raise self._unreadable(step, error) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedError(one_line(error)) from error
 
     def _unreadable(self, step: int, error: BaseException) -> MachineError:
@@ -303,13 +309,10 @@ class Checkpoints:
         try:
             yield
         except DamagedError as error:
-            logger.warning(
-                *(
-                    "%s: is damaged (%.200s): its steps are taken again",
-                    self.folder / str(step),
-                    error,
-                )
-            )
+            if step not in self._damaged:
+                self._damaged.add(step)
+                place = self.folder / str(step)
+                logger.warning("%s: is damaged (%.200s): its steps are taken again", place, error)
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:

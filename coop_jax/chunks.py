@@ -149,4 +149,4 @@ def ahead(make: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)

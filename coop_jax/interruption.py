@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from coop_jax.errors import InputError, MachineError
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
@@ -92,12 +95,8 @@ def interruptible(say: Callable[[object], object]) -> Iterator[None]:
         os._exit(code())
 
     def come(number: int, frame: FrameType | None) -> None:
-        if is_wanted():
-            end()
-        _Signals.wanted = signal.Signals(number)
-        timer = threading.Timer(PATIENCE, end)
-        timer.daemon = True
-        timer.start()
+        if _Signals.wanted is None:
+            _Signals.wanted = signal.Signals(number)
         if _Signals.is_patient:
             return
         tell()
@@ -106,18 +105,49 @@ def interruptible(say: Callable[[object], object]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, come) for number in CODES}
+    with _watched(end):
+        try:
+            yield
+        except BaseException as error:
+            # Python itself makes another exception of one that comes while a class is made.
+            if is_wanted() or isinstance(error, KeyboardInterrupt):
+                if isinstance(error, InputError | MachineError):
+                    tell(f"but {error}")
+                tell(error if isinstance(error, Stopped) else "")
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if not is_wanted():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watched(end: Callable[[], None]) -> Iterator[None]:
+    """Call `end` in a thread at a second signal, or `PATIENCE` seconds after the first.
+
+    Python calls handlers between two of its own steps alone, which a program of XLA may keep it
+    from for minutes; the number of a signal comes through a pipe at once.
+    """
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+    earlier = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(receiver, 1):
+            if number[0] in CODES:
+                _Signals.wanted = _Signals.wanted or signal.Signals(number[0])
+                select.select([receiver], [], [], PATIENCE)
+                end()
+        os.close(receiver)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
-    except BaseException as error:
-        # Python itself makes another exception of one that comes while a class is made.
-        if is_wanted() or isinstance(error, KeyboardInterrupt):
-            tell(error if isinstance(error, Stopped) else "")
-            raise KeyboardInterrupt from None
-        raise
     finally:
         if not is_wanted():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.set_wakeup_fd(earlier)
+            os.close(sender)
 
 
 _NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}

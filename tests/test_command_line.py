@@ -231,6 +231,36 @@ def test_ctrl_c_ends_a_process(how):
     assert (finished.returncode, finished.stderr) == (130, said)
 
 
+@pytest.mark.parametrize(("signals", "patience"), [(1, 0.3), (2, 60)])
+def test_a_signal_ends_a_process_that_does_not_come_back_to_python(signals, patience):
+    """As a long program of XLA: after some time, or at a second signal."""
+    finished = run_python(
+        f"""
+        import hashlib
+        import os
+        import signal
+        import threading
+        import time
+
+        from coop_jax import command_line, interruption
+
+        def send():
+            for _ in range({signals}):
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def run():
+            threading.Thread(target=send, daemon=True).start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+        interruption.PATIENCE = {patience}
+        raise SystemExit(command_line.end(run, resumes=True))
+        """
+    )
+    said = "stopped by SIGTERM; the same command goes on where it stopped\n"
+    assert (finished.returncode, finished.stderr) == (143, said)
+
+
 def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     """Misspelt, or an accelerator that this machine has not; with JAX's own words."""
     finished = run_python(

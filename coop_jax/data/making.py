@@ -28,14 +28,16 @@ def alone(folder: Path) -> Iterator[bool]:
     path = folder.with_name(f".{folder.name}.lock")
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        is_ours = False
         try:
             has_lock = _lock(descriptor)
+            is_ours = True
             if _is_at(path, descriptor):
                 yield has_lock
                 return
             # Whoever held it has removed it between opening and locking.
         finally:
-            if _is_at(path, descriptor):
+            if is_ours and _is_at(path, descriptor):
                 with contextlib.suppress(OSError):
                     path.unlink()
             os.close(descriptor)
