@@ -121,6 +121,29 @@ class DamagedError(Exception):
     """A checkpoint is not as it was saved; says in which way."""
 
 
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint; raise ValueError, TypeError or KeyError if damaged."""
+    record = json.loads((checkpoint / RECORD).read_bytes())
+    if record.pop("sha256") != _signature(record):
+        raise ValueError(f"{RECORD} is another")
+    return record
+
+
+def together(folder: Path) -> list[str]:
+    """Return the names of the runs that the latest readable checkpoint was trained beside.
+
+    Only files are read: several processes may ask at different times.
+
+    Args:
+        folder: that of a stage of a run; [] where it has no checkpoint.
+    """
+    steps = [path for path in folder.glob("*") if path.name.isdecimal()]
+    for checkpoint in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            return [str(name) for name in _read_record(checkpoint)["together"]]
+    return []
+
+
 class Checkpoints:
     """The checkpoints of one stage of a run, the latest two kept; saved in the background.
 
@@ -243,20 +266,11 @@ class Checkpoints:
             return self._read(state, step)[0]
         return None
 
-    def together(self) -> list[str]:
-        """Return the names of the runs that the latest readable checkpoint was trained beside."""
-        for step in self.steps():
-            with contextlib.suppress(DamagedError):
-                return self._record(step)["together"]
-        return []
-
     def _record(self, step: int) -> dict[str, Any]:
         """Return the record of a checkpoint all files of which are as they were written."""
         folder = self.folder / str(step)
         with self._whole(step):
-            record = json.loads((folder / RECORD).read_bytes())
-            if record.pop("sha256") != _signature(record):
-                raise ValueError(f"{RECORD} is another")
+            record = _read_record(folder)
             now = _files(folder)
             other = [name for name, sha in record["files"].items() if now.get(name) != sha]
             if other:

@@ -261,13 +261,12 @@ class TrainingRun:
 
     def together(self) -> list[str]:
         """Return the names of the runs that an earlier process trained it beside; [] without."""
-        for stage in reversed(range(len(self.stages))):
-            if self.folder is None or not (self.folder / f"stage_{stage + 1}").is_dir():
-                continue
-            with self.checkpoints(stage) as checkpoints:
-                if checkpoints is not None and (names := checkpoints.together()):
-                    return names
-        return []
+        if self.folder is None:
+            return []
+        from coop_jax.checkpoint import together
+
+        stages = [self.folder / f"stage_{stage + 1}" for stage in range(len(self.stages))]
+        return next(filter(None, map(together, reversed(stages))), [])
 
     @property
     def learned_from(self) -> list[Examples]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coop_jax.checkpoint import Checkpoints
+from coop_jax.checkpoint import Checkpoints, together
 from coop_jax.errors import InputError, MachineError
 
 NUMBERS = np.arange(1000, dtype=np.float32)
@@ -85,10 +85,10 @@ def test_two_are_kept_and_leftovers_go(saved, tmp_path):
     (folder / "7.orbax-checkpoint-tmp").mkdir()
     with Checkpoints(folder, ["one", "other"]) as checkpoints:
         assert sorted(path.name for path in folder.iterdir()) == ["3", "5"]
-        assert checkpoints.steps() == [5, 3] and checkpoints.together() == []
+        assert checkpoints.steps() == [5, 3] and together(folder) == []
         checkpoints.save(state(7))
         checkpoints.wait()
-        assert checkpoints.steps() == [7, 5] and checkpoints.together() == ["one", "other"]
+        assert checkpoints.steps() == [7, 5] and together(folder) == ["one", "other"]
         assert checkpoints.ended(state(0)) is None
     assert sorted(path.name for path in folder.iterdir()) == ["5", "7"]
 

@@ -235,3 +235,25 @@ def test_the_reader_of_the_log_says_why_a_process_ends(log, said):
     read = subprocess.run(command, input=told + log, capture_output=True, check=True)
     assert read.stderr == said
     assert read.stdout == b"." * (b"detected" in log)
+
+
+@pytest.mark.heavy
+def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
+    """At the same step; the same commands go on from there."""
+    data, workdir = tmp_path / "data", tmp_path / "two"
+    flags = "--config.shots=(16,)", "--config.epochs=60", "--config.runs_at_once=2"
+    start = functools.partial(start_run, devices=1)
+    both = coordinated(start, workdir, data, *flags)
+    metrics = workdir / "metrics" / "16_shots_seed_1.jsonl"
+    while not metrics.exists() and both[0].poll() is None:
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)
+    lines = [process.communicate(timeout=60)[1].splitlines()[-1] for process in both]
+    assert [process.returncode for process in both] == [143, 143], lines
+    (first, saved), (second, same) = (line.split(", saved after ") for line in lines)
+    assert (first, second) == ("stopped with another process", "stopped by SIGTERM")
+    assert saved == same and "of each of 2 runs; the same command goes on" in saved
+    again = coordinated(start, workdir, data, *flags)
+    said = [process.communicate(timeout=300)[1] for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    assert "goes on after step" in said[0]
