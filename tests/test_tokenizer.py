@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -137,8 +138,10 @@ def test_openai_s_ids_are_those_of_open_clip(openai_tokenizer):
     from open_clip.tokenizer import SimpleTokenizer
 
     theirs, ours = SimpleTokenizer(), Tokenizer(openai_tokenizer, None, {"context_length": 77})
+    # Characters that a newer Unicode has assigned are letters to some libraries and none to others.
+    assigned = TEXTS.filter(lambda text: all(unicodedata.category(c) != "Cn" for c in text))
 
-    @given(TEXTS)
+    @given(assigned)
     def check(text):
         np.testing.assert_array_equal(ours([text], truncate=True), theirs([text]).numpy())
 
