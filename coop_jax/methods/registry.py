@@ -1,6 +1,5 @@
 """Methods by name or by the path of a file: found, made, checked, and moved to other classes."""
 
-import errno
 import hashlib
 import importlib
 import importlib.util
@@ -67,15 +66,11 @@ def module(name: str) -> Any:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no file")
+    if os.path.isfile(path) and os.access(path, os.R_OK):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"expected the file of a method, got {path} ({error.strerror}); name one that can be"
-            " read"
-        ) from error
+    raise InputError(
+        f"expected the file of a method, got {path}, no file that can be read; name another"
+    )
 
 
 def _module_of_file(path: Path) -> Any:
