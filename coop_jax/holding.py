@@ -79,6 +79,11 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(path))
 
 
+def is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether an open file is the one at a path."""
+    return not _other(path, descriptor)
+
+
 def _other(path: Path, descriptor: int) -> str:
     """Say what is at a path instead of an open file; nothing if that is there."""
     try:
@@ -91,7 +96,7 @@ def _other(path: Path, descriptor: int) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Lock a folder, a new one if need be; the open file."""
+    """Lock a folder, a new one if need be; yield the open file."""
     path = folder / LOCK_FILE
     descriptor, has_flock = _lock(folder)
     with contextlib.ExitStack() as stack:
@@ -107,7 +112,7 @@ def _locked(folder: Path) -> Iterator[int]:
 
 
 def _lock(folder: Path) -> tuple[int, bool]:
-    """The open lock file, and whether it has an flock."""
+    """Return the open lock file, and whether it has an flock."""
     path = folder / LOCK_FILE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,13 +134,13 @@ def _lock(folder: Path) -> tuple[int, bool]:
             _take_away(path, descriptor)
         else:
             # Whoever held it may have removed the file between opening and locking it.
-            if not _other(path, descriptor):
+            if is_at(path, descriptor):
                 return descriptor, True
         os.close(descriptor)
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The open lock file, and whether it is new."""
+    """Return the open lock file, and whether it is new."""
     while True:
         with contextlib.suppress(FileExistsError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
@@ -194,7 +199,7 @@ def _beating(descriptor: int) -> Iterator[None]:
 
 
 def _remove_own(path: Path, descriptor: int) -> None:
-    if not _other(path, descriptor):
+    if is_at(path, descriptor):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -14,7 +14,7 @@ from coop_jax.errors import InputError, MachineError
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
 
-CODE = CODES[signal.SIGINT]
+_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 
 PATIENCE = 9.0
 """Seconds that a command has to end after a signal."""
@@ -148,9 +148,6 @@ def _watched(end: Callable[[], None]) -> Iterator[None]:
         if not is_wanted():
             signal.set_wakeup_fd(earlier)
             os.close(sender)
-
-
-_NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 
 
 def _silence() -> None:

@@ -109,19 +109,18 @@ def resumed(
     states = [jax.tree.map(np.array, initial_state(run.method, clip, stage)) for run in runs]
     states = [parallel.place(state, mesh) for state in states]
     chunks = plan([run.batches for run in runs], images_per_chunk)
-    checkpoints = [run.checkpoints for run in runs]
-    if None in checkpoints:
+    checkpoints = [run.checkpoints for run in runs if run.checkpoints is not None]
+    if len(checkpoints) < len(runs):
         return states, chunks
-    for done in resumable([saved.steps() for saved in checkpoints if saved], chunks):
+    for done in resumable([saved.steps() for saved in checkpoints], chunks):
         restored = []
         for saved, step, state in zip(checkpoints, done, states, strict=True):
-            restored.append(saved.restore(state, step) if saved and step else state)
+            restored.append(saved.restore(state, step) if step else state)
             if restored[-1] is None:
                 break
         else:
             for saved, step in zip(checkpoints, done, strict=True):
-                if saved:
-                    saved.forget(after=step or -1)
+                saved.forget(after=step or -1)
             return restored, left(chunks, done)
     raise AssertionError("a run can begin")
 

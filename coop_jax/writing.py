@@ -148,7 +148,7 @@ def append_whole(file: BinaryIO, content: bytes, *, sync: bool = False) -> None:
 
 
 def unfinished_name(path: Path) -> Path:
-    """A name beside a path, for what takes its place when it is whole."""
+    """Return a name beside a path, for what takes its place when it is whole."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 

@@ -111,10 +111,10 @@ def test_another_number_is_noticed_and_another_time_is_not(tmp_path):
 
 
 def test_a_recovery_is_told_from_what_is_always_done():
-    usual = ["mkdir /work/checkpoints/run/stage_1/40.tmp", "open /work/report.png"]
-    again = ["mkdir /work/checkpoints/run/stage_1/20.tmp", *usual]
+    usual = ["mkdir /run/checkpoints/run/stage_1/40.tmp", "open /run/report.png"]
+    again = ["mkdir /run/checkpoints/run/stage_1/20.tmp", *usual]
     assert torn.recovered(usual, usual) == set()
-    assert torn.recovered(again, usual) == {"/work/checkpoints/run/stage_1/20"}
+    assert torn.recovered(again, usual) == {"/run/checkpoints/run/stage_1/20"}
 
 
 def test_the_table_counts_what_was_lost(tmp_path):

@@ -21,6 +21,7 @@ from coop_jax.data.examples import FileSource, Source
 from coop_jax.data.listing import SPLITS, Listing, some
 from coop_jax.errors import InputError, MachineError
 from coop_jax.printing import one_line, plural
+from coop_jax.terminal import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -163,12 +164,7 @@ def write(
     folder = _folder(name, listing, states, data_dir)
     stored = sorted(set(stored_as(listing).values()))
     shards = [shard for split in stored for shard in plan(split, states[split][:, 0].clip(0))]
-    files = [above for above in folder.parents if above.is_file()]
-    if files:
-        raise InputError(
-            f"expected to write copies of images to {folder}, got the file {files[0]}; name another"
-            " data directory"
-        )
+    check_folder(folder, "to write copies of images to a data directory")
     with writing.said("write copies of images", folder), making.alone(folder) as is_alone:
         _write(listing, folder, shards, states, workers, advance, is_alone)
     return folder / VERSION

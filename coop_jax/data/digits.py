@@ -17,8 +17,9 @@ from PIL import Image
 from coop_jax import writing
 from coop_jax.data import making
 from coop_jax.data.sampling import FRACTIONS, split_by_class
-from coop_jax.errors import InputError, MachineError
+from coop_jax.errors import MachineError
 from coop_jax.printing import one_line
+from coop_jax.terminal import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +114,7 @@ def prepare(data_dir: Path) -> Path:
     """
     copy = data_dir / "digits" / str(Digits.VERSION)
     if not (copy.is_dir() and not making.damage(copy)):
-        files = [above for above in copy.parents if above.is_file()]
-        if files:
-            raise InputError(
-                f"expected to write the dataset to {copy}, got the file {files[0]}; name another"
-                " data directory"
-            )
+        check_folder(copy, "to write the dataset to a data directory")
         with writing.said("write the dataset", copy), making.alone(copy) as is_alone:
             _make(copy, is_alone)
     return copy

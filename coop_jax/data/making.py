@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coop_jax import writing
+from coop_jax.holding import is_at
 
 DIGESTS = "sha256.json"
 """The file with the digests of the others in its folder."""
@@ -32,22 +33,15 @@ def alone(folder: Path) -> Iterator[bool]:
         try:
             has_lock = _lock(descriptor)
             is_ours = True
-            if _is_at(path, descriptor):
+            if is_at(path, descriptor):
                 yield has_lock
                 return
             # Whoever held it has removed it between opening and locking.
         finally:
-            if is_ours and _is_at(path, descriptor):
+            if is_ours and is_at(path, descriptor):
                 with contextlib.suppress(OSError):
                     path.unlink()
             os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
 
 
 def _lock(descriptor: int) -> bool:

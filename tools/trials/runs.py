@@ -55,7 +55,7 @@ prepared copies of images in folders."""
 ANEW = ("coop", "together")
 """Those that are also run in a new process undisturbed."""
 
-WORK = "work"
+WORK = "run"
 """The workdir, in a trial's `files`."""
 
 

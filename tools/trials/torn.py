@@ -18,13 +18,13 @@ HALF = 0.4
 READ = 0.8
 """The share of trials with a file that the same command reads where nothing is damaged."""
 
-MAY_REFUSE = ("work/results.jsonl", "work/config.json")
+MAY_REFUSE = ("run/results.jsonl", "run/config.json")
 """What cannot be made again: the same command may refuse instead, in one line."""
 
 IMMATERIAL = ("tensorboard/", "report.png", "/lock")
 """Files of which nothing is read."""
 
-METRICS = "work/metrics/"
+METRICS = "run/metrics/"
 """Files that nothing is read of once their run is done."""
 
 
@@ -167,9 +167,9 @@ def recovered(events: list[str], usual: list[str]) -> set[str]:
         steps = {
             step.group(1)
             for line in lines
-            if (step := re.match(r"mkdir (/work/checkpoints/.*/\d+)\S*$", line))
+            if (step := re.match(r"mkdir (/run/checkpoints/.*/\d+)\S*$", line))
         }
-        names = re.compile(r"(?:rename|open) (/(?:cache|data|work/saved|work/config\.json)\S*)")
+        names = re.compile(r"(?:rename|open) (/(?:cache|data|run/saved|run/config\.json)\S*)")
         others = {match.group(1) for line in lines if (match := names.match(line))}
         return steps | {runs.pattern(name) for name in others if ".unfinished" not in name}
 
