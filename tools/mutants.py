@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import parso
 from cosmic_ray.ast import ast_nodes  # pyright: ignore[reportMissingImports]
 from cosmic_ray.mutating import mutate_code  # pyright: ignore[reportMissingImports]
-from cosmic_ray.operators.operator import Operator  # pyright: ignore[reportMissingImports]
 from cosmic_ray.operators.provider import OperatorProvider  # pyright: ignore[reportMissingImports]
 from parso.python.tree import Keyword
 
@@ -46,7 +45,7 @@ TYPES = ("Int", "Float", "UInt8", "UInt32", "Callable", "dict", "tuple", "list",
 """What names are given to in a module, as types."""
 
 
-class LeaveOutElement(Operator):
+class LeaveOutElement:
     """Leaves an element out of a list, tuple, set or mapping of several."""
 
     def mutation_positions(self, node):
@@ -72,13 +71,8 @@ class LeaveOutElement(Operator):
         if len(parts) > 2 or (len(parts) == 2 and node.type == "dictorsetmaker"):
             yield from ((node.children[a], (a, b)) for a, b in parts)
 
-    @classmethod
-    def examples(cls):
-        """None."""
-        return ()
 
-
-class LeaveOutCall(Operator):
+class LeaveOutCall:
     """Leaves out a statement that is nothing but a call."""
 
     def mutation_positions(self, node):
@@ -98,11 +92,6 @@ class LeaveOutCall(Operator):
             and last.type == "trailer"
             and last.children[0].value == "("
         )
-
-    @classmethod
-    def examples(cls):
-        """None."""
-        return ()
 
 
 class Mutant(NamedTuple):
@@ -164,8 +153,8 @@ def equivalents(module: str) -> dict[str, str]:
     return json.loads(EQUIVALENTS.read_text()).get(module, {}) if EQUIVALENTS.exists() else {}
 
 
-def _operators() -> Iterator[tuple[str, Operator]]:
-    provider = OperatorProvider()
+def _operators() -> Iterator[tuple[str, Any]]:
+    provider: Any = OperatorProvider()
     for name in provider:
         family, _, kind = name.partition("_")
         if not family.startswith("Variable") and kind in REPLACED.get(family, (kind,)):
