@@ -132,8 +132,6 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
 def together(folder: Path) -> list[str]:
     """Return the names of the runs that the latest readable checkpoint was trained beside.
 
-    Only files are read: several processes may ask at different times.
-
     Args:
         folder: that of a stage of a run; [] where it has no checkpoint.
     """
@@ -194,7 +192,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the numbers of steps done at the checkpoints, the latest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        there = lambda: sorted(self._manager.all_steps(), reverse=True)  # noqa: E731
+        return parallel.first_says(there, "list checkpoints")
 
     def save(self, state: dict[str, Any], *, last: bool = False) -> None:
         """Save the state under its step; wait for the file only if it is the last of the stage.
@@ -268,14 +267,24 @@ class Checkpoints:
 
     def _record(self, step: int) -> dict[str, Any]:
         """Return the record of a checkpoint all files of which are as they were written."""
-        folder = self.folder / str(step)
-        with self._whole(step):
-            record = _read_record(folder)
-            now = _files(folder)
-            other = [name for name, sha in record["files"].items() if now.get(name) != sha]
-            if other:
-                raise ValueError(f"{', '.join(other[:3])} missing or not as it was written")
-            return record
+
+        def read() -> dict[str, Any]:
+            folder = self.folder / str(step)
+            try:
+                with self._whole(step):
+                    record = _read_record(folder)
+                    now = _files(folder)
+                    other = [name for name, sha in record["files"].items() if now.get(name) != sha]
+                    if other:
+                        raise ValueError(f"{', '.join(other[:3])} missing or not as it was written")
+                    return record
+            except DamagedError as error:
+                return {"damaged": str(error)}
+
+        record = parallel.first_says(read, "read a checkpoint")
+        if "damaged" in record:
+            raise DamagedError(record["damaged"])
+        return record
 
     def _read(self, state: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a checkpoint and its record; raise DamagedError if it is."""
@@ -296,7 +305,7 @@ class Checkpoints:
             if _is_of_others(error):
                 raise
             raise self._unreadable(step, error) from error
-        if record["numbers"] != _digest(restored):
+        if not parallel.all_agree(record["numbers"] == _digest(restored)):
             raise DamagedError("other numbers than were saved")
         advice = "; it cannot be gone on from: run it again in another --workdir"
         finite.check(parallel.fetch(restored), f"in the checkpoint {self.folder}/{step}", advice)

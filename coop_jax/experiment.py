@@ -1,6 +1,5 @@
 """Everything that the runs of a workdir share: dataset, frozen CLIP, test images, record."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,7 +25,7 @@ from coop_jax.methods import ZERO_SHOT, code_of, fill, move, saved
 from coop_jax.printing import plural
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
-from coop_jax.saved import Saved
+from coop_jax.saved import Saved, files
 from coop_jax.saved.use import warn_of_embedded_clip
 from coop_jax.writing import unfinished_name
 
@@ -284,13 +283,12 @@ class Experiment:
             parallel.first_does(lambda: self._save(run), "save what was learned")
 
     def _saved_in(self, shots: int, seed: int) -> Path:
-        return self.workdir / "saved" / run_name(shots, seed)
+        return self.workdir.absolute() / files.FOLDER / run_name(shots, seed)
 
     def holds_saved(self, shots: int, seed: int) -> bool:
         """Tell whether what a run has learned is in its place, as a whole."""
-        with contextlib.suppress(InputError):
-            return bool(Saved.load(self._saved_in(shots, seed)))
-        return False
+        is_there = lambda: Saved.is_at(self._saved_in(shots, seed))  # noqa: E731
+        return parallel.first_says(is_there, "look for what was learned")
 
     def learned(self, run: TrainingRun) -> Any:
         """Return the method of a finished run with what it has learned, as it was saved."""

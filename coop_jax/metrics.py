@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ class _Logger:
 class Writer:
     """The metrics of one run of a workdir; only the first of several processes writes.
 
-    The metrics of every step go to `metrics/<run>.jsonl`, a line each. Loggers are given the same,
+    The metrics of every step go to `metrics/<run>.jsonl`, a line each that ends with its checksum
+    `crc32`: that of the JSON of all other keys, in hexadecimal. Loggers are given the same metrics,
     and the test accuracies at the end: "tensorboard" writes event files into `tensorboard/<run>/`,
     "wandb" sends them to Weights & Biases, or keeps them in `wandb/` with WANDB_MODE=offline.
 
@@ -87,9 +89,10 @@ class Writer:
     def resume(self, first: int) -> None:
         """Go on with step `first`: drop what an earlier process wrote of the steps from there on.
 
-        A line that a crash cut short, and what follows it, are dropped too; the log says how many
-        steps before `first` have no metrics. Event files only grow: a mark says that later steps
-        are void, and TensorBoard hides them. Of Weights & Biases the metrics that came first stay.
+        A line that a crash cut short, or that is not as it was written, and what follows it, are
+        dropped too; the log says how many steps before `first` have no metrics. Event files only
+        grow: a mark says that later steps are void, and TensorBoard hides them. Of Weights & Biases
+        the metrics that came first stay.
 
         Raises:
             MachineError: the file cannot be read or written.
@@ -121,10 +124,7 @@ class Writer:
         parallel.first_does(lambda: self._write(numbered), "write metrics")
 
     def _write(self, numbered: Sequence[tuple[int, Values]]) -> None:
-        lines = [
-            json.dumps({"step": step, **values}, allow_nan=False) + "\n"
-            for step, values in numbered
-        ]
+        lines = [_line({"step": step, **values}) for step, values in numbered]
         # The loggers come last: then what they have is in the file, whenever the process ends.
         with said("write metrics", self.path):
             self.path.parent.mkdir(exist_ok=True)
@@ -153,15 +153,27 @@ class Writer:
                 other.close()
 
 
+def _line(values: Mapping[str, Any]) -> str:
+    """Return a line of JSON, with its checksum."""
+    crc32 = zlib.crc32(json.dumps(values, allow_nan=False).encode())
+    return json.dumps({**values, "crc32": f"{crc32:08x}"}) + "\n"
+
+
+def _step(line: bytes) -> int:
+    """Return the step of a line; -1 of one that is not as it was written."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        values = json.loads(line)
+        del values["crc32"]
+        return int(values["step"]) if _line(values).encode() == line else -1
+    return -1
+
+
 def _lines_before(first: int, content: bytes) -> list[bytes]:
-    """Return the lines of steps before `first`, up to one that is not whole or out of order."""
+    """Return the lines of steps before `first`, up to one that is damaged or out of order."""
     kept, latest = [], -1
     for line in content.splitlines(keepends=True):
-        try:
-            step = json.loads(line)["step"] if line.endswith(b"\n") else first
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        if not (type(step) is int and latest < step < first):
+        step = _step(line)
+        if not latest < step < first:
             break
         kept.append(line)
         latest = step

@@ -1,5 +1,6 @@
 """The device mesh and how arrays lie on it."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -126,6 +127,32 @@ def first_does(act: Callable[[], object], what: str) -> None:
         raise problem or MachineError(
             f"expected the first process to {what}, got an error there; see what it says"
         )
+
+
+def first_says(ask: Callable[[], Any], what: str) -> Any:
+    """Return what the first process finds out; all have to ask.
+
+    What lies on a network file system may look different to each, and they must do the same.
+
+    Args:
+        ask: returns what JSON can hold; is called in the first process alone.
+        what: was to be found out, as `first_does` has it.
+
+    Raises:
+        MachineError: as `first_does`.
+    """
+    if jax.process_count() == 1:
+        return ask()
+    answer = b""
+
+    def act() -> None:
+        nonlocal answer
+        answer = json.dumps(ask()).encode()
+
+    first_does(act, what)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(answer))))
+    said = np.frombuffer(answer.ljust(size, b" ")[:size], np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(said)).tobytes())
 
 
 def place(state: Tree, mesh: Mesh) -> Tree:

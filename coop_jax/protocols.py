@@ -1,6 +1,7 @@
 """Experimental protocols: what is trained on which classes, and evaluated on what."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coop_jax import parallel, results, workdir
+from coop_jax.data.listing import some
 from coop_jax.errors import InputError
 from coop_jax.experiment import Experiment, Target
 from coop_jax.methods import saved
@@ -84,8 +86,7 @@ def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list
     with workdir.held(config, folder):
         experiment = Experiment(config, folder)
         plan = PROTOCOLS[config["protocol"]](experiment)
-        path = experiment.results_path
-        done = results.read(path) if path.exists() else []
+        done = _done(experiment.results_path)
         experiment.check_results(done, plan.targets)
         zero_shot, work = _left(experiment, plan, done)
         for run, _ in work[:1]:
@@ -103,7 +104,7 @@ def run(config: Mapping[str, Any], folder: Path) -> tuple[Experiment, Plan, list
                     what = f"{experiment.label(run)}: {_place(plan, row)}"
                     tracker.say(f"{what}{percent(row.accuracy)}")
         parallel.wait("recorded every result")
-        return experiment, plan, results.read(path)
+        return experiment, plan, _done(experiment.results_path)
 
 
 Work = list[tuple[TrainingRun, list[Target]]]
@@ -111,6 +112,15 @@ Work = list[tuple[TrainingRun, list[Target]]]
 
 There are none where only what was learned is not in its place any more.
 """
+
+
+def _done(path: Path) -> list[Result]:
+    """Return the results that are there, as the first process reads them."""
+
+    def read() -> list[dict[str, Any]]:
+        return [dataclasses.asdict(row) for row in results.read(path)] if path.exists() else []
+
+    return list(map(results.of_record, parallel.first_says(read, "read results")))
 
 
 def _left(
@@ -129,19 +139,25 @@ def _left(
         if not is_done(target, prompt=prompt)
     ]
     work: Work = []
+    unrecorded = []
     for shots in experiment.config["shots"]:
         for seed in experiment.config["seeds"]:
             keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
             left = [target for target in plan.targets if not is_done(target, **keys)]
-            if not left and experiment.holds_saved(shots, seed):
+            is_saved = experiment.holds_saved(shots, seed)
+            if not left and is_saved:
                 continue
             run = experiment.run(shots, seed, plan.part)
             if left:
                 work.append((run, left))
+                unrecorded += [experiment.label(run)] * is_saved
             elif saved(run.method):
                 what = "%s: what it has learned is missing or damaged: it is made again"
                 logger.warning(what, experiment.label(run))
                 work.append((run, []))
+    if unrecorded:
+        what = "%s: has not all results of what has been learned (%s): they are made again"
+        logger.warning(what, experiment.results_path, some(unrecorded))
     return zero_shot, work
 
 
@@ -158,7 +174,8 @@ def _side_by_side(experiment: Experiment, plan: Plan, work: Work) -> list[Work]:
         all_runs |= {run.name: (run, targets) for run, targets in work}
         wanted = {run.name for run, _ in work}
         for run, _ in all_runs.values():
-            names = [name for name in run.together() if name in all_runs]
+            beside = parallel.first_says(run.together, "read a checkpoint")
+            names = [name for name in beside if name in all_runs]
             if wanted.intersection(names):
                 groups.append([all_runs[name] for name in names])
                 wanted.difference_update(names)

@@ -216,6 +216,11 @@ def digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+def of_record(record: Mapping[str, Any]) -> Result:
+    """Return the result that `dataclasses.asdict` has made a record of."""
+    return Result(**{**record, "hashes": Hashes(**record["hashes"])})
+
+
 def _parse(line: bytes, place: str) -> Result:
     try:
         record = json.loads(line)
@@ -225,8 +230,7 @@ def _parse(line: bytes, place: str) -> Result:
                 f"expected the line that was written ({DIGEST} {written!s:.8}), got another"
                 f" ({got:.8}); restore it, or run the evaluation again in another --workdir"
             )
-        hashes = Hashes(**record.pop("hashes"))
-        return Result(**record, hashes=hashes)
+        return of_record(record)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:

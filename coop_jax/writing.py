@@ -40,6 +40,26 @@ def is_of_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in of_disk
 
 
+def raise_if_of_disk(error: BaseException, what: str) -> None:
+    """Raise one line where an error, or one that it was made of, is of a disk (`is_of_disk`).
+
+    Args:
+        error: a library's.
+        what: was to be done, e.g. "fetch weights".
+
+    Raises:
+        MachineError: it is.
+    """
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        if isinstance(cause, OSError) and is_of_disk(cause):
+            path = None if cause.filename is None else str(cause.filename)
+            raise MachineError(failure(what, cause, path)) from error
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
 def reason(error: OSError) -> str:
     """Return why the file system refused, in its words."""
     return error.strerror or str(error) or type(error).__name__

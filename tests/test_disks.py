@@ -94,7 +94,7 @@ def test_a_sweep_on_a_full_disk_goes_on_where_there_is_room(probe, workdir_of):
     finished = workdir_of / "groups" / "few_shot_linear_probe" / "finished"
     finished.write_bytes(b"\xff")
     assert probe(workdir_of, command="sweep")[0] == 0
-    assert finished.read_bytes().startswith(b"2 results of the config ")
+    assert finished.read_bytes().startswith(b"2 results and 1 saved method of the config ")
 
 
 def test_a_damaged_config_is_written_again_where_it_is_known(probe, workdir_of):

@@ -1,6 +1,7 @@
 """Two processes on one machine train together, and agree with one."""
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -102,10 +103,7 @@ def test_two_processes_agree_with_one(tmp_path, class_specific):
     for seed in (1, 2):
         path = Path("metrics") / f"2_shots_seed_{seed}.jsonl"
         losses = [
-            [
-                float(line.rsplit(" ", 1)[1].rstrip("}"))
-                for line in (tmp_path / name / path).read_text().splitlines()
-            ]
+            [json.loads(line)["loss"] for line in (tmp_path / name / path).read_text().splitlines()]
             for name in ("one", "two")
         ]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
@@ -117,6 +115,16 @@ def test_two_processes_agree_with_one(tmp_path, class_specific):
         np.testing.assert_allclose(other, learned, rtol=0, atol=1e-5 * np.abs(learned).max())
         (events,) = (tmp_path / "two" / "tensorboard" / path.stem).iterdir()
         assert events.name.startswith("events.out.tfevents")
+    # What the first process sees of the disk is what both go by.
+    stale = tmp_path / "stale"
+    shutil.copytree(tmp_path / "two", stale)
+    (stale / results.FILE_NAME).unlink()
+    elsewhere = (f"--workdir={stale}",)
+    again = coordinated(start, tmp_path / "two", data, *flags, second=elsewhere)
+    report, nothing = map(finish, again)
+    assert report.endswith(first[first.index(" digits, tiny:") :]) and "CoOp" not in nothing
+    assert results.read(tmp_path / "two" / results.FILE_NAME) == together
+    assert not (stale / results.FILE_NAME).exists()
 
 
 def changed(path):

@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,14 @@ def scalars(folder):
 
 
 def lines(workdir, run=RUN):
-    """The rows of a run's JSONL file."""
+    """The rows of a run's JSONL file, each of which ends with its checksum."""
     text = (workdir / "metrics" / f"{run}.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        assert list(row)[-1] == "crc32"
+        crc32 = row.pop("crc32")
+        assert crc32 == f"{zlib.crc32(json.dumps(row).encode()):08x}"
+    return rows
 
 
 def quick(data_dir, **changes):
@@ -83,6 +89,8 @@ def test_no_step_is_there_twice(given_processes):
         (lambda whole: whole[:-5], 3),
         (lambda whole: whole + b'{"step": 4, "lo', 4),
         (lambda whole: whole.replace(b'"step": 1', b'"stop": 1'), 1),
+        (lambda whole: whole.replace(b'"loss": 2.0', b'"loss": 2.1'), 2),
+        (lambda whole: whole.replace(b'{"step": 3', b'{ "step": 3'), 3),
         (lambda whole: b"\xff" * 100 + b"\n" + whole, 0),
         (lambda whole: b"", 0),
         (None, 0),

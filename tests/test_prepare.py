@@ -1,5 +1,6 @@
 """Copies of image files in shards, and what TFDS is asked to download."""
 
+import errno
 import functools
 import importlib.util
 import json
@@ -225,6 +226,21 @@ def test_tfds_is_asked_for_the_dataset_of_the_table(name, tmp_path, capsys, monk
     assert asked == [(f"{row.name}:{row.version}", "array_record")]
     error = capsys.readouterr().err
     assert "got AssertionError: Manual directory does not exist; see" in error
+
+
+def test_a_full_disk_is_no_error_of_the_user_s(tmp_path, capsys, monkeypatch):
+    class Full:
+        def download_and_prepare(self, **options):
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
+            except OSError as error:
+                raise RuntimeError("TFDS says more") from error
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(prepare.tfds, "builder", lambda *_, **options: Full())
+    assert main(["prepare", "dtd", f"--data-dir={tmp_path}"]) == 1
+    said = "error: expected to write dtd:3.0.1, got No space left on device (shard); make room"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_digits_are_made(tmp_path, capsys):

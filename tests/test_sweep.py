@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,11 @@ def test_a_group_is_finished_and_recorded_once(data, tmp_path, capsys):
     assert main(words(data, workdir, DTD)) == 0
     assert "1 results" not in capsys.readouterr().err
     assert numbers(workdir)[0][:4] == ("dtd", "coop", "end", json.loads(learned)["accuracy"])
+    (saved,) = (group.parent / "saved").iterdir()
+    before = {path.name: path.read_bytes() for path in saved.glob("*.safetensors")}
+    shutil.rmtree(saved)
+    assert main(words(data, workdir, DTD)) == 0
+    assert {path.name: path.read_bytes() for path in saved.glob("*.safetensors")} == before
     group.write_text(zero_shot + learned + learned)
     assert main(words(data, workdir, EUROSAT)) == 0
     assert (workdir / results.FILE_NAME).read_text().startswith(first)

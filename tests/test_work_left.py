@@ -86,7 +86,9 @@ def test_more_shots_and_seeds_are_each_trained_once(write_features, shift, tmp_p
         {"protocol": "cross_dataset", "targets": ("other.npz",)},
     ],
 )
-def test_every_result_that_is_missing_is_made_again(write_features, shift, tmp_path, changes):
+def test_every_result_that_is_missing_is_made_again(
+    write_features, shift, tmp_path, changes, caplog
+):
     path = write_features(feature_arrays())
     write_features(feature_arrays(seed=1), "other.npz")
     if "targets" in changes:
@@ -99,9 +101,12 @@ def test_every_result_that_is_missing_is_made_again(write_features, shift, tmp_p
     lines = file.read_text().splitlines(keepends=True)
     for number in range(len(lines)):
         file.write_text("".join(lines[:number] + lines[number + 1 :]))
+        caplog.clear()
         again = protocols.run(config, tmp_path / "run")[2]
         assert works(again) == whole
         missing = dataclasses.replace(rows[number], seconds=None)
+        what = f"{file}: has not all results of what has been learned"
+        assert [what in line for line in caplog.messages] == [True] * (missing.prompt is None)
         assert dataclasses.replace(again[-1], seconds=None) == missing
         assert (again[-1].seconds is None) == (missing.prompt is None)  # an earlier process began
         lines = file.read_text().splitlines(keepends=True)

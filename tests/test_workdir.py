@@ -82,7 +82,7 @@ def test_a_sweep_s_group_to_which_something_is_added_is_not_finished(data, tmp_p
     group = Group("linear_probe:dtd", config, tmp_path)
     workdir.claim(config, group.folder)
     (group.folder / results.FILE_NAME).write_text("")
-    (group.folder / FINISHED_FILE).write_text(group.end(0))
+    (group.folder / FINISHED_FILE).write_text(group.end([]))
     assert group.is_finished
     more = group._replace(config=config | {"seeds": (1, 2)})
     assert not more.is_finished

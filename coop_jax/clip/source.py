@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -196,6 +197,10 @@ def _fetched(repository: str, layout: str) -> Path:
     return _snapshot(repository, _shard_names(folder / first)) if first.endswith(INDEX) else folder
 
 
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk that does not take what is fetched."""
+
+
 def _snapshot(repository: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -203,6 +208,8 @@ def _snapshot(repository: str, wanted: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in OF_DISK:
+            raise
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"expected to fetch {repository!s:.80} from the hub, got {reason}; check the network"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from coop_jax import command_line
+from coop_jax import command_line, writing
 from coop_jax.data import catalog, copies, digits, overlay
 from coop_jax.data.listing import Listing
 from coop_jax.data.official import OFFICIAL, Catalogued
@@ -64,6 +64,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
 
     Raises:
         InputError: TensorFlow is absent, or TFDS fails.
+        MachineError: the disk takes no more.
     """
     request = f"{wanted.name}:{wanted.version}"
     if importlib.util.find_spec("tensorflow") is None:
@@ -79,6 +80,7 @@ def download(wanted: Catalogued, data_dir: Path) -> None:
             config = tfds.download.DownloadConfig(try_download_gcs=False)
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except Exception as error:  # TFDS and its builders raise many kinds
+        writing.raise_if_of_disk(error, f"write {request}")
         raise InputError(
             f"expected TFDS to download and prepare {request} in {data_dir}, got"
             f" {type(error).__name__}: {one_line(error)}; see to that, and try again"

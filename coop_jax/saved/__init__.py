@@ -1,5 +1,6 @@
 """All that a method has learned, without the CLIP: saved, loaded, used on any classes."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -136,6 +137,13 @@ class Saved:
             template=dataset.templates[0],
             texts=dataset.texts,
         )
+
+    @classmethod
+    def is_at(cls, folder: Path) -> bool:
+        """Tell whether a folder holds what a method has learned, as a whole."""
+        with contextlib.suppress(InputError):
+            return bool(cls.load(folder.absolute()))
+        return False
 
     @classmethod
     def load(cls, place: str | Path) -> Self:

@@ -42,6 +42,9 @@ NO_DIGEST = b"0" * 64
 SPACE = "given/"
 """The beginning of the names of tensors that describe given features (`Saved.space`)."""
 
+FOLDER = "saved"
+"""Where a workdir has them, in a folder for each run."""
+
 _DEAD = 3600.0
 """Seconds after which an unfinished folder is one of a process that was killed."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coop_jax import writing
 from coop_jax.classes import spelled
 from coop_jax.clip import source
-from coop_jax.errors import InputError, MachineError
+from coop_jax.errors import InputError
 from coop_jax.saved import files, seen
 
 if TYPE_CHECKING:
@@ -213,10 +213,8 @@ def _check_id(repository: str) -> None:
         )
 
 
-def _refused(expected: str, error: Exception) -> InputError | MachineError:
-    if isinstance(error, OSError) and writing.is_of_disk(error):
-        path = None if error.filename is None else str(error.filename)
-        return MachineError(writing.failure("read and write the hub's cache", error, path))
+def _refused(expected: str, error: Exception) -> InputError:
+    writing.raise_if_of_disk(error, "read and write the hub's cache")
     reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
     return InputError(
         f"{expected}, got {reason}; check the name, the network and your token (hf auth login)"

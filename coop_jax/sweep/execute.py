@@ -53,7 +53,7 @@ def run_group(group: Group, here: str = ".") -> str | None:
             raise
     finished = group.folder / FINISHED_FILE
     with said("write", finished):
-        write_whole(finished, group.end(len(rows)).encode())
+        write_whole(finished, group.end(rows).encode())
     return None
 
 

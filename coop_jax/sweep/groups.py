@@ -43,15 +43,19 @@ class Group(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """True where an earlier process came to its end, and all its results are still there."""
+        """True where an earlier process came to its end, and all that came of it is still there."""
         finished, found = self.folder / FINISHED_FILE, self.folder / results.FILE_NAME
         if not (finished.is_file() and found.is_file()):
             return False
-        return finished.read_bytes() == self.end(len(results.read(found))).encode()
+        return finished.read_bytes() == self.end(results.read(found)).encode()
 
-    def end(self, count: int) -> str:
-        """Say what came to its end: this config, with so many results."""
-        return f"{plural(count, 'result')} of the config {digest(self.config)}"
+    def end(self, found: Sequence[results.Result]) -> str:
+        """Say what came to its end: this config, with so many results and saved methods."""
+        from coop_jax.saved import Saved, files
+
+        saved = sum(map(Saved.is_at, (self.folder / files.FOLDER).glob("*")))
+        counted = f"{plural(len(found), 'result')} and {plural(saved, 'saved method')}"
+        return f"{counted} of the config {digest(self.config)}"
 
 
 def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[Group]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import socket
@@ -56,8 +57,21 @@ def run_signal(trial: dict[str, Any], folder: Path, states: Path) -> str | dict[
     lines = runs.said(ended, usual.errors)
     if ended.code != CODES[signal.Signals(number)] or len(lines) != 1:
         return f"exit code {ended.code}, {len(lines)} lines: {' | '.join(lines):.300}"
+    if unsaid := _unsaid(lines[0], folder / "files" / runs.WORK):
+        return unsaid
     wrong = runs.complaint(ended) or runs.go_on(configuration, folder, states)
     return {"wrong": wrong, "saw": runs.seen(ended)}
+
+
+def _unsaid(line: str, work: Path) -> str:
+    """Say what is missing in the line of a stopped process: what it was told, what it has saved."""
+    saved = r"(?:, saved after step (\d+) of .*)?"
+    told = re.fullmatch(rf"(?:interrupted|stopped by SIGTERM){saved}; the same command .*", line)
+    if told is None:
+        return f"expected what has stopped it and what was saved, got {line:.200}"
+    if told[1] and not list(work.glob(f"checkpoints/*/*/{told[1]}/record.json")):
+        return f"there is no checkpoint of what it says: {line:.200}"
+    return ""
 
 
 def plan_deaths(count: int, seed: int, folder: Path) -> list[dict[str, Any]]:
