@@ -61,6 +61,8 @@ def test_requests_name_the_epoch_and_the_example():
     assert (made.steps, made.steps_per_epoch) == (4, 2)
     weights = made.shares(lambda epochs: np.arange(1, epochs + 1) / 10)
     assert weights.tolist() == [0, 0.1, 0, 0.2] and made.shares(None).tolist() == [0] * 4
+    one = Batches(order[:2], np.array([0, 0]), np.zeros(2), np.zeros(4, int))
+    assert one.shares(lambda epochs: np.ones(epochs)).tolist() == [0, 1]
 
 
 def wait_for(made, count):

@@ -35,6 +35,20 @@ def create(clip, tokenizer, name, classes=NAMES, *, seed=1, shards=1, given=None
     )
 
 
+@pytest.mark.parametrize("missing", [0, 1, 3])
+def test_prograd_s_context_has_zeros_in_front_of_a_shorter_template(
+    tiny_clip, tiny_tokenizer, missing
+):
+    words = {"from_template": True, "template": "a photo of a {}."}
+    made = create(tiny_clip, tiny_tokenizer, "prograd", n_ctx=4 + missing, **words)
+    context = np.asarray(made.context[...])
+    table = np.asarray(tiny_clip.text.token_embedding[...])
+    ids = tiny_tokenizer.ids("a photo of a")[:4]
+    np.testing.assert_array_equal(context[:missing], 0)
+    np.testing.assert_array_equal(context[missing:], table[np.asarray(ids)])
+    assert np.isfinite(np.asarray(made.texts(tiny_clip, None))).all()
+
+
 def images(seed=0, count=COUNT):
     """Return random features and patches of so many images."""
     rng = np.random.default_rng(seed)

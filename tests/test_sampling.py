@@ -104,6 +104,17 @@ def test_an_epoch_is_a_shuffle_without_replacement(count, batch_size, epochs, se
         assert seen.max() < count
 
 
+@given(st.integers(1, 100), st.integers(1, 40), st.integers(1, 5), st.integers(0, 9))
+def test_an_epoch_that_drops_nothing_has_every_example_once(count, batch_size, epochs, seed):
+    order, epoch_of_step = sampling.batch_order(count, batch_size, epochs, seed, drop_last=False)
+    steps = -(-count // batch_size)
+    assert order.shape == (epochs * steps, min(count, batch_size))
+    for epoch in range(epochs):
+        seen = order[epoch_of_step == epoch].ravel()
+        assert sorted(seen[:count].tolist()) == list(range(count))
+        assert (seen[count:] == -1).all()
+
+
 def test_order_is_keyed_by_seed_and_epoch():
     long, _ = sampling.batch_order(64, 32, 4, seed=1)
     short, _ = sampling.batch_order(64, 32, 2, seed=1)

@@ -83,7 +83,7 @@ RULES = {"coop": few_shot, "linear_probe": linear_probe_few_shot}
 """Rules that choose a few training and validation images, by the name that configs use."""
 
 
-def steps_per_epoch(count: int, batch_size: int, drop_last: bool = True) -> int:
+def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
     """Return the number of batches of an epoch, as `batch_order` has them."""
     return max(count // batch_size if drop_last else -(-count // batch_size), 1)
 
