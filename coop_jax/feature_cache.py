@@ -17,9 +17,6 @@ from coop_jax.writing import reason, remove_unfinished, said, write_whole
 
 logger = logging.getLogger(__name__)
 
-_DEAD = 24 * 3600.0
-"""Seconds after which an unfinished file is one of a process that was killed, on any host."""
-
 Arrays = dict[str, Float[np.ndarray, "images ..."]]
 
 
@@ -91,5 +88,5 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():  # which is nobody's, and said when it was read
                 return
-            remove_unfinished(path.parent, seconds=_DEAD)
+            remove_unfinished(path.parent, shared=True)
             write_whole(path, array + hashlib.sha256(array).digest())

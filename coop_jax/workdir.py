@@ -28,7 +28,8 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     """Make sure that a workdir is new, empty, or an earlier run's whose config this one continues.
 
     Raises:
-        InputError: the workdir belongs to another config or to something else.
+        InputError: the workdir belongs to another config or to something else, or its config is a
+            folder.
         MachineError: its config is damaged and cannot be made again, or the folder not be read.
     """
     now = _recorded(config)
@@ -57,6 +58,8 @@ def _read(workdir: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     path, made = workdir / CONFIG_FILE, workdir / results.FILE_NAME
     with writing.said("read the config", path):
+        if path.is_dir():
+            raise InputError(f"{path}: expected a file, got a folder; move it away")
         if path.is_file() and (recorded := _undamaged(path.read_bytes())) is not None:
             return recorded
         names = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from coop_jax.errors import InputError, MachineError
-from coop_jax.holding import check_held
+from coop_jax.holding import NO_LOCKS, check_held
 
 UNFINISHED = ".unfinished"
 """The end of the name of a file or folder that is being written."""
 
 _LEFT = re.compile(rf".+\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}")
 """The names of what is being written."""
+
+_DEAD = 3600.0
+"""Seconds after which what nobody has touched is what a killed process left."""
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
@@ -108,7 +112,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there as a whole or not at all, on disk when this returns.
 
     It is written beside its place, as `NAME.<random>.unfinished`, and renamed over what was there;
-    where that fails, nothing of it stays.
+    where that fails, nothing of it stays. It has an flock meanwhile: what a killed process left has
+    none.
 
     Raises:
         OSError: the file system refused.
@@ -122,26 +127,42 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: the file system refused; none of those that were not there before is there.
     """
-    unfinished = {path: unfinished_name(path) for path in contents}
+    unfinished: dict[Path, Path] = {}
     made: list[Path] = []
-    try:
-        for path, content in contents.items():
-            with unfinished[path].open("wb") as file:
+    with contextlib.ExitStack() as opened:
+        try:
+            for path, content in contents.items():
+                file = opened.enter_context(_open_unfinished(path))
+                unfinished[path] = Path(file.name)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path in contents:
-            is_new = not path.exists()
-            unfinished[path].replace(path)
-            if is_new:
-                made.append(path)
-        for folder in {path.parent for path in contents}:
-            sync_folder(folder)
-        made = []
-    finally:
-        for path in (*made, *unfinished.values()):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            for path in contents:
+                is_new = not path.exists()
+                unfinished[path].replace(path)
+                if is_new:
+                    made.append(path)
+            for folder in {path.parent for path in contents}:
+                sync_folder(folder)
+            made = []
+        finally:
+            for path in (*made, *unfinished.values()):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _open_unfinished(path: Path) -> BinaryIO:
+    """Open the file that takes the place of another, with an flock where there are any."""
+    while True:
+        name = unfinished_name(path)
+        file = name.open("xb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            return file
+        if name.exists():
+            return file
+        file.close()  # another process took it for what a killed one left
 
 
 def append_whole(file: BinaryIO, content: bytes, *, sync: bool = False) -> None:
@@ -172,24 +193,37 @@ def unfinished_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{UNFINISHED}")
 
 
-def remove_unfinished(folder: Path, *, of: str = "", seconds: float = 0) -> None:
+def remove_unfinished(folder: Path, *, of: str = "", shared: bool = False) -> None:
     """Remove what processes that were killed have left in a folder of files being written.
 
     Args:
         folder: where; nothing is removed below it but with what is.
         of: the name that the files were to have; any by default.
-        seconds: how long nobody has touched what is removed, where others may be writing.
+        shared: whether others may be writing here. A file stays then while it has an flock; a
+            folder, and a file where there are no locks, until nobody has touched it for an hour.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
-            if not (_LEFT.fullmatch(entry.name) and entry.name.lstrip(".").startswith(of)):
-                continue
-            if seconds and time.time() - entry.stat().st_mtime < seconds:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                os.unlink(entry)
+            if _LEFT.fullmatch(entry.name) and entry.name.lstrip(".").startswith(of):
+                with contextlib.suppress(OSError):
+                    _remove_left(entry, shared)
+
+
+def _remove_left(entry: os.DirEntry[str], shared: bool) -> None:
+    is_old = time.time() - entry.stat().st_mtime > _DEAD
+    if entry.is_dir(follow_symlinks=False):
+        if is_old or not shared:
+            shutil.rmtree(entry, ignore_errors=True)
+        return
+    with contextlib.ExitStack() as opened:
+        if shared:
+            file = opened.enter_context(open(entry, "rb+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS or not is_old:
+                    return
+        os.unlink(entry)
 
 
 def sync_folder(folder: Path) -> None:

@@ -89,17 +89,6 @@ def test_features_that_may_not_be_read_are_made_again(tmp_path, caplog):
     assert "cannot be read (Permission denied): its features are made again" in caplog.text
 
 
-def test_leftovers_of_dead_processes_go_from_the_cache_when_they_are_old(tmp_path):
-    folder = tmp_path / "ab"
-    folder.mkdir()
-    old, new = (folder / f"x.features.{digit * 32}.unfinished" for digit in "01")
-    for path in (old, new):
-        path.touch()
-    os.utime(old, (0, 0))
-    Cache(tmp_path).get({"x": "ab12"}, lambda names: {"x": np.zeros(3)})
-    assert sorted(os.listdir(folder)) == ["ab12.features", new.name]
-
-
 def test_features_for_which_there_is_no_room_are_one_line(tmp_path, no_room):
     with pytest.raises(MachineError, match=r"expected to keep features, got File too large \("):
         Cache(tmp_path).get({"x": "ab12"}, lambda names: {"x": np.zeros(300)})

@@ -1,7 +1,11 @@
 """Files are there as a whole or not at all."""
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -57,12 +61,62 @@ def test_leftovers_are_known_by_their_names(tmp_path):
     writing.unfinished_name(tmp_path / "other").touch()
     for name in ("thesis.unfinished", ".mine.backup", "photo." + "0" * 32):
         (tmp_path / name).touch()
-    writing.remove_unfinished(tmp_path, of="mine.", seconds=60)
+    writing.remove_unfinished(tmp_path, of="mine.", shared=True)
     assert mine.exists()
-    writing.remove_unfinished(tmp_path, of="mine.")
+    os.utime(mine, (0, 0))
+    writing.remove_unfinished(tmp_path, of="mine.", shared=True)
     assert not mine.exists() and len(os.listdir(tmp_path)) == 4
     writing.remove_unfinished(tmp_path)
     assert len(os.listdir(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_another_process_writes_stays_where_it_may(tmp_path, shared):
+    path = tmp_path / "file"
+    code = f"""
+import os
+from pathlib import Path
+from coop_jax import writing
+os.fsync = lambda file: print(flush=True) or input()
+writing.write_whole(Path({str(path)!r}), b"content")
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe) as process:
+        process.stdout.readline()
+        writing.remove_unfinished(tmp_path, shared=shared)
+        assert len(os.listdir(tmp_path)) == shared
+        process.kill()
+    writing.remove_unfinished(tmp_path, shared=shared)
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_are_no_locks_what_is_new_stays(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    writing.write_whole(tmp_path / "file", b"content")
+    old, new = (writing.unfinished_name(tmp_path / name) for name in ("old", "new"))
+    for path, minutes in ((old, 61), (new, 59)):
+        path.touch()
+        os.utime(path, (time.time() - 60 * minutes,) * 2)
+    writing.remove_unfinished(tmp_path, shared=True)
+    assert sorted(os.listdir(tmp_path)) == ["file", new.name]
+
+
+def test_a_file_that_is_taken_for_a_leftover_is_begun_again(tmp_path, monkeypatch):
+    flock, taken = fcntl.flock, []
+
+    def take_away(file, how):
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", take_away)
+    writing.write_whole(tmp_path / "file", b"content")
+    assert taken and os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize(

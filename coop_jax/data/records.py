@@ -170,6 +170,7 @@ def index(
     labels, names = rows(source, file_feature)
     file = io.BytesIO()
     np.savez(file, labels=labels, file_names=names, sha256=np.array(_digest(labels, names)))
+    writing.remove_unfinished(kept.parent, shared=True)
     with contextlib.suppress(OSError):
         writing.write_whole(kept, file.getvalue())
     return labels, names

@@ -45,9 +45,6 @@ SPACE = "given/"
 FOLDER = "saved"
 """Where a workdir has them, in a folder for each run."""
 
-_DEAD = 3600.0
-"""Seconds after which an unfinished folder is one of a process that was killed."""
-
 DTYPES = ("float32", "float16", "int32", "uint32", "int8", "uint8", "bool")
 """The types of numbers that are saved."""
 
@@ -74,7 +71,7 @@ def write(folder: Path, record: Mapping[str, Any], tensors: Mapping[str, np.ndar
     check_new(folder)
     with writing.said("save to a folder", folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        writing.remove_unfinished(folder.parent, of=f"{folder.name}.", seconds=_DEAD)
+        writing.remove_unfinished(folder.parent, of=f"{folder.name}.", shared=True)
         unfinished = writing.unfinished_name(folder.with_name(f".{folder.name}"))
         try:
             unfinished.mkdir()

@@ -17,6 +17,9 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 PATIENCE = 10.0
 """Seconds that a process has to end after a signal."""
 
+COMING = 20
+"""Seconds that a process waits for the other to come."""
+
 MOURNING = 30.0
 """Seconds that a process has to end after another has died."""
 
@@ -88,7 +91,7 @@ def _pair(folder: Path, name: str) -> list[Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    several = [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--timeout={COMING}"]
     return [
         Process(
             [*runs.words("coop"), *several, f"--process={number}"], folder, name=f"{name}_{number}"
