@@ -247,6 +247,9 @@ def test_optimizers_that_differ_in_the_schedule_are_one():
     [
         ({"name": "lion"}, "optimizer.name: expected one of sgd, adam, adamw, got 'lion'"),
         ({"schedule": "step"}, "optimizer.schedule: expected one of cosine"),
+        ({"schedule_by": "year"}, "optimizer.schedule_by: expected one of epoch, step"),
+        ({"warmup": "cosine"}, "optimizer.warmup: expected one of constant, linear"),
+        ({"dtype": "bfloat16"}, "optimizer.dtype: expected one of float32, float16"),
         ({"schedule": "cosine_restarts"}, "optimizer.half_period: expected at least 1"),
         ({"name": "adam", "dtype": "float16"}, "optimizer.dtype: expected float32 with adam"),
         (

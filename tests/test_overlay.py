@@ -353,9 +353,9 @@ def test_a_damaged_copy_ends_in_one_line(write_mini, kind, tmp_path):
         copied = tmp_path / f"{number}"
         shutil.copytree(whole, copied / "dtd")
         damage(copied / "dtd" / name, kind)
-        is_shard = "array_record" in name.name
         try:
-            assert seen(copied) == expected or not is_shard
+            is_split = name.name.startswith("split_zhou")  # the user's own, without a digest
+            assert seen(copied) == expected or is_split, name
         except (InputError, MachineError) as error:
             refused += 1
             assert "\n" not in str(error) and "; " in str(error)
