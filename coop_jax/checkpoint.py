@@ -24,8 +24,15 @@ from coop_jax.printing import one_line
 
 logger = logging.getLogger(__name__)
 
-# What fails in Orbax is an exception, too.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+def _is_of_another(record: logging.LogRecord) -> bool:
+    """Tell whether a record of a log is not of Orbax: what fails there is an exception, too."""
+    return "orbax" not in f"{record.pathname} {record.getMessage()}"
+
+
+# Of tasks that fail asyncio complains where Orbax asks for the first alone.
+for _log in ("absl", "asyncio"):
+    logging.getLogger(_log).addFilter(_is_of_another)
 
 
 def _pass_over(unraisable: Any, otherwise: Any = sys.unraisablehook) -> None:

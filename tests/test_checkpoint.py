@@ -1,6 +1,8 @@
 """Checkpoints are as they were saved, or the one before them is used."""
 
+import asyncio
 import collections
+import gc
 import shutil
 
 import jax.numpy as jnp
@@ -103,3 +105,21 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         assert "\n" not in str(said.value)
     with pytest.raises(InputError, match=r"expected to keep checkpoints, got .*File exists"):
         Checkpoints(tmp_path / "a")
+
+
+def test_of_tasks_that_fail_unseen_those_of_the_library_are_passed_over(caplog):
+    """As on a full disk: the first failure of several is raised, and is enough."""
+
+    async def write_for_orbax():
+        raise OSError("no room")
+
+    async def of_another():
+        raise OSError("no room")
+
+    for coroutine in (write_for_orbax, of_another):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(asyncio.wait([loop.create_task(coroutine())]))
+        loop.close()
+        gc.collect()
+    (message,) = caplog.messages
+    assert "Task exception was never retrieved" in message and "of_another" in message
