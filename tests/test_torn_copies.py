@@ -65,6 +65,18 @@ def test_damaged_digits_are_made_again(digits, name, kind, caplog):
     check_digits(digits, digits[0] / "digits" / "1.0.0" / name, kind, caplog)
 
 
+def test_a_folder_in_the_place_of_an_index_stays_and_is_said(digits, tmp_path, caplog):
+    data_dir, expected = digits
+    shutil.copytree(data_dir / "digits", tmp_path / "digits")
+    index = tmp_path / "digits" / "1.0.0" / "index-train.npz"
+    index.unlink()
+    index.mkdir()
+    assert contents(catalog.load("digits", tmp_path)) == expected
+    (line,) = caplog.messages
+    assert line == f"{index}: expected it as it was written, got damage; it is made again"
+    assert index.is_dir() and not list(tmp_path.rglob("*unfinished*"))
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["deleted", "half", "flipped"])
 def test_every_damaged_file_of_the_digits_is_made_again(digits, kind, caplog):

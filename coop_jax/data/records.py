@@ -158,7 +158,7 @@ def index(
     Returns:
         Labels, and file names as strings.
     """
-    if kept.is_file():
+    if kept.is_file() or kept.is_dir():
         with contextlib.suppress(Exception):  # damaged archives raise many kinds
             arrays = dict(np.load(io.BytesIO(kept.read_bytes()), allow_pickle=False))
             labels, names = arrays["labels"], arrays["file_names"]
