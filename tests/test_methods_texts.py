@@ -1,5 +1,7 @@
 """KgCoOp, ProGrad, UPL and GalLoP: what must hold whatever the official code does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import split
 
+from coop_jax import clip as clip_package
 from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip.transformer import attend
@@ -33,6 +36,18 @@ def create(clip, tokenizer, name, classes=NAMES, *, seed=1, shards=1, given=None
     return methods.create(
         name, clip, tokenizer, classes, settings, seed=seed, shards=shards, **given
     )
+
+
+def test_where_text_features_are_given_no_other_template_may_be():
+    space = clip_package.FeatureSpace(8, 5.0)
+    texts = np.eye(3, 8, dtype=np.float32)[None]
+    create_given = functools.partial(
+        methods.create, "zero_shot", space, None, ("cat", "dog", "hen"), texts=texts
+    )
+    made = create_given({"templates": ()})
+    np.testing.assert_allclose(np.asarray(made.texts(space, None)), texts[0], atol=1e-7)
+    with pytest.raises(InputError, match=r"none where text features are given, got 'a \{\}\.'"):
+        create_given({"templates": ("a {}.",)})
 
 
 @pytest.mark.parametrize("missing", [0, 1, 3])
