@@ -43,7 +43,7 @@ SPACE = "given/"
 """The beginning of the names of tensors that describe given features (`Saved.space`)."""
 
 FOLDER = "saved"
-"""Where a workdir has them, in a folder for each run."""
+"""The folder of a workdir that has them, in a folder for each run."""
 
 DTYPES = ("float32", "float16", "int32", "uint32", "int8", "uint8", "bool")
 """The types of numbers that are saved."""
