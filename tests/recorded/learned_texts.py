@@ -1,0 +1,116 @@
+"""PRE (reference methods_text.md)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from coop_jax import methods, states
+from coop_jax.classes import Classes
+from coop_jax.methods import Batch, Images, Learned, Stage
+from recorded.case import (
+    Case,
+    Parameter,
+    checks,
+    compare_logits,
+    relative,
+    set_value,
+    trajectory,
+)
+from recorded.texts import (
+    CONTEXT,
+    check_first_gradient,
+    check_tokens,
+    frozen_images,
+    optimizer,
+    start,
+)
+
+
+def first_gradient(case: Case, method: Any, images: Images) -> Any:
+    """Return the gradient of the first batch, by parameter."""
+    graph, learned, kept, fixed = nnx.split(method, Learned, states.STAYS, ...)
+    first = case["order"][0]
+    labels, weights = jnp.asarray(case["labels"][first]), jnp.ones(len(first))
+    batch = Batch(
+        jax.tree.map(lambda array: array[first], images), labels, weights, jax.random.key(0)
+    )
+
+    def terms(learned: Any) -> tuple[Any, Any]:
+        merged = nnx.merge(graph, learned, kept, fixed)
+        clip = merged.adapt(nnx.clone(case.clip), None)
+        return merged.losses(clip, merged.texts(clip, None), batch), kept
+
+    return jax.jit(lambda learned: method.gradient(terms, learned)[2])(learned)
+
+
+def compare_training(
+    case: Case,
+    method: Any,
+    parameters: Mapping[str, Parameter],
+    stage: Stage,
+    images: Images,
+    **options: Any,
+) -> None:
+    """Compare the first gradient, the trajectory, and the last logits."""
+    for name, first in case.under("init").items():
+        set_value(method, parameters[name], first)
+    check_first_gradient(case, method, dict(parameters), first_gradient(case, method, images))
+    images_of = lambda wanted: jax.tree.map(lambda array: array[wanted[:, 1]], images)  # noqa: E731
+    trajectory(case, method, parameters, stage, images_of, **options)
+    compare_logits(case, method, images)
+
+
+def moved(case: Case, name: str, method: Any, **settings: Any) -> Any:
+    """Return what a method has learned, made for the case's new classes."""
+    trained = Classes(tuple(case.meta["classnames"]))
+    wanted = Classes(tuple(case.meta["new_classnames"])).moved_from(trained)
+    fresh = case.create(name, wanted, **settings)
+    return methods.move(method, fresh, trained, wanted)
+
+
+def check_new_tokens(case: Case, method: Any) -> None:
+    """Compare the tokens of the prompts of new classes."""
+    there = case.arrays["tokenized_prompts"]
+    case.arrays["tokenized_prompts"] = case["new_tokenized_prompts"]
+    check_tokens(case, method)
+    case.arrays["tokenized_prompts"] = there
+
+
+def pre_parameters(case: Case) -> dict[str, Parameter]:
+    """Return where what PRE learns is here."""
+    found = dict(CONTEXT)
+    for name in set(case.under("init")) - {"ctx"}:
+        _, owner, *rest = name.split(".")
+        if owner == "lstm_head":
+            kind, side = rest[0].split("_")[:2]
+            direction = "backward" if name.endswith("_reverse") else "forward"
+            path = f"{direction}.{'input' if side == 'ih' else 'state'}"
+            path += "_kernel" if kind == "weight" else "_bias"
+        else:
+            number, kind = rest
+            path = {"weight": "kernel", "bias": "bias"}[kind] + {"0": "1", "2": "2"}[number]
+        found[name] = Parameter(f"encoder.{path}", transposed="weight" in name)
+    return found
+
+
+@checks("pre")
+def check_pre(case: Case) -> None:
+    """Compare a case of PRE, with what the encoder makes of the context in the end."""
+    meta = case.meta
+    method = case.create(
+        "pre",
+        n_ctx=meta["n_ctx"],
+        class_token_position=meta["class_token_position"],
+        class_specific=meta["csc"] and not meta["ctx_init"],
+        context_init=meta["ctx_init"],
+        encoder={"LSTM1": "lstm", "MLP1": "mlp"}[meta["encoder"]],
+        residual=meta["residual"],
+    )
+    images, parameters = frozen_images(case), pre_parameters(case)
+    start(case, method)
+    check_tokens(case, method)
+    compare_training(case, method, parameters, Stage(optimizer=optimizer(case)), images)
+    assert relative(method.encoded(), case["final_encoded_ctx"]) < 1e-5

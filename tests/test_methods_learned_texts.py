@@ -1,0 +1,97 @@
+"""PRE: what must hold whatever the official code does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from inside import close
+
+from coop_jax import methods
+from coop_jax.errors import InputError
+from coop_jax.methods import Images
+
+NAMES = ("circle", "hen-of-the-woods", "a", "seven")
+COUNT = 8
+
+SMALL = {
+    "coop": {"n_ctx": 3},
+}
+
+
+@pytest.fixture
+def create(tiny_clip, tiny_tokenizer):
+    """A function from a method's name and settings to a small method."""
+
+    def create_one(name, classes=NAMES, *, seed=1, **settings):
+        chosen = SMALL.get(name, {}) | settings
+        given = {key: chosen.pop(key) for key in ("shards",) if key in chosen}
+        if "own" in chosen:
+            given["template"] = chosen.pop("own")
+        return methods.create(name, tiny_clip, tiny_tokenizer, classes, chosen, seed=seed, **given)
+
+    return create_one
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def batch(**images):
+    """Return a batch of images."""
+    labels = jnp.arange(COUNT) % len(NAMES)
+    return methods.Batch(Images(**images), labels, jnp.ones(COUNT), jax.random.key(0))
+
+
+def features(seed=0):
+    return draw(COUNT, 24, seed=seed)
+
+
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3)).astype(np.uint8)
+
+
+# PRE
+
+
+@pytest.mark.parametrize("encoder", ["lstm", "mlp"])
+def test_pre_adds_the_context_to_what_the_encoder_makes_of_it(create, encoder):
+    added, alone = (create("pre", encoder=encoder, residual=residual) for residual in (True, False))
+    np.testing.assert_array_equal(added.context[...], alone.context[...])
+    close(added.encoded(), np.asarray(alone.encoded() + alone.context[...]))
+    np.testing.assert_array_equal(added.word_vectors()["context"], added.encoded())
+    assert np.abs(np.asarray(alone.encoded())).max() > 1e-3
+
+
+def test_pre_s_mlp_sees_each_vector_alone_and_its_lstm_those_on_both_sides(create):
+    for encoder, reach in (("mlp", {2}), ("lstm", {0, 1, 2, 3, 4})):
+        method = create("pre", encoder=encoder, context_init="", n_ctx=5)
+        before = np.asarray(method.encoded())
+        method.context[...] = method.context[...].at[2].add(1.0)
+        apart = np.abs(np.asarray(method.encoded()) - before).max(axis=1)
+        assert set(np.flatnonzero(apart > 1e-6)) == reach, encoder
+
+
+def test_pre_s_lstm_is_the_same_backwards(create):
+    """With its directions exchanged, vectors in turned order give the outputs in that order."""
+    method = create("pre", context_init="", n_ctx=5, residual=False)
+    encoder, context = method.encoder, method.context[...]
+    halves = np.split(np.asarray(method.encoded()), 2, axis=1)
+    graph, one = nnx.split(encoder.forward)
+    _, other = nnx.split(encoder.backward)
+    exchanged = [nnx.merge(graph, other)(context[::-1]), encoder.backward]
+    close(exchanged[0][::-1], halves[1])
+    backwards = nnx.merge(nnx.graphdef(encoder.backward), one)
+    close(backwards(context[::-1])[::-1], halves[0])
+
+
+def test_pre_encodes_the_context_of_each_class_alone(create):
+    method = create("pre", class_specific=True, context_init="", n_ctx=3)
+    assert method.context.shape == (len(NAMES), 3, 32)
+    alone = [method.encoder(context) + context for context in method.context[...]]
+    close(method.encoded(), np.stack(alone))
+
+
+def test_pre_knows_two_encoders(create):
+    with pytest.raises(InputError, match="expected one of lstm, mlp, got 'transformer'"):
+        create("pre", encoder="transformer")
