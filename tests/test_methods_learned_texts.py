@@ -1,4 +1,6 @@
-"""PRE: what must hold whatever the official code does."""
+"""PRE, TCP: what must hold whatever the official code does."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from inside import close
+from oracle import plain_text_features
 
 from coop_jax import methods
+from coop_jax.clip import packing
 from coop_jax.errors import InputError
-from coop_jax.methods import Images
+from coop_jax.methods import Images, text
 
 NAMES = ("circle", "hen-of-the-woods", "a", "seven")
 COUNT = 8
 
 SMALL = {
+    "tcp": {"n_ctx": 3, "layer": 2},
     "coop": {"n_ctx": 3},
 }
 
@@ -95,3 +100,59 @@ def test_pre_encodes_the_context_of_each_class_alone(create):
 def test_pre_knows_two_encoders(create):
     with pytest.raises(InputError, match="expected one of lstm, mlp, got 'transformer'"):
         create("pre", encoder="transformer")
+
+
+# TCP
+
+
+@pytest.mark.parametrize("how", [{}, {"limit": 9}, {"shards": 2}])
+def test_tcp_s_tokens_replace_the_context_of_their_class_at_a_layer(
+    create, tiny_clip, tiny_tokenizer, monkeypatch, how
+):
+    """As in whole prompts, class by class, whose context a layer finds replaced."""
+    shards = how.get("shards", 1)
+    if "limit" in how:
+        monkeypatch.setattr(text, "pack", functools.partial(packing.pack, limit=9))
+    for layer in (2, 3):
+        method = create("tcp", shards=shards, layer=layer, prompt="X X X {}, a thing.")
+        tokens = np.asarray(method.class_tokens())
+        got = jax.jit(lambda method=method: method.texts(tiny_clip, None))()
+        for label, name in enumerate(NAMES):
+            ids = tiny_tokenizer([f"X X X {name}, a thing."])
+            embedded = np.asarray(tiny_clip.text.token_embedding[...])[ids]
+            embedded[:, 1:4] = method.context[...]
+            vectors = np.broadcast_to(tokens[label], (3, *tokens.shape[1:]))
+            end = np.argmax(ids == tiny_tokenizer.end, axis=1)
+            active = np.arange(3) == layer - 1
+            expected = plain_text_features(tiny_clip, embedded, end, deep=(vectors, active, 1))
+            close(got[label : label + 1], expected)
+
+
+def test_tcp_takes_the_prompts_of_the_official_tables(create, tiny_tokenizer):
+    texture = create("tcp", own="{} texture.")
+    named = create(
+        "tcp", prompt="X X X {} texture.", template="a photo of a {}, a type of texture."
+    )
+    np.testing.assert_array_equal(texture.bank[...], named.bank[...])
+    tokens = lambda method: np.asarray(method.prompts.packed.tokens[...])  # noqa: E731
+    np.testing.assert_array_equal(tokens(texture), tokens(named))
+    satellite = create("tcp", own="a centered satellite photo of {}.")
+    np.testing.assert_array_equal(tokens(satellite), tokens(create("tcp", prompt="X X X {}.")))
+    doing = create("tcp", prompt="a photo of a person doing {}.")
+    longer = len(tiny_tokenizer.ids("a photo of a person doing")) - 3
+    assert (
+        doing.prompts.packed.places.shape[-1] == longer + satellite.prompts.packed.places.shape[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 4}, "expected layer from 2 to 3, .* got 4"),
+        ({"layer": 1}, "expected layer from 2 to 3, .* got 1"),
+        ({"prompt": "a photo."}, r"expected a text with one \{\}, got 'a photo.'"),
+    ],
+)
+def test_bad_settings_of_tcp(create, settings, message):
+    with pytest.raises(InputError, match=message):
+        create("tcp", **settings)

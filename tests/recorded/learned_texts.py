@@ -1,5 +1,6 @@
-"""PRE (reference methods_text.md)."""
+"""PRE, TCP (reference methods_text.md)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import nnx
 from coop_jax import methods, states
 from coop_jax.classes import Classes
 from coop_jax.methods import Batch, Images, Learned, Stage
+from coop_jax.optim import OptimizerConfig
 from recorded.case import (
     Case,
     Parameter,
@@ -114,3 +116,49 @@ def check_pre(case: Case) -> None:
     check_tokens(case, method)
     compare_training(case, method, parameters, Stage(optimizer=optimizer(case)), images)
     assert relative(method.encoded(), case["final_encoded_ctx"]) < 1e-5
+
+
+TCP = {
+    "ctx": Parameter("context"),
+    "meta_net.linear1.weight": Parameter("meta_net.kernel1", transposed=True),
+    "meta_net.linear1.bias": Parameter("meta_net.bias1"),
+    "meta_net.linear2.weight": Parameter("meta_net.kernel2", transposed=True),
+    "meta_net.linear2.bias": Parameter("meta_net.bias2"),
+}
+
+
+@checks("tcp")
+def check_tcp(case: Case) -> None:
+    """Compare a case of TCP, its class-aware tokens, and the logits of new classes."""
+    meta = case.meta
+    settings = {
+        "n_ctx": meta["n_ctx"],
+        "context_init": meta["ctx_init"],
+        "prompt": meta["prompt_template"],
+        "template": meta["bank_template"],
+        "layer": meta["insert_before_text_layer"] + 1,
+        "weight": float(meta["kg_weight"]),
+    }
+    method = case.create("tcp", **settings)
+    images = frozen_images(case)
+    start(case, method)
+    check_tokens(case, method)
+    assert relative(method.bank[...], case["text_bank"]) < 1e-5
+    epsilon = re.search(r"eps=([\d.]+(?:e-?\d+)?)", meta["optimizer"])
+    decay = re.search(r"weight_decay=([\d.]+(?:e-?\d+)?)", meta["optimizer"])
+    assert epsilon and decay
+    adam = OptimizerConfig(
+        name="adam",
+        learning_rate=float(case["lr"].max()),
+        epsilon=float(epsilon.group(1)),
+        weight_decay=float(decay.group(1)),
+        warmup_epochs=meta.get("warmup_epochs", 1),
+    )
+    case.arrays["loss_kg"] = meta["kg_weight"] * case["loss_kg"]
+    terms = {"loss_ce": "cross_entropy", "loss_kg": "knowledge"}
+    compare_training(case, method, TCP, Stage(optimizer=adam), images, terms=terms)
+    assert relative(method.class_tokens(), case["final_class_prompt"]) < 1e-4
+    new = moved(case, "tcp", method, **settings)
+    check_new_tokens(case, new)
+    assert relative(new.bank[...], case["new_text_bank"]) < 1e-5
+    compare_logits(case, new, images, "new_logits")
