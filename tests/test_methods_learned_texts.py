@@ -1,16 +1,18 @@
-"""PRE, TCP: what must hold whatever the official code does."""
+"""PRE, TCP, DePT: what must hold whatever the official code does."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from inside import close
 from oracle import plain_text_features
 
 from coop_jax import methods
+from coop_jax.classes import Classes
 from coop_jax.clip import packing
 from coop_jax.errors import InputError
 from coop_jax.methods import Images, text
@@ -20,6 +22,7 @@ COUNT = 8
 
 SMALL = {
     "tcp": {"n_ctx": 3, "layer": 2},
+    "dept": {"n_ctx": 3},
     "coop": {"n_ctx": 3},
 }
 
@@ -156,3 +159,52 @@ def test_tcp_takes_the_prompts_of_the_official_tables(create, tiny_tokenizer):
 def test_bad_settings_of_tcp(create, settings, message):
     with pytest.raises(InputError, match=message):
         create("tcp", **settings)
+
+
+# DePT
+
+
+def test_dept_is_coop_beside_a_linear_head(create, tiny_clip):
+    images = Images(features=features())
+    coop = create("coop")
+    texts = coop.texts(tiny_clip, None)
+    similar = np.asarray(coop.logits(tiny_clip, texts, images))
+    for weight in (0.0, 0.3, 1.0):
+        method = create("dept", weight=weight)
+        method.context[...], linear = coop.context[...], np.asarray(method.linear(images))
+        expected = images.features @ np.asarray(method.head.weight[...]).T + method.head.bias[...]
+        close(linear, np.asarray(expected))
+        got = method.logits(tiny_clip, method.texts(tiny_clip, None), images)
+        close(got, (1 - weight) * similar + weight * linear)
+        terms = method.losses(tiny_clip, texts, batch(features=images.features))
+        loss = coop.losses(tiny_clip, texts, batch(features=images.features))["cross_entropy"]
+        close(terms["cross_entropy"], np.asarray((1 - weight) * loss))
+
+
+def test_dept_s_head_learns_images_and_the_texts_of_their_labels_alike(create, tiny_clip):
+    method = create("dept", weight=1.0)
+    texts, seen = method.texts(tiny_clip, None), batch(features=features())
+    method.head.of_texts.scale[...] *= 2.0
+    method.head.of_images.bias[...] += 1.0
+    weight, bias = np.asarray(method.head.weight[...]), np.asarray(method.head.bias[...])
+    rows = np.concatenate([2 * np.asarray(texts)[seen.labels], seen.images.features + 1])
+    labels = np.concatenate([seen.labels, seen.labels])
+    expected = optax.softmax_cross_entropy_with_integer_labels(rows @ weight.T + bias, labels)
+    close(method.losses(tiny_clip, texts, seen)["linear"], np.asarray(expected.mean()))
+
+
+def test_dept_s_head_counts_where_all_classes_were_trained_on(create, tiny_clip):
+    trained, images = Classes(NAMES), Images(features=features())
+    method = create("dept")
+    logits = method.logits(tiny_clip, method.texts(tiny_clip, None), images)
+
+    def moved(*names):
+        wanted = Classes(names).moved_from(trained)
+        fresh = methods.move(method, create("dept", wanted, seed=5), trained, wanted)
+        return fresh, fresh.logits(tiny_clip, fresh.texts(tiny_clip, None), images)
+
+    _, some = moved("seven", "circle")
+    close(some, np.asarray(logits)[:, [3, 0]])
+    fresh, mixed = moved("seven", "tench")
+    close(mixed, np.asarray(tiny_clip.logits(images.features, fresh.texts(tiny_clip, None))))
+    assert np.abs(np.asarray(mixed)[:, 0] - np.asarray(some)[:, 0]).max() > 1e-2

@@ -1,11 +1,13 @@
-"""PRE, TCP (reference methods_text.md)."""
+"""PRE, TCP, DePT (reference methods_text.md)."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from coop_jax import methods, states
@@ -161,4 +163,50 @@ def check_tcp(case: Case) -> None:
     new = moved(case, "tcp", method, **settings)
     check_new_tokens(case, new)
     assert relative(new.bank[...], case["new_text_bank"]) < 1e-5
+    compare_logits(case, new, images, "new_logits")
+
+
+DEPT = {
+    "prompt_learner.ctx": Parameter("context"),
+    "film_lp_img.scale": Parameter("head.of_images.scale"),
+    "film_lp_img.bias": Parameter("head.of_images.bias"),
+    "film_lp_text.scale": Parameter("head.of_texts.scale"),
+    "film_lp_text.bias": Parameter("head.of_texts.bias"),
+    "linear_probe_proj.weight": Parameter("head.weight"),
+    "linear_probe_proj.bias": Parameter("head.bias"),
+}
+
+
+@checks("dept_coop")
+def check_dept(case: Case) -> None:
+    """Compare a case of DePT on CoOp, both kinds of logits, and those of new classes."""
+    meta = case.meta
+    weight = float(meta["lp_weight"])
+    settings = {
+        "n_ctx": meta["n_ctx"],
+        "class_token_position": meta["class_token_position"],
+        "class_specific": meta["csc"] and not meta["ctx_init"],
+        "context_init": meta["ctx_init"],
+        "weight": weight,
+        "rate": float(meta["lr_exp"]),
+    }
+    method = case.create("dept", **settings)
+    images = frozen_images(case)
+    case.arrays["init/ctx"] = case["init/prompt_learner.ctx"]
+    start(case, method)
+    del case.arrays["init/ctx"]
+    check_tokens(case, method)
+    warm = meta.get("warmup_epochs", 1) * meta["steps_per_epoch"]
+    context, head = case["lr_groups"].T
+    np.testing.assert_allclose(head[warm:], meta["lr_exp"] * context[warm:], rtol=1e-6)
+    stage = Stage(optimizer=dataclasses.replace(optimizer(case), learning_rate=context.max()))
+    case.arrays["loss_sim"] = (1 - weight) * case["loss_sim"]
+    case.arrays["loss_lp"] = weight * case["loss_lp"]
+    terms = {"loss_sim": "cross_entropy", "loss_lp": "linear"}
+    compare_training(case, method, DEPT, stage, images, terms=terms)
+    assert relative(method.linear(images), case["eval_logits_linear"]) < 1e-4
+    similar = case.clip.logits(images.features, method.texts(case.clip, None))
+    assert relative(similar, case["eval_logits_similarity"]) < 1e-4
+    new = moved(case, "dept", method, **settings)
+    check_new_tokens(case, new)
     compare_logits(case, new, images, "new_logits")
