@@ -22,6 +22,7 @@ SMALL = {
     "maple": {"depth": 2},
     "mma": {"first": 2, "last": 3, "dim": 4},
     "promptsrc": {"depth_text": 1, "depth_vision": 2, "templates": ("a photo of a {}.",)},
+    "tcp": {"layer": 2},
     "tda": {"views": 3, "confident_share": 0.7},
     "tip_adapter": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},

@@ -263,7 +263,8 @@ def test_the_command_of_a_method(name, data, tmp_path):
     config = read_run(name, RUNS[name][0])
     config["clip"]["name"] = "tiny"
     config |= {"dataset": "dtd", "data_dir": str(data), "shots": (2,), "seeds": (1,), "epochs": 1}
-    most = {"depth": 2, "depth_text": 2, "depth_vision": 2, "first": 2, "last": 3, "views": 10}
+    most = {"depth": 2, "depth_text": 2, "depth_vision": 2, "first": 2, "last": 3, "layer": 3}
+    most["views"] = 10
     method = config["method"]
     method |= {key: min(method[key], value) for key, value in most.items() if key in method}
     _, plan, rows = protocols.run(config, tmp_path / "run")

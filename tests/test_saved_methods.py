@@ -21,7 +21,7 @@ TEMPLATE = "a small drawing of a {}."
 REFUSE_NEW = ("linear_probe", "tip_adapter", "tip_adapter_f")
 """Methods that serve the classes they have learned alone."""
 
-LINEAR = ("coop", "gda", "kgcoop", "linear_probe", "prograd", "upl", "zero_shot")
+LINEAR = ("coop", "gda", "kgcoop", "linear_probe", "pre", "prograd", "tcp", "upl", "zero_shot")
 """Methods whose logits are linear in image features."""
 
 every_method = pytest.mark.parametrize("name", methods.available())

@@ -150,6 +150,7 @@ DEPTHS = {
     "promptsrc": {"depth_text": 3, "depth_vision": 2},
     "maple": {"depth": 2},
     "mma": {"first": 2, "last": 2},
+    "tcp": {"layer": 3},
 }
 """The towers have 2 and 3 layers."""
 

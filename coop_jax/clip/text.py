@@ -38,6 +38,32 @@ class Deep(NamedTuple):
     start: int = 1
 
 
+class Later(NamedTuple):
+    """Vectors that replace those of `Inserted`, number by number, at the input of a later layer.
+
+    They may differ by class, as those may; layers count from 0.
+    """
+
+    vectors: Float[Array, "groups vectors width"]
+    layer: int
+
+
+class Replacing(NamedTuple):
+    """The last tokens of a chunk at the input of a layer, where the mask is true."""
+
+    vectors: Float[Array, "*places width"]
+    mask: Bool[Array, "*places 1"]
+    layer: int
+
+    def apply(
+        self, x: Float[Array, "*batch length width"], layer: Int[Array, ""]
+    ) -> Float[Array, "*batch length width"]:
+        """Return the input of a layer, replaced where it is the one."""
+        start = x.shape[-2] - self.vectors.shape[-2]
+        kept, mask = x[..., start:, :], self.mask & (layer == self.layer)
+        return x.at[..., start:, :].set(jnp.where(mask, self.vectors, kept))
+
+
 class TextTower(nnx.Module):
     """Text embeddings to text features, `[..., length, width]` to `[..., embedding]`."""
 
@@ -78,6 +104,7 @@ class TextTower(nnx.Module):
         inserted: Inserted | None = None,
         *,
         deep: Deep | None = None,
+        later: Later | None = None,
         head: Callable[[Array], Array] = lambda features: features,
     ) -> Float[Array, "*batch classes width"]:
         """Return unnormalised features of prompts given in two parts, or what a head makes of them.
@@ -96,12 +123,14 @@ class TextTower(nnx.Module):
                 have the same number.
             inserted: vectors in place of some tokens.
             deep: vectors in place of tokens of the prefix, at some layers.
+            later: vectors in place of the inserted ones, at a layer.
             head: from features `[*batch, shards, rows, embedding]` to `[*batch, shards, rows,
                 width]`, on the devices where each class's features are.
 
         Raises:
             ValueError: the two parts together are longer than the tower's context, or there are
-                deep vectors for other layers, or for tokens that the prefix does not have.
+                deep vectors for other layers, or for tokens that the prefix does not have; or later
+                vectors for another layer, or in place of none.
         """
         split, length = prefix.shape[-2], prefix.shape[-2] + packing.parts.places.shape[-1]
         if length > self.config.context_length:
@@ -110,19 +139,24 @@ class TextTower(nnx.Module):
             )
         if deep is not None:
             _check_deep(deep, self.config.transformer.layers, split)
+        if later is not None:
+            _check_later(later, self.config.transformer.layers, inserted)
         positions = self.positional_embedding[...].astype(self.dtype)
         first = prefix.astype(self.dtype) + jnp.broadcast_to(positions[:split], prefix.shape)
 
         def encode_chunk(chunk: tuple[Array, Array | None, Parts]) -> Array:
             tokens, number, parts = chunk
             x = self.embed(tokens)
+            replacing = None
             if inserted is not None and number is not None:
-                vectors = inserted.vectors.astype(self.dtype)
-                vectors = jnp.broadcast_to(vectors, (len(number), *vectors.shape[1:]))
-                x = jnp.where((number >= 0)[..., None], take(vectors, number), x)
+                is_inserted = (number >= 0)[..., None]
+                x = jnp.where(is_inserted, self._of_tokens(inserted.vectors, number), x)
+                if later is not None:
+                    vectors = self._of_tokens(later.vectors, number)
+                    replacing = Replacing(vectors, is_inserted, later.layer)
             x = x + positions[split + parts.position]
             x = jnp.broadcast_to(x, (*prefix.shape[:-2], *x.shape))
-            return head(self._chunk(first, x, parts, deep))
+            return head(self._chunk(first, x, parts, deep, replacing))
 
         chunks = tokens, inserted and inserted.number, packing.parts
         if len(tokens) == 1:
@@ -130,16 +164,26 @@ class TextTower(nnx.Module):
             return packing.collect(encode_chunk(only)[None])
         return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), chunks))
 
+    def _of_tokens(
+        self,
+        vectors: Float[Array, "groups vectors width"],
+        number: Int[Array, "shards tokens"],
+    ) -> Float[Array, "shards tokens width"]:
+        """Return the vector at each token of a chunk; where there is none, any."""
+        vectors = vectors.astype(self.dtype)
+        return take(jnp.broadcast_to(vectors, (len(number), *vectors.shape[1:])), number)
+
     def _chunk(
         self,
         prefix: Float[Array, "*batch prefix width"],
         rest: Float[Array, "*batch shards tokens width"],
         parts: Parts,
         deep: Deep | None,
+        replacing: Replacing | None,
     ) -> Float[Array, "*batch shards rows embedding"]:
         """Return the features of one chunk."""
         tower = self._causal if self.config.causal else self._bidirectional
-        features = self.final_norm(take(tower(prefix, rest, parts, deep), parts.end))
+        features = self.final_norm(take(tower(prefix, rest, parts, deep, replacing), parts.end))
         if self.config.projection == "none":
             return features
         projected = jnp.dot(features, self.projection[...], precision=precision(self.dtype))
@@ -152,13 +196,14 @@ class TextTower(nnx.Module):
         rest: Float[Array, "*batch shards tokens width"],
         parts: Parts,
         deep: Deep | None,
+        replacing: Replacing | None,
     ) -> Float[Array, "*batch shards tokens width"]:
         """Return the last block's outputs; the prefix goes along, in front of every shard."""
         split, width = prefix.shape[-2:]
         shared = jnp.broadcast_to(prefix[..., None, :, :], (*rest.shape[:-2], split, width))
         x = jnp.concatenate([shared, rest], axis=-2)
         attention = functools.partial(attend_packed, split=split, parts=parts)
-        return self._layers(x, attention, deep, (-3,))[..., split:, :]
+        return self._layers(x, attention, deep, (-3,), replacing)[..., split:, :]
 
     def _bidirectional(
         self,
@@ -166,18 +211,26 @@ class TextTower(nnx.Module):
         rest: Float[Array, "*batch shards tokens width"],
         parts: Parts,
         deep: Deep | None,
+        replacing: Replacing | None,
     ) -> Float[Array, "*batch shards tokens width"]:
         """Return the last block's outputs; the prefix goes along, in front of every text."""
         (split, width), (shards, rows, longest) = prefix.shape[-2:], parts.places.shape
         places, within = (
             array.reshape(shards, rows * longest) for array in (parts.places, parts.within)
         )
-        texts = spread(rest, places, parts.slots)
-        texts = texts.reshape(*rest.shape[:-2], rows, longest, width)
+
+        def by_place(x: Array) -> Array:
+            placed = spread(x, places, parts.slots)
+            return placed.reshape(*x.shape[:-2], rows, longest, x.shape[-1])
+
+        texts = by_place(rest)
+        if replacing is not None:
+            mask = by_place(replacing.mask.astype(rest.dtype)) > 0
+            replacing = Replacing(by_place(replacing.vectors), mask, replacing.layer)
         shared = prefix[..., None, None, :, :]
         shared = jnp.broadcast_to(shared, (*texts.shape[:-2], split, width))
         x = jnp.concatenate([shared, texts], axis=-2)
-        x = self._layers(x, attend, deep, (-4, -3))[..., split:, :]
+        x = self._layers(x, attend, deep, (-4, -3), replacing)[..., split:, :]
         x = x.reshape(*x.shape[:-3], rows * longest, width)
         return gather(x, parts.slots, places, within)
 
@@ -187,17 +240,22 @@ class TextTower(nnx.Module):
         attention: Callable[[Array, Array, Array], Array],
         deep: Deep | None,
         axes: tuple[int, ...],
+        replacing: Replacing | None,
     ) -> Float[Array, "*batch length width"]:
         """Return the last block's outputs; deep vectors are the same along `axes`."""
 
-        def step(block: Block, x: Array, replaced: Any) -> tuple[Array, None]:
+        def step(block: Block, x: Array, at: Any) -> tuple[Array, None]:
+            replaced, layer = at
             if deep is not None:
                 vectors, active = replaced
                 x = replace(x, deep.start, jnp.expand_dims(vectors, axes), active)
+            if replacing is not None:
+                x = replacing.apply(x, layer)
             return block.finish(x, attention(*block.project(x))), None
 
-        inputs = None if deep is None else (deep.vectors, deep.active)
-        return scan(self.blocks, step, x, inputs)[0]
+        of_deep = None if deep is None else (deep.vectors, deep.active)
+        layers = None if replacing is None else jnp.arange(self.config.transformer.layers)
+        return scan(self.blocks, step, x, (of_deep, layers))[0]
 
     def __call__(self, tokens: Int[Array, "texts length"]) -> Float[Array, "texts embedding"]:
         """Return unnormalised features of tokenised texts, padding included.
@@ -230,6 +288,15 @@ def _check_deep(deep: Deep, layers: int, prefix: int) -> None:
         raise ValueError(
             f"deep vectors for {len(deep.vectors)} layers, {len(deep.active)} of them active or"
             f" not, do not fit a tower of {layers}"
+        )
+
+
+def _check_later(later: Later, layers: int, inserted: Inserted | None) -> None:
+    """Raise a ValueError unless there are vectors to replace, and such a layer."""
+    if inserted is None or not 0 <= later.layer < layers:
+        raise ValueError(
+            f"later vectors for layer {later.layer} of a tower of {layers} need inserted ones, and"
+            " a layer that there is"
         )
 
 

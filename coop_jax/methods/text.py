@@ -15,7 +15,7 @@ from coop_jax.classes import spelled
 from coop_jax.clip import CLIP, unit
 from coop_jax.clip.features import needed
 from coop_jax.clip.packing import TOKENS_AT_ONCE, Packing, Parts, pack
-from coop_jax.clip.text import Deep, Inserted
+from coop_jax.clip.text import Deep, Inserted, Later
 from coop_jax.errors import InputError
 from coop_jax.methods.base import Fixed, Given, Learned, Method
 from coop_jax.methods.layout import Layout, extents, layout
@@ -175,6 +175,7 @@ class Prompts(nnx.Module):
         context: Float[Array, "*batch context width"],
         *,
         deep: Deep | None = None,
+        later: Later | None = None,
         head: Callable[[Array], Array] = lambda features: features,
     ) -> Float[Array, "*batch classes embedding"]:
         """Return unnormalised text features of the prompts with this context.
@@ -184,6 +185,7 @@ class Prompts(nnx.Module):
             context: `[M, width]`; or `[classes, M, width]` class-specific; or `[batch, M, width]`
                 for several contexts, at the class token position "end".
             deep: vectors that replace those of the context at some layers.
+            later: those `[classes, M, width]` that replace a class-specific context at a layer.
             head: as `TextTower.encode` takes it.
         """
         prefix = self.start[...]
@@ -200,9 +202,12 @@ class Prompts(nnx.Module):
                 for part in (prefix, clip.text.embed(self.common[...]))
             )
             prefix = jnp.concatenate([start, shared, common], axis=-2)
+        if later is not None:
+            vectors = later.vectors.reshape(self.groups, -1, later.vectors.shape[-1])
+            later = later._replace(vectors=vectors)
         packed = self.packed
         return clip.text.encode(
-            prefix, packed.tokens[...], packed.packing, inserted, deep=deep, head=head
+            prefix, packed.tokens[...], packed.packing, inserted, deep=deep, later=later, head=head
         )
 
 

@@ -177,7 +177,7 @@ def trajectory(
         rates = optim.learning_rates(stage.optimizer, epochs, len(order) // epochs)
         np.testing.assert_allclose(rates, case["lr"].reshape(len(order), -1)[:, 0], rtol=1e-6)
     for name, first in case.under(start).items():
-        _set(method, parameters[name], first)
+        set_value(method, parameters[name], first)
     ends = (
         np.arange(len(order))
         if stage.average is None
@@ -214,7 +214,8 @@ def value(method: Any, parameter: Parameter) -> np.ndarray:
     return array.T if parameter.transposed else array
 
 
-def _set(method: Any, parameter: Parameter, recorded: np.ndarray) -> None:
+def set_value(method: Any, parameter: Parameter, recorded: np.ndarray) -> None:
+    """Set a parameter to what is recorded."""
     variable = operator.attrgetter(parameter.path)(method)
     recorded = recorded.T if parameter.transposed else recorded
     current = np.array(variable[...])
