@@ -31,8 +31,7 @@ class OptimizerConfig:
     """An optimizer of PyTorch and its schedule; the defaults are CoOp's (coop_protocol section 6).
 
     A Learned variable may have metadata `rate` and `decay`: factors on its learning rate and weight
-    decay, as a parameter group of its own has in PyTorch; and `waits`: a step whose gradient of it
-    is zero throughout leaves it alone, as PyTorch does where there is none.
+    decay, as a parameter group of its own has in PyTorch.
 
     Attributes:
         name: "sgd", "adam" or "adamw".
@@ -182,7 +181,7 @@ def _create(
     else:
         steps = (_scale_by_adam(betas, epsilon), decay)
     clip = (_clip(clip_norm),) if clip_norm else ()
-    learned = _waiting(optax.chain(*clip, *steps, _descend(warmup_learning_rate)))
+    learned = optax.chain(*clip, *steps, _descend(warmup_learning_rate))
     partition = optax.partition(
         {"learned": learned, "frozen": optax.set_to_zero()},
         {"learned": "learned", "frozen": "frozen"},
@@ -248,37 +247,6 @@ def _add_decayed_weights(weight_decay: float) -> optax.GradientTransformationExt
         return _with_factor(add, "decay", params, updates, params)
 
     return _stateless(update)
-
-
-def _waiting(
-    inner: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Leave a variable that `waits`, and the memory of it, alone where its gradient is all zero.
-
-    So does PyTorch with a parameter that a step's loss does not depend on.
-    """
-
-    def update(
-        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, optax.OptState]:
-        def keep(waits: Any, gradient: Array, old: Array, new: Array) -> Array:
-            return jnp.where((gradient == 0).all(), old, new) if waits is True else new
-
-        def unless_zero(old: Any, new: Any) -> Any:
-            return _with_factor(keep, "waits", params, updates, old, new)
-
-        structure = jax.tree.structure(updates)
-        is_memory = lambda node: jax.tree.structure(node) == structure  # noqa: E731
-        moved, after = inner.update(updates, state, params, **extra_args)
-        kept = jax.tree.map(
-            lambda old, new: unless_zero(old, new) if is_memory(old) else new,
-            state,
-            after,
-            is_leaf=is_memory,
-        )
-        return unless_zero(jax.tree.map(jnp.zeros_like, moved), moved), kept
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _clip(largest: float) -> optax.GradientTransformationExtraArgs:

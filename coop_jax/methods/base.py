@@ -29,8 +29,6 @@ class Learned(nnx.Param):
             default) or "initial", the row that a new method has.
         varying: `prepare` decides how long the first axis is.
         rate, decay: factors on the learning rate and the weight decay.
-        waits: a step whose gradient of it is zero throughout changes neither it nor what the
-            optimizer remembers of it.
         shard_axis: the axis that devices may share.
     """
 
