@@ -55,7 +55,7 @@ def recipe() -> dict[str, Any]:
 
 
 class Probe(NamedTuple):
-    """What is affine in a normalised image feature, and the weight of its cosine with each text."""
+    """An affine map of normalised image features, and the weights of their cosines with texts."""
 
     weight: Float[Array, "classes embedding"]
     bias: Float[Array, " classes"]

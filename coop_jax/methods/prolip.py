@@ -256,6 +256,6 @@ def fitted(
         return (kernel + updates["learned"], state), None
 
     start = projection(clip)[0].astype(jnp.float32)
-    state = optimizer.init({"learned": start, "frozen": None})
+    begun: Any = {"learned": start, "frozen": None}
     places = jnp.arange(len(rates)) % len(views)
-    return jax.lax.scan(step, (start, state), (rates, places))[0][0]
+    return jax.lax.scan(step, (start, optimizer.init(begun)), (rates, places))[0][0]
