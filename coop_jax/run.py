@@ -93,10 +93,11 @@ def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) 
         shots: images per class.
         dataset: its name.
     """
-    epochs, steps = extent(stage, len(split), shots=shots, dataset=dataset)
-    per_epoch = sampling.steps_per_epoch(len(split), stage.batch_size, stage.drop_last)
+    images = split.per_epoch or len(split)
+    epochs, steps = extent(stage, images, shots=shots, dataset=dataset)
+    per_epoch = sampling.steps_per_epoch(images, stage.batch_size, stage.drop_last)
     order, epoch = sampling.batch_order(
-        len(split), stage.batch_size, epochs, seed, drop_last=stage.drop_last
+        len(split), stage.batch_size, epochs, seed, drop_last=stage.drop_last, steps=per_epoch
     )
     by_epoch = stage.steps_per_shot is None
     rates = optim.learning_rates(

@@ -16,9 +16,11 @@ from coop_jax.clip import source
 from coop_jax.errors import InputError
 
 SMALL = {
+    "clap": {"augmented_passes": 2},
     "gallop": {"top_k": (1, 2, 3, 4)},
     "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
     "ivlp": {"depth_text": 2, "depth_vision": 2},
+    "lp_plus_plus": {"steps": 12},
     "maple": {"depth": 2},
     "mma": {"first": 2, "last": 3, "dim": 4},
     "promptsrc": {"depth_text": 1, "depth_vision": 2, "templates": ("a photo of a {}.",)},

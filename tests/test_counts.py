@@ -12,7 +12,10 @@ from coop_jax.clip.config import CLIPConfig, TextConfig, TransformerConfig, ViTC
 from coop_jax.methods import Learned
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
-OTHERS = ("gda", "linear_probe", "tda", "tip_adapter", "tip_adapter_f", "zero_shot")
+OTHERS = (
+    *("clap", "gda", "linear_probe", "lp_plus_plus", "taskres", "tda"),
+    *("tip_adapter", "tip_adapter_f", "zero_shot"),
+)
 """Methods that take no steps, or learn as many numbers as the images and classes make."""
 
 

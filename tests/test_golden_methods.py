@@ -4,6 +4,7 @@ import pytest
 import recorded.heads
 import recorded.inside
 import recorded.learned_texts
+import recorded.linear_heads
 import recorded.test_time
 import recorded.texts
 import recorded.weights  # noqa: F401

@@ -271,9 +271,10 @@ def test_what_is_read_of_a_resnet(resnet):
     @jax.jit
     def read(images):
         trunk = vision.trunk(images)
-        return trunk, vision.tokens(images), vision.local(images), vision.pool(trunk)
+        outputs = trunk, vision.tokens(images), vision.local(images), vision.pool(trunk)
+        return *outputs, vision.unprojected(images)
 
-    trunk, tokens, local, pooled = read(images)
+    trunk, tokens, local, pooled, unprojected = read(images)
     array = numbers(vision.pool)
     assert trunk.shape == (3, 2, 2, 256)
     expected = np.asarray(trunk, np.float64).reshape(3, 4, 256)
@@ -281,8 +282,9 @@ def test_what_is_read_of_a_resnet(resnet):
     values = expected @ array("value", "kernel") + array("value", "bias")
     close(local, values @ array("output", "kernel") + array("output", "bias"))
     close(pooled, np.asarray(jax.jit(lambda images: vision(images))(images)))
-    with pytest.raises(InputError, match="features before its projection, got a ResNet"):
-        vision.unprojected(images)
+    assert unprojected.shape == (3, 256)
+    projected = np.asarray(unprojected, np.float64) @ array("output", "kernel")
+    close(pooled, projected + array("output", "bias"))
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])

@@ -18,10 +18,13 @@ from coop_jax.saved import Saved, export
 NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
-REFUSE_NEW = ("linear_probe", "tip_adapter", "tip_adapter_f")
+REFUSE_NEW = ("clap", "linear_probe", "lp_plus_plus", "taskres", "tip_adapter", "tip_adapter_f")
 """Methods that serve the classes they have learned alone."""
 
-LINEAR = ("coop", "gda", "kgcoop", "linear_probe", "pre", "prograd", "tcp", "upl", "zero_shot")
+LINEAR = (
+    *("clap", "coop", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
+    *("taskres", "tcp", "upl", "zero_shot"),
+)
 """Methods whose logits are linear in image features."""
 
 every_method = pytest.mark.parametrize("name", methods.available())
@@ -149,4 +152,4 @@ def test_class_weights_give_the_same_logits(name, learn, logits, images_of, tiny
     got, expected = features @ found.coefficients.T + found.intercept, logits(method)
     np.testing.assert_allclose(got, expected, rtol=3e-5, atol=3e-5 * np.abs(expected).max())
     assert found.normalizes == (name != "linear_probe")
-    assert bool(found.intercept.any()) == (name in ("gda", "linear_probe"))
+    assert bool(found.intercept.any()) == (name in ("gda", "linear_probe", "lp_plus_plus"))

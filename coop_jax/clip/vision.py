@@ -270,7 +270,7 @@ class AttentionPool(nnx.Module):
         """Return every position through value and output alone, without its embedding."""
         return self.output(self.value(x))
 
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
+    def unprojected(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch 1 c"]:
         """Attend from the mean position to itself and all positions."""
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
@@ -279,8 +279,11 @@ class AttentionPool(nnx.Module):
         def split(projected: Array) -> Array:
             return projected.reshape(*projected.shape[:-1], self.heads, -1)
 
-        attended = attend(split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x)))
-        return self.output(attended)[:, 0]
+        return attend(split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x)))
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
+        """Return the output of what the mean position attends to."""
+        return self.output(self.unprojected(x))[:, 0]
 
 
 class ModifiedResNet(nnx.Module):
@@ -333,15 +336,8 @@ class ModifiedResNet(nnx.Module):
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def unprojected(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch width"]:
-        """Refuse: the pooling's projection is part of its attention.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            "expected a vision transformer, which has features before its projection, got a ResNet;"
-            " choose another backbone, e.g. ViT-B/16"
-        )
+        """Return what the output of the attention pooling makes features of."""
+        return self.pool.unprojected(self.trunk(images))[:, 0]
 
     def local(
         self, images: Float[Array, "batch size size 3"]

@@ -89,7 +89,13 @@ def steps_per_epoch(count: int, batch_size: int, drop_last: bool) -> int:
 
 
 def batch_order(
-    count: int, batch_size: int, epochs: int, seed: int, *, drop_last: bool = True
+    count: int,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    *,
+    drop_last: bool = True,
+    steps: int | None = None,
 ) -> tuple[Int[np.ndarray, "steps batch"], Int[np.ndarray, " steps"]]:
     """Return the batches of every epoch: shuffled without replacement, keyed by (seed, epoch).
 
@@ -104,11 +110,13 @@ def batch_order(
         epochs: number of passes.
         seed: non-negative seed of the shuffles.
         drop_last: whether the incomplete last batch is dropped.
+        steps: of every epoch, which the others of its batches are left out of; None for all.
 
     Returns:
         Example indices of every step, int64, and the epoch of every step, counted from 0, int64.
     """
-    batch, steps = min(count, batch_size), steps_per_epoch(count, batch_size, drop_last)
+    batch = min(count, batch_size)
+    steps = steps or steps_per_epoch(count, batch_size, drop_last)
     keys = [np.random.SeedSequence((seed, epoch)) for epoch in range(epochs)]
     shuffled = (np.random.Generator(np.random.Philox(key)).permutation(count) for key in keys)
     orders = [order[: steps * batch] for order in shuffled]

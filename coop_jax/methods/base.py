@@ -140,11 +140,13 @@ class Split:
         encode: from rows (epoch, place in the split) and whether the images are augmented, to what
             the method takes of them.
         views: how many augmented views there are, where they are given; None for any number.
+        per_epoch: how many of the images, drawn anew each time, an epoch takes; None for all.
     """
 
     labels: Int[np.ndarray, " images"]
     encode: Callable[[Int[np.ndarray, "requests 2"], bool], Images]
     views: int | None = None
+    per_epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -211,18 +211,23 @@ class Prompts(nnx.Module):
         )
 
 
-def hand_crafted_features(given: Given, *templates: str) -> Float[Array, "classes embedding"]:
+def hand_crafted_features(
+    given: Given, *templates: str, normalized: bool = True
+) -> Float[Array, "classes embedding"]:
     """Return the frozen CLIP's text features of all classes: normalised, averaged over templates.
 
     Args:
         given: what the method is made of.
         templates: with {} for the class name; where there is none but "", the dataset's own.
+        normalized: whether features are normalised before they are averaged; else float32 all the
+            same.
 
     Raises:
         InputError: there is a template without {} or with several.
     """
     prompts = HandCrafted(given, list(filter(None, templates)) or (given.template,))
-    return unit(prompts.encode(given.clip)).mean(axis=0)
+    features = prompts.encode(given.clip)
+    return (unit(features) if normalized else features.astype(jnp.float32)).mean(axis=0)
 
 
 class Prompted(Method):
