@@ -55,10 +55,6 @@ def features(seed=0):
     return draw(COUNT, 24, seed=seed)
 
 
-def pixels():
-    return np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3)).astype(np.uint8)
-
-
 # PRE
 
 
@@ -87,8 +83,8 @@ def test_pre_s_lstm_is_the_same_backwards(create):
     halves = np.split(np.asarray(method.encoded()), 2, axis=1)
     graph, one = nnx.split(encoder.forward)
     _, other = nnx.split(encoder.backward)
-    exchanged = [nnx.merge(graph, other)(context[::-1]), encoder.backward]
-    close(exchanged[0][::-1], halves[1])
+    forwards = nnx.merge(graph, other)
+    close(forwards(context[::-1])[::-1], halves[1])
     backwards = nnx.merge(nnx.graphdef(encoder.backward), one)
     close(backwards(context[::-1])[::-1], halves[0])
 

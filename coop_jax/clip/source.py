@@ -15,6 +15,9 @@ from coop_jax.clip import pretrained, vocabulary
 from coop_jax.errors import InputError
 from coop_jax.reading import read_json
 
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk that does not take what is fetched from the hub."""
+
 BACKBONES = {
     "RN50": "timm/resnet50_clip.openai",
     "RN101": "timm/resnet101_clip.openai",
@@ -195,10 +198,6 @@ def _fetched(repository: str, layout: str) -> Path:
     wanted = [first, "open_clip_config.json"] if layout == "open_clip" else [first]
     folder = _snapshot(repository, wanted)
     return _snapshot(repository, _shard_names(folder / first)) if first.endswith(INDEX) else folder
-
-
-OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Errors of a disk that does not take what is fetched."""
 
 
 def _snapshot(repository: str, wanted: list[str]) -> Path:

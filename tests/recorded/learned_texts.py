@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from coop_jax import methods, states
+from coop_jax import methods
 from coop_jax.classes import Classes
-from coop_jax.methods import Batch, Images, Learned, Stage
+from coop_jax.methods import Images, Stage
 from coop_jax.optim import OptimizerConfig
 from recorded.case import (
     Case,
@@ -28,26 +26,10 @@ from recorded.texts import (
     check_first_gradient,
     check_tokens,
     frozen_images,
+    gradients,
     optimizer,
     start,
 )
-
-
-def first_gradient(case: Case, method: Any, images: Images) -> Any:
-    """Return the gradient of the first batch, by parameter."""
-    graph, learned, kept, fixed = nnx.split(method, Learned, states.STAYS, ...)
-    first = case["order"][0]
-    labels, weights = jnp.asarray(case["labels"][first]), jnp.ones(len(first))
-    batch = Batch(
-        jax.tree.map(lambda array: array[first], images), labels, weights, jax.random.key(0)
-    )
-
-    def terms(learned: Any) -> tuple[Any, Any]:
-        merged = nnx.merge(graph, learned, kept, fixed)
-        clip = merged.adapt(nnx.clone(case.clip), None)
-        return merged.losses(clip, merged.texts(clip, None), batch), kept
-
-    return jax.jit(lambda learned: method.gradient(terms, learned)[2])(learned)
 
 
 def compare_training(
@@ -61,7 +43,7 @@ def compare_training(
     """Compare the first gradient, the trajectory, and the last logits."""
     for name, first in case.under("init").items():
         set_value(method, parameters[name], first)
-    check_first_gradient(case, method, dict(parameters), first_gradient(case, method, images))
+    check_first_gradient(case, method, dict(parameters), gradients(case, method, images)[0])
     images_of = lambda wanted: jax.tree.map(lambda array: array[wanted[:, 1]], images)  # noqa: E731
     trajectory(case, method, parameters, stage, images_of, **options)
     compare_logits(case, method, images)

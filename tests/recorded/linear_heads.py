@@ -60,7 +60,7 @@ def by_view(case: Case) -> Any:
     return images_of
 
 
-def test_images(case: Case) -> Images:
+def images_to_test(case: Case) -> Images:
     """Return the recorded test features."""
     return Images(features=case["test_features"])
 
@@ -72,7 +72,7 @@ def taskres(case: Case) -> None:
     residual = {"text_feature_residuals": Parameter("residual")}
     stage = stage_of(case, "taskres", method)
     trajectory(case, method, residual, stage, by_view(case), tolerance=BY_ADAM)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, images_to_test(case))
 
 
 @checks("CLIP-Adapter")
@@ -86,7 +86,7 @@ def clip_adapter(case: Case) -> None:
     }
     stage = stage_of(case, "clip_adapter", method)
     trajectory(case, method, kernels, stage, by_view(case), tolerance=CLOSE)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, images_to_test(case))
 
 
 @checks("CLAP")
@@ -112,7 +112,7 @@ def clap(case: Case) -> None:
     images_of = lambda requests: pool.encode(requests, True)  # noqa: E731
     prototypes = {"prototypes": Parameter("prototypes")}
     trajectory(case, method, prototypes, stage, images_of, tolerance=CLOSE)
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, images_to_test(case))
 
 
 @checks("LP++")
@@ -145,9 +145,9 @@ def lp_plus_plus_case(case: Case) -> None:
     method.prepare(case.clip, 0, data)
     kept = lp_plus_plus.Probe(method.weight[...], method.bias[...], method.alpha[...])
     compare_probe(case, kept, "best")
-    compare_logits(case, method, test_images(case))
+    compare_logits(case, method, images_to_test(case))
     method.weight[...], method.bias[...], method.alpha[...] = fit.last
-    compare_logits(case, method, test_images(case), "eval_logits_final")
+    compare_logits(case, method, images_to_test(case), "eval_logits_final")
 
 
 def compare_probe(case: Case, probe: lp_plus_plus.Probe, group: str) -> None:
