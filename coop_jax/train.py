@@ -107,7 +107,8 @@ def compile_steps(
             keys = keys_of(words)
 
             def terms(learned):
-                method = nnx.merge(method_graph, learned, state["kept"], fixed)
+                # Copied, since `losses` may set what is kept, in this trace alone.
+                method = nnx.merge(method_graph, learned, state["kept"], fixed, copy=True)
                 clip = method.adapt(nnx.merge(clip_graph, frozen), keys[0])
                 texts = jax.lax.with_sharding_constraint(method.texts(clip, keys[1]), whole)
                 values = method.losses(clip, texts, Batch(images, labels, weights, keys[2]))

@@ -132,6 +132,14 @@ def test_multipliers_of_clap_grow_by_the_last_distance_times_the_new_one():
         np.testing.assert_allclose(method.multipliers[...], np.float32([1, 2, 3, 4]) + grown)
 
 
+def test_multipliers_of_clap_grow_in_compiled_steps(one_device):
+    """`losses` sets what is kept while a gradient is taken of them."""
+    world = World()
+    method = world.fitted("clap", one_device, outer_every=2)
+    assert int(method.steps[...]) == heads.EPOCHS * (len(world.labels) // 5)
+    assert np.all(method.penalties[...] > 0)
+
+
 def test_an_epoch_of_clap_draws_as_many_batches_from_all_views_as_the_images_make():
     world = World()
     method = world.create("clap")

@@ -171,7 +171,7 @@ def test_every_method_s_gradient_has_the_shapes_of_what_it_learns(
     )
 
     def losses(learned, batch):
-        method = nnx.merge(graph, learned, rest)
+        method = nnx.merge(graph, learned, rest, copy=True)
         clip = method.adapt(nnx.merge(clip_graph, frozen), jax.random.key(1))
         texts = method.texts(clip, jax.random.key(2))
         return sum(method.losses(clip, texts, batch).values())
