@@ -15,8 +15,12 @@ from tensorflow_datasets.core import tfds_path
 from coop_jax.clip import source
 from coop_jax.errors import InputError
 
+DESCRIPTIONS = str(Path(__file__).parent / "data" / "descriptions.json")
+"""Descriptions of the classes that tests have."""
+
 SMALL = {
     "clap": {"augmented_passes": 2},
+    "cupl": {"sentences": DESCRIPTIONS},
     "gallop": {"top_k": (1, 2, 3, 4)},
     "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
     "ivlp": {"depth_text": 2, "depth_vision": 2},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import coop_data, image_folder, write_images
+from makers import DESCRIPTIONS, coop_data, image_folder, write_images
 
 import coop_jax
 from coop_jax import clip, command_line, methods, protocols
@@ -232,6 +232,8 @@ def read_run(name, words):
     chosen = command_line.Parser("run", importlib.import_module(COMMANDS["run"][0])).read(words)
     config = load(chosen.config, chosen.settings)
     assert config["method"]["name"] == name
+    if config["method"].get("sentences"):
+        config["method"] |= {"sentences": DESCRIPTIONS}
     return config
 
 

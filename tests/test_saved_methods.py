@@ -22,7 +22,7 @@ REFUSE_NEW = ("clap", "linear_probe", "lp_plus_plus", "taskres", "tip_adapter", 
 """Methods that serve the classes they have learned alone."""
 
 LINEAR = (
-    *("clap", "coop", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
+    *("clap", "coop", "cupl", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
     *("taskres", "tcp", "upl", "zero_shot"),
 )
 """Methods whose logits are linear in image features."""

@@ -29,6 +29,7 @@ NOT_METHODS = (
     "cache",
     "checks",
     "deep",
+    "descriptions",
     "layers",
     "layout",
     "limits",

@@ -72,12 +72,7 @@ class HandCrafted(nnx.Module):
 
     def __init__(self, given: Given, templates: Sequence[str]):
         templates = tuple(templates)
-        faulty = [template for template in templates if template.count("{}") != 1]
-        if not templates or faulty:
-            raise InputError(
-                "templates: expected at least one, each with one {}, got"
-                f" {', '.join(map(repr, faulty)) or 'none'!s:.80}; correct them"
-            )
+        check_templates(templates)
         if given.texts is not None:
             if templates != (given.template,):
                 raise InputError(
@@ -103,6 +98,20 @@ class HandCrafted(nnx.Module):
         packed = self.packed
         features = clip.text.encode(self.start[...], packed.tokens[...], packed.packing)
         return features.reshape(self.templates, -1, features.shape[-1])
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse templates without {} or with several, and none at all.
+
+    Raises:
+        InputError: there is none, or such a one.
+    """
+    faulty = [template for template in templates if template.count("{}") != 1]
+    if not templates or faulty:
+        raise InputError(
+            "templates: expected at least one, each with one {}, got"
+            f" {', '.join(map(repr, faulty)) or 'none'!s:.80}; correct them"
+        )
 
 
 class Prompts(nnx.Module):
@@ -228,6 +237,26 @@ def hand_crafted_features(
     prompts = HandCrafted(given, list(filter(None, templates)) or (given.template,))
     features = prompts.encode(given.clip)
     return (unit(features) if normalized else features.astype(jnp.float32)).mean(axis=0)
+
+
+def plain_features(
+    given: Given, texts: Sequence[str], *, truncate: bool = False
+) -> Float[Array, "texts embedding"]:
+    """Return the frozen CLIP's unnormalised features of any texts, as they stand.
+
+    Args:
+        given: what the method is made of.
+        texts: at least one.
+        truncate: cut a text that is too long, keeping its end token.
+
+    Raises:
+        InputError: a text is too long and `truncate` is off, or there is no text tower.
+    """
+    tokenizer, tower = needed(given.tokenizer), given.clip.text
+    tokens, first = tokenizer(texts, truncate=truncate), len(tokenizer.starts)
+    lengths, read = extents(tokens, tokenizer.end, given.clip.config.text)
+    packed = Packed(tokens[:, first:], lengths - first, given.shards, read=read - first)
+    return tower.encode(tower.embed(tokens[0, :first]), packed.tokens[...], packed.packing)
 
 
 class Prompted(Method):
