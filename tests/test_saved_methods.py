@@ -18,7 +18,10 @@ from coop_jax.saved import Saved, export
 NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
-REFUSE_NEW = ("clap", "linear_probe", "lp_plus_plus", "taskres", "tip_adapter", "tip_adapter_f")
+REFUSE_NEW = (
+    *("clap", "linear_probe", "lp_plus_plus", "taskres", "tfup", "tfup_t", "tip_adapter"),
+    *("tip_adapter_f",),
+)
 """Methods that serve the classes they have learned alone."""
 
 LINEAR = (

@@ -36,6 +36,7 @@ NOT_METHODS = (
     "registry",
     "subject",
     "text",
+    "unlabeled",
     "views",
 )
 
