@@ -8,6 +8,7 @@ import recorded.learned_texts
 import recorded.linear_heads
 import recorded.test_time
 import recorded.texts
+import recorded.transductive
 import recorded.unlabeled
 import recorded.weights  # noqa: F401
 from recorded import Case, known

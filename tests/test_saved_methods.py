@@ -20,7 +20,7 @@ OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
 REFUSE_NEW = (
     *("clap", "linear_probe", "lp_plus_plus", "taskres", "tfup", "tfup_t", "tip_adapter"),
-    *("tip_adapter_f",),
+    *("tip_adapter_f", "transclip"),
 )
 """Methods that serve the classes they have learned alone."""
 
