@@ -33,6 +33,7 @@ SMALL = {
     "tip_adapter": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "tpt": {"views": 3, "confident_share": 0.7},
+    "waffleclip": {"pairs": 2},
 }
 """Settings with which a CLIP of three layers and a few images are enough."""
 

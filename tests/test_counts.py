@@ -14,7 +14,7 @@ from coop_jax.methods import Learned
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
     *("clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "taskres", "tda", "tfup"),
-    *("tip_adapter", "tip_adapter_f", "transclip", "zero_shot"),
+    *("tip_adapter", "tip_adapter_f", "transclip", "waffleclip", "zero_shot"),
 )
 """Methods that take no steps, or learn as many numbers as the images and classes make."""
 

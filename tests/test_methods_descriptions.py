@@ -10,7 +10,7 @@ from makers import DESCRIPTIONS
 from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, descriptions
+from coop_jax.methods import Images, descriptions, waffleclip
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
 IMAGES = Images(features=FEATURES)
@@ -155,8 +155,132 @@ def test_descriptions_are_needed(made, tmp_path):
         InputError, match="expected a JSON file of descriptions of the classes, got"
     ):
         made("cupl")
-    with pytest.raises(InputError, match="expected a JSON file of descriptions, got none"):
+    with pytest.raises(InputError, match="expected a file of texts, got none"):
         made("cupl", sentences=str(tmp_path / "none.json"))
     with pytest.raises(InputError, match=r"each with one \{\}, got 'a photo'"):
         made("cupl", sentences=DESCRIPTIONS, templates=("a photo",))
     assert len(descriptions.read(DESCRIPTIONS)) > 10
+
+
+# WaffleCLIP.
+
+WORDS = ("proxy", "foxes", "apple", "anchor", "use", "mirror", "hasten")
+
+
+def draw(names=CLASS_NAMES, template="A photo of a {}.", **options):
+    options = {"pairs": 3, "seed": 0, "words": WORDS, "characters": "xo z,."} | options
+    return waffleclip.drawn(names, template, **options)
+
+
+def test_all_classes_have_the_same_random_texts():
+    for template in ("A photo of a {}.", "{}", "the {}, of all things."):
+        texts = draw(("ox", "red_fox", "CD player"), template)
+        rest = {
+            tuple(
+                text.replace(template.rstrip(".").replace("{}", name), "", 1) for text in of_class
+            )
+            for name, of_class in zip(("ox", "red fox", "CD player"), texts, strict=True)
+        }
+        (all_same,) = rest
+        assert len(all_same) == 6
+        assert all(text.startswith(", which ") for text in all_same)
+        assert all(text.endswith(".") == template.endswith(".") for text in all_same)
+        assert all({*text} <= {*", which has xoz."} for text in all_same[1::2])
+
+
+def test_draws_are_those_of_their_seed_and_of_no_order_of_classes(made, logits):
+    assert draw() == draw() != draw(seed=1)
+    assert draw(CLASS_NAMES[::-1])[::-1] == draw()
+    whole = logits(made("waffleclip", pairs=2))
+    same(logits(made("waffleclip", CLASS_NAMES[::-1], pairs=2))[:, ::-1], whole)
+    assert np.abs(logits(made("waffleclip", pairs=2, seed=1)) - whole).max() > 1e-3
+
+
+def behind(texts):
+    """What stands behind "which" in each text of each class."""
+    return [[text.partition(", which ")[2] for text in of_class] for of_class in texts]
+
+
+def test_only_as_released_random_text_changes_with_the_class():
+    """Of the drawn class "ox", random text has the name; and "apple" is no article."""
+    names = ("ox", "ox", "ox", "hippopotamus")
+    noise = behind(draw(names, pairs=20))
+    assert noise[0] == noise[3] and "has prox." in noise[3] and "has appl." in noise[3]
+    released = behind(draw(names, pairs=20, as_released=True))
+    assert released[0] != released[3]
+    assert "has prhippopotamus." in released[3] and "is appl." in released[3]
+
+
+def test_names_are_measured_as_they_are_spelled():
+    names = ("sea_lion", "polar_bear", "red_fox")
+    spelled = [name.replace("_", " ") for name in names]
+    assert draw(names) == draw(spelled)
+    for as_released, words in ((False, 2), (True, 1)):
+        texts = draw(names, words=("proxy", "foxes"), as_released=as_released)
+        assert all(len(text.rstrip(".").split()) - 1 == words for text in behind(texts)[0])
+        assert texts[0][0].startswith("A photo of a sea lion, which ")
+    assert draw(spelled, as_released=True) != draw(names, as_released=True)
+
+
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        ("a red comb", "which is a red comb"),
+        ("an anchor", "which is an anchor"),
+        ("used for transport", "which is used for transport"),
+        ("often found outdoors", "which often found outdoors"),
+        ("red wings", "which has red wings"),
+        ("apple", "which has apple"),
+        ("hasten", "which has hasten"),
+        ("has visible edges", "which has visible edges"),
+    ],
+)
+def test_grammar(has, said):
+    assert waffleclip.prompt("a {}.", "hen", has, as_released=False) == f"a hen, {said}."
+
+
+def test_descriptions_stay_with_their_class(made):
+    described = [("long beak",), ("red door", "old key"), ("cold",)]
+    texts = draw(("hen", "house", "ice"), pairs=6, described=described)
+    assert [len(of_class) for of_class in texts] == [12] * 3
+    for of_class, own in zip(texts, described, strict=True):
+        others = {each for each in sum(described, ()) if each not in own}
+        said = [text.partition(", which has ")[2].rstrip(".") for text in of_class]
+        assert {*own} & {*said} and not others & {*said}
+    method = made("waffleclip", pairs=3, sentences=DESCRIPTIONS)
+    assert method.uses == {"sentences"} and "descriptions.json" in method.settings()["sentences"]
+    assert not made("waffleclip", pairs=2).uses
+
+
+def test_aggregates(made, logits, tiny_clip, tiny_tokenizer):
+    words = waffleclip.words_of(tiny_tokenizer)
+    texts = draw(words=words, characters="".join(words), pairs=2)
+    each = [
+        logits(made("cupl", with_sentences(dict(zip(CLASS_NAMES, zip(of_all), strict=True)))))
+        for of_all in zip(*texts, strict=True)
+    ]
+    got = {
+        name: logits(made("waffleclip", pairs=2, aggregate=name)) for name in waffleclip.AGGREGATES
+    }
+    same(got["mean"], np.mean(each, axis=0))
+    same(got["max"], np.max(each, axis=0))
+    whole = with_sentences(dict(zip(CLASS_NAMES, map(tuple, texts), strict=True)))
+    same(got["merged"], logits(made("cupl", whole)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"aggregate": "median"}, "aggregate: expected one of mean, max, merged, got 'median'"),
+        ({"pairs": 0}, "expected pairs from 1 to 1000, got 0"),
+        ({"pairs": 1, "sentences": DESCRIPTIONS}, "pairs: expected at least 2 beside descriptions"),
+        ({"characters": " ,."}, r"characters: expected some, got ' ,\.'"),
+        ({"template": "a photo"}, r"each with one \{\}, got 'a photo'"),
+        ({"words": "nowhere.txt"}, "nowhere.txt: expected a file of texts, got none"),
+        ({"template": " ".join(["a"] * 80) + "{}"}, "WaffleCLIP: expected texts of at most 77"),
+    ],
+)
+def test_settings_of_waffleclip_that_will_not_do(made, settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        made("waffleclip", **settings)
+    assert "truncate" not in str(error.value)

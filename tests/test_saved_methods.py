@@ -26,7 +26,7 @@ REFUSE_NEW = (
 
 LINEAR = (
     *("clap", "coop", "cupl", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
-    *("taskres", "tcp", "upl", "zero_shot"),
+    *("taskres", "tcp", "upl", "waffleclip", "zero_shot"),
 )
 """Methods whose logits are linear in image features."""
 

@@ -155,7 +155,7 @@ DEPTHS = {
 """The towers have 2 and 3 layers."""
 
 
-NOTHING_LEARNED = {"cupl", "tda", "tpt", "zero_shot"}
+NOTHING_LEARNED = {"cupl", "tda", "tpt", "waffleclip", "zero_shot"}
 
 
 @pytest.mark.parametrize("name", sorted({*methods.available()} - NOTHING_LEARNED))

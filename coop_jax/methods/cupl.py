@@ -42,7 +42,11 @@ class Method(base.Method):
         if templates := config["templates"]:
             found = found.beside(given, templates)
         features = descriptions.features(
-            given, found.texts, found.source, truncate=config["truncate"]
+            given,
+            found.texts,
+            found.source,
+            truncate=config["truncate"],
+            advice="shorten them, or set truncate",
         )
         mean = descriptions.mean(features, found.owners, len(given.classes))
         self.bank = Kept(unit(mean), per_class=True, unseen="initial")

@@ -99,11 +99,8 @@ def read(path: str | Path) -> dict[str, tuple[str, ...]]:
     Raises:
         InputError: there is no such file, or it holds something else.
     """
-    path = Path(os.path.expanduser(path))
-    if not os.path.lexists(path):
-        raise InputError(f"{path}: expected a JSON file of descriptions, got none; name another")
     try:
-        pairs = json.loads(read_file(path).decode(), object_pairs_hook=_Pairs)
+        pairs = json.loads(read_text(path), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, but {error}; correct the file") from error
     if not isinstance(pairs, _Pairs) or not pairs:
@@ -128,6 +125,21 @@ def read(path: str | Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or is not UTF-8.
+    """
+    path = Path(os.path.expanduser(path))
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: expected a file of texts, got none; name another")
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, but {error}; correct the file") from error
+
+
 class _Pairs(list[Any]):
     """The keys and values of a JSON object, repeated keys among them."""
 
@@ -142,8 +154,8 @@ def digest(everything: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_lengths(tokenizer: Tokenizer, texts: Sequence[str], source: str) -> None:
-    """Refuse texts of more tokens than the CLIP reads.
+def check_lengths(tokenizer: Tokenizer, texts: Sequence[str], source: str, advice: str) -> None:
+    """Refuse texts of more tokens than the CLIP reads; an error calls them `source`.
 
     Raises:
         InputError: the line says how many there are, and shows the first.
@@ -156,12 +168,17 @@ def check_lengths(tokenizer: Tokenizer, texts: Sequence[str], source: str) -> No
         raise InputError(
             f"{source}: expected texts of at most {limit} tokens, which the CLIP reads, got"
             f" {len(longer)} longer ones, the first of {lengths[first]} ({texts[first]!r:.80});"
-            " shorten them, or set truncate"
+            f" {advice}"
         )
 
 
 def features(
-    given: Given, texts: Sequence[str], source: str, *, truncate: bool = False
+    given: Given,
+    texts: Sequence[str],
+    source: str,
+    *,
+    truncate: bool = False,
+    advice: str = "shorten them",
 ) -> Float[Array, "texts embedding"]:
     """Return the frozen CLIP's features of texts, of length one.
 
@@ -170,12 +187,13 @@ def features(
         texts: any.
         source: what an error calls them.
         truncate: cut texts that are too long.
+        advice: what to do with those, which an error says.
 
     Raises:
         InputError: a text is too long, and not to be cut.
     """
     if not truncate:
-        check_lengths(needed(given.tokenizer), texts, source)
+        check_lengths(needed(given.tokenizer), texts, source, advice)
     return unit(text.plain_features(given, texts, truncate=truncate))
 
 

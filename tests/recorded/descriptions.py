@@ -1,5 +1,8 @@
 """CuPL, WaffleCLIP and ZPE (reference methods_text.md and methods_more.md)."""
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +10,8 @@ import numpy as np
 
 from coop_jax.classes import Classes
 from coop_jax.clip import unit
+from coop_jax.methods import descriptions
+from coop_jax.methods.waffleclip import AGGREGATES, drawn
 from recorded.case import Case, checks, compare_logits, relative
 from recorded.texts import frozen_images
 
@@ -44,3 +49,45 @@ def check_cupl(case: Case) -> None:
         assert relative(weights.T, case[f"weights_{name}"]) < CLOSE, name
         compare_logits(case, method, images, f"logits_{name}")
     compare_logits(case, methods["cupl"], images)
+
+
+@checks("waffleclip")
+def check_waffleclip(case: Case) -> None:
+    """Compare the drawn texts of every repetition, and all ways to aggregate their scores."""
+    meta, args, names = case.meta, case.meta["args"], case.meta["classnames"]
+    assert args["apply_descriptor_modification"] and not args["pre_descriptor_text"]
+    assert args["descriptor_separator"] == ", " and args["label_after_text"] in ("", ".")
+    described = {name: tuple(each) for name, each in meta["descriptors"].items()}
+    settings = {
+        "template": f"{args['label_before_text']}{{}}{args['label_after_text']}",
+        "pairs": args["waffle_count"],
+        "characters": "".join(text for texts in described.values() for text in texts),
+        "as_released": True,
+    }
+    owned = args["mode"] == "waffle_and_gpt"
+    of_class = [described[name] for name in names] if owned else None
+    images = frozen_images(case)
+    for seed, prompts in enumerate(meta["prompts"]):
+        texts = drawn(names, words=meta["word_list"], described=of_class, seed=seed, **settings)
+        assert texts == [prompts[name] for name in names]
+        counts = case[f"rep{seed}/descriptor_counts"]
+        assert [len(each) for each in texts] == counts.tolist()
+        owners = np.repeat(np.arange(len(names)), counts)
+        features = jnp.asarray(case[f"rep{seed}/descriptor_features"])
+        means = descriptions.mean(features, owners, len(names))
+        assert relative(unit(means), case[f"rep{seed}/class_means"]) < CLOSE
+        for name in AGGREGATES:
+            with tempfile.TemporaryDirectory() as folder:
+                words, sentences = Path(folder, "words.txt"), Path(folder, "sentences.json")
+                words.write_text("\n".join(meta["word_list"]))
+                sentences.write_text(json.dumps(described))
+                files = {"words": str(words), "sentences": str(sentences) if owned else ""}
+                chosen = {**settings, **files, "seed": seed, "aggregate": name}
+                method = case.create("waffleclip", **chosen)
+            if name == "mean":
+                assert relative(method.texts(case.clip, None), means) < CLOSE
+            recorded = f"rep{seed}/scores_{name}"
+            without_temperature(case, recorded)
+            compare_logits(case, method, images, recorded)
+    without_temperature(case, "eval_logits")
+    np.testing.assert_array_equal(case["eval_logits"], case["rep0/scores_mean"])
