@@ -19,6 +19,8 @@ DESCRIPTIONS = str(Path(__file__).parent / "data" / "descriptions.json")
 """Descriptions of the classes that tests have."""
 
 SMALL = {
+    "ape": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2, "gamma_steps": 2},
+    "ape_t": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "clap": {"augmented_passes": 2},
     "cupl": {"sentences": DESCRIPTIONS},
     "gallop": {"top_k": (1, 2, 3, 4)},

@@ -1,6 +1,7 @@
 """Agreement of every method with numbers recorded from its official code."""
 
 import pytest
+import recorded.caches
 import recorded.descriptions
 import recorded.heads
 import recorded.inside

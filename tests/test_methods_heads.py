@@ -203,17 +203,21 @@ def test_a_new_class_changes_no_logits_of_the_base_classes(one_device):
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 1, 1), (3, 5, 6), (4, 2, 3)]))
 def test_a_search_counts_as_the_first_largest_logit_says(seed, sizes):
-    """Of similarities of 1 or hardly any, so that all logits are whole and many are equal."""
+    """Of similarities of 1 or hardly any, so that all logits are whole and many are equal.
+
+    So are the weights of the keys.
+    """
     (classes, keys, images), rng = sizes, np.random.default_rng(seed)
     zero_shot = rng.integers(4, size=(images, classes)).astype(np.float32)
     is_near = rng.random((images, keys)) < 0.5
     key_labels, labels = (rng.integers(classes, size=count) for count in (keys, images))
+    weights = rng.integers(3, size=keys).astype(np.float32)
     betas, alphas = np.float32([0.5, 2.0]), np.float32([0.0, 1.0, 3.0])
     slots, similarity = cache.by_class(key_labels, classes), np.where(is_near, 1.0, -1e9)
     right = cache.count_right(
-        zero_shot, similarity.astype(np.float32), slots, labels, betas, alphas
+        zero_shot, similarity.astype(np.float32), slots, weights, labels, betas, alphas
     )
-    cached = is_near @ np.eye(classes)[key_labels]
+    cached = (is_near * weights) @ np.eye(classes)[key_labels]
     predicted = [np.argmax(zero_shot + alpha * cached, axis=1) for alpha in alphas]
     expected = [np.sum(one == labels) for one in predicted]
     np.testing.assert_array_equal(right, [expected, expected])

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP with a cache of few-shot features beside it: what both Tip-Adapters share."""
+"""Zero-shot CLIP with a cache of few-shot features beside it: what Tip-Adapters and APE share."""
 
 import logging
 from typing import Any, NamedTuple
@@ -64,6 +64,9 @@ class Grid(NamedTuple):
 class Cached(Method):
     """Zero-shot logits plus alpha exp(-beta (1 - similarity)), summed over each class's keys.
 
+    A method may say what the first logits are (`zero_shot`), how similar images are to keys
+    (`similarity`) and how much each key counts (`weights`).
+
     Attributes:
         keys: `[images, embedding]`, none until `build`; then normalised.
         labels: the class of each key, as `number` counts classes.
@@ -109,11 +112,31 @@ class Cached(Method):
     ) -> Float[Array, "batch classes"]:
         """Return zero-shot logits plus alpha times what the cache says."""
         features = jnp.asarray(images.features)
-        beta = self.beta[...]
-        similarity = jnp.dot(unit(features), self.keys[...].T, precision=EXACT)
-        values = (self.labels[...][:, None] == self.number[...]).astype(jnp.float32)
-        cached = jnp.dot(jnp.exp(-(beta - beta * similarity)), values, precision=EXACT)
-        return clip.logits(features, texts) + self.alpha[...] * cached
+        beta, values = self.beta[...], self.own() * self.weights()[:, None]
+        near = jnp.exp(-(beta - beta * self.similarity(features)))
+        cached = jnp.dot(near, values, precision=EXACT)
+        return self.zero_shot(clip, features, texts) + self.alpha[...] * cached
+
+    def zero_shot(
+        self,
+        clip: CLIP,
+        features: Float[Array, "images embedding"],
+        texts: Float[Array, "classes embedding"],
+    ) -> Float[Array, "images classes"]:
+        """Return the logits without the cache."""
+        return clip.logits(features, texts)
+
+    def similarity(self, features: Float[Array, "images embedding"]) -> Float[Array, "images keys"]:
+        """Return the cosines of images with the keys."""
+        return jnp.dot(unit(features), self.keys[...].T, precision=EXACT)
+
+    def weights(self) -> Float[Array, " keys"]:
+        """Return how much each key counts."""
+        return jnp.ones(len(self.keys), jnp.float32)
+
+    def own(self) -> Float[Array, "keys classes"]:
+        """Return one where a key is of a class, else zero."""
+        return (self.labels[...][:, None] == self.number[...]).astype(jnp.float32)
 
     def build(self, data: Data) -> None:
         """Make a key of every training image: its mean feature over augmented views, normalised."""
@@ -148,6 +171,7 @@ class Cached(Method):
         betas, alphas = np.asarray(self.betas), np.asarray(self.alphas)
         slots = by_class(np.asarray(self.labels[...]), len(self.number))
         images, labels = split.images(), np.asarray(split.labels)
+        texts, weights = self.texts(clip, None), self.weights()
         at_once = max(AT_ONCE // slots.size, 1)
         right = np.zeros((len(betas), len(alphas)), np.int64)
         for start in range(0, len(labels), at_once):
@@ -155,9 +179,10 @@ class Cached(Method):
             features = jnp.asarray(images.features[some])
             right += np.asarray(
                 count_right(
-                    clip.logits(features, self.classifier[...]),
-                    jnp.dot(unit(features), self.keys[...].T, precision=EXACT),
+                    self.zero_shot(clip, features, texts),
+                    self.similarity(features),
                     slots,
+                    weights,
                     labels[some],
                     jnp.asarray(betas, jnp.float32),
                     jnp.asarray(alphas, jnp.float32),
@@ -189,6 +214,7 @@ def count_right(
     zero_shot: Float[Array, "images classes"],
     similarity: Float[Array, "images keys"],
     slots: Int[Array, "most_of_a_class classes"],
+    weights: Float[Array, " keys"],
     labels: Int[Array, " images"],
     betas: Float[Array, " betas"],
     alphas: Float[Array, " alphas"],
@@ -199,10 +225,11 @@ def count_right(
     values, which would take as many times longer as there are classes.
     """
     similarity = jnp.where(slots[:, None] < 0, -jnp.inf, jnp.moveaxis(similarity[:, slots], 0, 1))
+    weight = weights[slots][:, None]
     label, number = labels[:, None], jnp.arange(zero_shot.shape[1])
 
     def at_beta(beta: Array) -> Array:
-        cached = jnp.exp(-(beta - beta * similarity)).sum(axis=0)
+        cached = (weight * jnp.exp(-(beta - beta * similarity))).sum(axis=0)
 
         def at_alpha(alpha: Array) -> Array:
             # Computed once: a sum that is fused into each use may be rounded otherwise in each.

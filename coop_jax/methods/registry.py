@@ -27,6 +27,7 @@ DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 NOT_METHODS = (
     "base",
     "cache",
+    "channels",
     "checks",
     "deep",
     "descriptions",

@@ -1,0 +1,108 @@
+"""APE, APE-T, ProKeR, cross-modal adaptation and LFA on given features (methods_heads.md)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from coop_jax import methods
+from coop_jax.methods import Images, ape, ape_t, channels
+from recorded.case import (
+    Case,
+    Parameter,
+    checks,
+    compare_logits,
+    given_case,
+    relative,
+    trajectory,
+)
+from recorded.heads import CLOSED, compare_search, given_data, recorded_images
+
+
+def ape_method(case: Case, name: str, **settings: Any) -> Any:
+    """Return APE or APE-T with the settings of a case."""
+    texts, cfg = case["text_weights"], case.meta["cfg"]
+    weights = cfg["w_training_free" if name == "ape" else "w_training"]
+    recorded = {
+        "augmented_passes": len(case["train_features"]),
+        "alpha": float(cfg["init_alpha"]),
+        "beta": float(cfg["init_beta"]),
+        "beta_scale": float(cfg["search_scale"][0]),
+        "alpha_scale": float(cfg["search_scale"][1]),
+        "beta_steps": cfg["search_step"][0],
+        "alpha_steps": cfg["search_step"][1],
+        "channels": cfg["training_free_feat_num" if name == "ape" else "training_feat_num"],
+        "similarity_weight": weights[0],
+        "variance_weight": weights[1],
+    }
+    given = given_case(case, len(texts), texts, case.meta["logit_scale"])
+    return methods.create(name, settings=recorded | settings, **given)
+
+
+@checks("APE")
+def ape_case(case: Case) -> None:
+    """Compare keys, channels, weights of keys, the whole search, and logits."""
+    cfg, data = case.meta["cfg"], given_data(case)
+    gammas = {
+        "gamma": cfg["init_gamma"],
+        "gamma_scale": float(cfg["search_scale"][2]),
+        "gamma_steps": cfg["search_step"][2],
+    }
+    method: ape.Method = ape_method(case, "ape", **gammas)
+    method.build(data)
+    assert relative(method.keys[...], case["keys"]) < CLOSED
+    found = channels.scores(
+        np.asarray(method.classifier[...]),
+        np.asarray(method.keys[...]),
+        data.train.labels,
+        method.parts,
+    )
+    assert relative(found.similarity, case["sim"]) < CLOSED
+    assert relative(found.criterion, case["criterion"]) < CLOSED
+    np.testing.assert_array_equal(method.channels[...], case["indices"])
+    assert relative(method.divergence[...], case["cache_div"]) < CLOSED
+
+    grid = method.whole_grid(case.clip, data.val)
+    np.testing.assert_allclose(grid.betas, case["beta_list"], rtol=1e-12)
+    np.testing.assert_allclose(grid.alphas, case["alpha_list"], rtol=1e-12)
+    np.testing.assert_allclose(grid.gammas, case["gamma_list"], rtol=1e-12)
+    np.testing.assert_allclose(grid.accuracy, case["grid_val_acc"], rtol=1e-12)
+    method.prepare(case.clip, 0, data)
+    for name in ("alpha", "beta", "gamma"):
+        np.testing.assert_allclose(getattr(method, name)[...], case[f"best_{name}"], rtol=1e-6)
+    compare_logits(case, method, recorded_images(case))
+
+
+@checks("APE-T")
+def ape_t_case(case: Case) -> None:
+    """Compare channels, the trajectory, and the search with what the best epoch learned."""
+    method: ape_t.Method = ape_method(case, "ape_t")
+    data, cfg = given_data(case), case.meta["cfg"]
+    optimizer = {"learning_rate": cfg["lr"], "epsilon": cfg["eps"]}
+    config = {
+        "epochs": cfg["train_epoch"],
+        "batch_size": case.meta["batch_size"],
+        "optimizer": methods.recipe("ape_t")["optimizer"] | optimizer,
+    }
+    stage = method.stages(config)[0]
+    method.prepare(case.clip, 0, data)
+    texts = np.asarray(method.classifier[...])
+    found = channels.scores(texts, texts[:0], data.train.labels[:0], method.parts)
+    assert relative(found.similarity, case["sim_text_only"]) < CLOSED
+    assert relative(found.criterion, case["criterion_text_only"]) < CLOSED
+    np.testing.assert_array_equal(method.channels[...], case["indices"])
+
+    def images_of(requests: np.ndarray) -> Images:
+        views = case["order_view"][requests[:, 0]]
+        return Images(features=case["train_features"][views, requests[:, 1]])
+
+    for name in [name for name in case.arrays if name.endswith("/value_weights")]:
+        case.arrays[name] = case[name][:, 0]
+    places = {"res": Parameter("residual"), "value_weights": Parameter("factors")}
+    trajectory(case, method, places, stage, images_of, epochs=cfg["train_epoch"], tolerance=CLOSED)
+    method.residual[...], method.factors[...] = (
+        jnp.asarray(case[f"best/{name}"]) for name in ("res", "value_weights")
+    )
+    method.prepare(case.clip, 1, data)
+    compare_search(case, method, data)
+    compare_logits(case, method, recorded_images(case))

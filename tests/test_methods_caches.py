@@ -1,0 +1,197 @@
+"""APE, APE-T and other heads beside a cache: what must hold whatever the official code does."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_methods_heads as heads
+from test_methods_heads import NAMES, SIZE, SPACE
+
+from coop_jax import clip as clip_package
+from coop_jax import evaluate, methods
+from coop_jax.errors import InputError
+from coop_jax.methods import Images, ape, channels
+
+TIP = {"augmented_passes": heads.VIEWS, "beta_steps": 3, "alpha_steps": 4}
+SETTINGS = {
+    "tip_adapter": TIP,
+    "ape": TIP | {"gamma_steps": 2, "channels": 9},
+    "ape_t": TIP | {"channels": 9},
+    "zero_shot": {},
+}
+"""Settings with which a few features are enough."""
+
+
+class World(heads.World):
+    """Features around centres, of which these methods learn."""
+
+    def create(self, name, labels=(0, 1, 2, 3), classes=None, **settings):
+        """Return a method for the classes of these labels."""
+        labels = list(labels)
+        classes = classes or tuple([*NAMES, "tench", "anemone"][label] for label in labels)
+        settings = SETTINGS[name] | settings
+        return methods.create(name, SPACE, None, classes, settings, texts=self.texts[None, labels])
+
+    def logits(self, method, mesh):
+        """Return the logits of the test images."""
+        return evaluate.logits(method, SPACE, self.test, mesh)
+
+
+def close(got, expected, tolerance=1e-4):
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["ape", "ape_t"])
+def test_it_is_zero_shot_clip_until_it_has_learned(one_device, name):
+    world = World()
+    got, expected = (world.logits(world.create(one), one_device) for one in (name, "zero_shot"))
+    close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["ape", "ape_t"])
+def test_what_belongs_to_a_class_moves_with_it(one_device, name):
+    world = World()
+    method = world.fitted(name, one_device)
+    few = heads.moved(world, method, [3, 0, 1], name)
+    close(world.logits(few, one_device), world.logits(method, one_device)[:, [3, 0, 1]])
+    with pytest.raises(InputError, match=r"got 1 others \(tench\)"):
+        heads.moved(world, method, [0, 4], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ape", {"channels": 0}, "channels: expected at least 1, got 0"),
+        ("ape", {"gamma_steps": 0}, "gamma_steps: expected at least 1, got 0"),
+        ("ape_t", {"channels": 0}, "channels: expected at least 1, got 0"),
+        ("ape_t", {"augmented_passes": 0}, "augmented_passes: expected at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings, message):
+    with pytest.raises(InputError, match=message):
+        World().create(name, **settings)
+
+
+# APE.
+
+
+def test_ape_on_all_channels_with_equal_keys_is_tip_adapter(one_device):
+    world, settings = World(), {"search": False, "alpha": 2.5, "beta": 3.0}
+    tip = world.fitted("tip_adapter", one_device, **settings)
+    whole = world.fitted("ape", one_device, channels=500, gamma=0.0, **settings)
+    assert sorted(whole.channels[...].tolist()) == list(range(SIZE))
+    close(world.logits(whole, one_device), world.logits(tip, one_device))
+    some = world.fitted("ape", one_device, gamma=0.0, **settings)
+    assert np.abs(world.logits(some, one_device) - world.logits(tip, one_device)).max() > 1e-2
+
+
+def test_channels_are_scored_over_all_pairs_of_samples_of_different_classes():
+    """Of classes of several sizes, one of which has no image."""
+    rng, labels = np.random.default_rng(0), np.asarray([0, 2, 2, 2, 0])
+    texts, features = rng.normal(size=(4, 6)), rng.normal(size=(5, 6))
+    samples = [*zip(range(4), texts, strict=True), *zip(labels, features, strict=True)]
+    pairs = [a * b for (i, a), (j, b) in itertools.product(samples, samples) if i != j]
+    found = channels.scores(texts, features, labels, (0.7, 0.3))
+    close(found.similarity, np.mean(pairs, axis=0), 1e-12)
+    expected = 0.3 * np.var(texts, axis=0, ddof=1) - 0.7 * np.mean(pairs, axis=0)
+    close(found.criterion, expected, 1e-12)
+    order = channels.best(found.criterion, 4)
+    assert order.tolist() == sorted(range(6), key=lambda c: -expected[c])[:4]
+    assert channels.best(np.float64([1, 2, 2]), 9).tolist() == [1, 2, 0]
+
+
+def test_a_single_class_has_finite_scores():
+    for features in (np.ones((3, 4)), np.ones((0, 4))):
+        found = channels.scores(np.ones((1, 4)), features, np.zeros(len(features), int), (0.7, 0.3))
+        np.testing.assert_array_equal(found, np.zeros((2, 4)))
+
+
+def test_the_logits_of_an_image_without_any_chosen_channel_are_finite(one_device):
+    world = World()
+    method = world.fitted("ape", one_device, search=False)
+    features = np.eye(SIZE, dtype=np.float32)
+    got = evaluate.logits(method, SPACE, Images(features=features), one_device)
+    assert np.isfinite(got).all()
+    others = np.setdiff1d(np.arange(SIZE), method.channels[...])
+    assert len(others) == SIZE - 9
+    np.testing.assert_array_equal(method.similarity(features[others]), 0)
+
+
+def test_keys_that_zero_shot_clip_mistakes_count_more(one_device):
+    probabilities = jnp.float32([[1, 0], [0.5, 0.5], [0, 1]])
+    sure = ape.divergence(probabilities, jnp.float32([[1, 0]] * 3))
+    assert abs(float(sure[0])) < 1e-4 and float(sure[1]) == pytest.approx(1, abs=1e-4)
+    assert float(sure[2]) == pytest.approx(np.log2(1e6), rel=1e-4)
+    world = World()
+    method = world.fitted("ape", one_device, search=False, gamma=2.0)
+    close(method.weights(), np.exp(2.0 * np.asarray(method.divergence[...])))
+
+
+def test_a_search_of_ape_chooses_what_the_logits_are_best_at(one_device):
+    world = World()
+    method = world.fitted("ape", one_device)
+    found = method.whole_grid(SPACE, world.data.val)
+    assert found.accuracy.shape == (3, 4, 2) and found.gammas.tolist() == [0.0, 0.25]
+    images = world.data.val.images()
+
+    def accuracy():
+        predicted = evaluate.logits(method, SPACE, images, one_device).argmax(axis=1)
+        return 100 * np.mean(predicted == world.val_labels)
+
+    assert accuracy() == pytest.approx(found.accuracy.max())
+    for place in ((0, 0, 0), (2, 3, 1), (1, 2, 1)):
+        values = (each[at] for each, at in zip(found[:3], place, strict=True))
+        method.beta[...], method.alpha[...], method.gamma[...] = map(np.float32, values)
+        assert accuracy() == pytest.approx(found.accuracy[place])
+
+
+# APE-T.
+
+
+def test_ape_t_starts_as_tip_adapter(one_device):
+    world, settings = World(), {"search": False, "alpha": 2.5, "beta": 3.0}
+    method = world.create("ape_t", **settings)
+    method.prepare(SPACE, 0, world.data)
+    tip = world.fitted("tip_adapter", one_device, **settings)
+    close(world.logits(method, one_device), world.logits(tip, one_device))
+
+
+def test_a_residual_of_ape_t_moves_the_logits_of_its_class_alone(one_device):
+    world = World()
+    method = world.create("ape_t")
+    method.prepare(SPACE, 0, world.data)
+    before = world.logits(method, one_device)
+    residual = np.random.default_rng(0).normal(size=method.residual.shape)
+    method.residual[...] = method.residual[...].at[2].set(residual[2].astype(np.float32))
+    after = world.logits(method, one_device)
+    close(after[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    assert np.abs(after[:, 2] - before[:, 2]).min() > 1e-3
+
+    features = np.asarray(world.test.features)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    added = np.zeros(SIZE)
+    added[np.asarray(method.channels[...])] = residual[2]
+    keys = np.asarray(method.keys[...])[world.labels == 2] + added
+    text = world.texts[2] / np.linalg.norm(world.texts[2]) + added
+    expected = 5.0 * unit @ text + 2.0 * np.exp(unit @ keys.T - 1).sum(axis=1)
+    close(after[:, 2], expected)
+
+
+def test_runs_of_ape_t_side_by_side_are_each_what_they_are_alone(one_device):
+    def runs():
+        worlds = [World(seed=1), World(shots=2, seed=2), World(seed=3)]
+        return [(world, world.create("ape_t")) for world in worlds]
+
+    together, alone = runs(), runs()
+    heads.learned_by(together, one_device)
+    for pair, (_, method) in zip(alone, together, strict=True):
+        heads.learned_by([pair], one_device)
+        heads.compare(method, pair[1])
+
+
+def test_a_space_of_fewer_channels_than_are_asked_for(one_device):
+    space, texts = clip_package.FeatureSpace(3, 5.0), np.eye(3, dtype=np.float32)
+    for name in ("ape", "ape_t"):
+        method = methods.create(name, space, None, NAMES[:3], texts=texts[None])
+        assert method.channels.shape == (3,)
