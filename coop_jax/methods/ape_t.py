@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -100,7 +101,15 @@ class Method(cache.Cached):
 
     def texts(self, clip: CLIP, key: Array | None) -> Float[Array, "classes embedding"]:
         """Return normalised text features plus the residuals."""
-        return self.classifier[...].at[:, self.channels[...]].add(self.residual[...])
+        return self.classifier[...] + self.placed()
+
+    def placed(self) -> Float[Array, "classes embedding"]:
+        """Return the residuals with zeros in all other channels.
+
+        By a product: after a scatter, one step alone is rounded otherwise than one of several.
+        """
+        places = jax.nn.one_hot(self.channels[...], self.classifier.shape[1])
+        return jnp.dot(self.residual[...], places, precision=EXACT)
 
     def zero_shot(
         self,
@@ -113,8 +122,7 @@ class Method(cache.Cached):
 
     def similarity(self, features: Float[Array, "images embedding"]) -> Float[Array, "images keys"]:
         """Return products with the keys plus the residuals of their classes."""
-        moved = jnp.dot(self.own(), self.residual[...], precision=EXACT)
-        keys = self.keys[...].at[:, self.channels[...]].add(moved)
+        keys = self.keys[...] + jnp.dot(self.own(), self.placed(), precision=EXACT)
         return jnp.dot(unit(features), keys.T, precision=EXACT)
 
     def weights(self) -> Float[Array, " keys"]:
