@@ -36,6 +36,7 @@ SMALL = {
     "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "tpt": {"views": 3, "confident_share": 0.7},
     "waffleclip": {"pairs": 2},
+    "zpe": {"templates": ("a photo of a {}.", "{}", "a drawing of the {}.")},
 }
 """Settings with which a CLIP of three layers and a few images are enough."""
 

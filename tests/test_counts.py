@@ -15,7 +15,7 @@ PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
     *("ape", "ape_t"),
     *("clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "taskres", "tda", "tfup"),
-    *("tip_adapter", "tip_adapter_f", "transclip", "waffleclip", "zero_shot"),
+    *("tip_adapter", "tip_adapter_f", "transclip", "waffleclip", "zero_shot", "zpe"),
 )
 """Methods that take no steps, or learn as many numbers as the images and classes make."""
 

@@ -1,16 +1,21 @@
 """CuPL, WaffleCLIP and ZPE: what must hold whatever the official code does."""
 
 import json
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CLASS_NAMES, moved
 from makers import DESCRIPTIONS
+from recorded import split
 
+from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
+from coop_jax.clip import unit
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, descriptions, waffleclip
+from coop_jax.methods import Data, Images, descriptions, waffleclip, zpe
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
 IMAGES = Images(features=FEATURES)
@@ -284,3 +289,126 @@ def test_settings_of_waffleclip_that_will_not_do(made, settings, message):
     with pytest.raises(InputError, match=message) as error:
         made("waffleclip", **settings)
     assert "truncate" not in str(error.value)
+
+
+# ZPE.
+
+POOL = ("a photo of a {}.", "{}", "a drawing of the {}.", "the {} in black")
+UNLABELED = np.random.default_rng(1).normal(size=(11, 24)).astype(np.float32) + 0.3
+
+
+def weighed(method, clip, features=UNLABELED):
+    """The method, after it has seen unlabelled images."""
+    labels = np.zeros(len(features), np.int32)
+    train, others = split(labels, Images()), split(labels, Images(features=features))
+    method.prepare(clip, 0, Data(train, unlabeled=others))
+    return method
+
+
+def test_a_pool_of_one_prompt_is_zero_shot_clip(made, logits, tiny_clip):
+    for weights in zpe.WEIGHTS:
+        method = weighed(made("zpe", templates=POOL[:1], weights=weights), tiny_clip)
+        assert method.weights[...] == pytest.approx([1])
+        same(logits(method), logits(made("zero_shot", templates=POOL[:1])))
+
+
+def test_logits_are_the_weighted_means_of_those_of_each_prompt(made, logits, tiny_clip):
+    each = np.stack([logits(made("zero_shot", templates=(template,))) for template in POOL])
+    same(logits(made("zpe", templates=POOL)), each.mean(axis=0))
+    method = weighed(made("zpe", templates=POOL), tiny_clip)
+    weights = np.asarray(method.weights[...])
+    assert weights.sum() == pytest.approx(1) and np.ptp(weights) > 1e-3
+    same(logits(method), np.einsum("p,pic->ic", weights, each))
+
+
+def test_weights_are_the_softmax_of_the_scores(made, logits, tiny_clip):
+    """Of the mean highest logit, less each class's own mean."""
+    images = Images(features=UNLABELED)
+    each = [logits(made("zero_shot", templates=(template,)), images) for template in POOL]
+    scores = np.array([(one - one.mean(axis=0)).max(axis=1).mean() for one in each], np.float64)
+    method = weighed(made("zpe", templates=POOL), tiny_clip)
+    np.testing.assert_allclose(
+        method.weights[...], np.exp(scores) / np.exp(scores).sum(), rtol=1e-4
+    )
+    some = weighed(made("zpe", templates=POOL, weights="scores"), tiny_clip)
+    np.testing.assert_allclose(some.weights[...], scores / scores.sum(), rtol=1e-4)
+
+
+def test_weights_go_with_their_prompts_and_see_no_order_of_images(made, tiny_clip):
+    weights = weighed(made("zpe", templates=POOL), tiny_clip).weights[...]
+    turned = weighed(made("zpe", templates=POOL[::-1]), tiny_clip, UNLABELED[::-1])
+    np.testing.assert_allclose(turned.weights[...][::-1], weights, rtol=1e-5)
+    first = weighed(made("zpe", templates=POOL, share=3 / 11), tiny_clip)
+    again = weighed(made("zpe", templates=POOL, share=3 / 11), tiny_clip, UNLABELED[::-1])
+    assert np.abs(first.weights[...] - again.weights[...]).max() > 1e-4
+
+
+def test_scores_are_the_same_in_parts(made, tiny_clip, monkeypatch):
+    texts, features = made("zpe", templates=POOL).bank[...], unit(jnp.asarray(UNLABELED))
+    whole = zpe.scores(texts, features, [features.mean(axis=0)])
+    monkeypatch.setattr(zpe, "AT_ONCE", 3)
+    np.testing.assert_allclose(zpe.scores(texts, features, [features.mean(axis=0)]), whole)
+    np.testing.assert_allclose(zpe.scores(texts, features[:1], [features[0]]), 0, atol=1e-6)
+    both = zpe.scores(texts, features[:1], [features[0], -features[0]])
+    np.testing.assert_allclose(both, zpe.scores(texts, features[:1]), rtol=1e-5)
+
+
+def test_selection_by_the_median_absolute_deviation():
+    scores = np.array([1.0, 2, 3, 4, 9])
+    np.testing.assert_array_equal(zpe.select(scores, 0.5), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(zpe.select(scores, 1.0), [0, 0, 0, 0, 1])
+    np.testing.assert_allclose(zpe.weigh(scores, "equal", 0.5), [0, 0, 0, 0.5, 0.5])
+    np.testing.assert_allclose(zpe.weigh(scores, "scores", 0.5), [0, 0, 0, 4 / 13, 9 / 13])
+    with pytest.raises(InputError, match=r"exceeds, got 6, where the highest is at 6; lower it"):
+        zpe.select(scores, 6.0)
+
+
+def test_the_file_of_features_counts_as_much_as_the_images(made, tiny_clip, tmp_path):
+    np.save(path := tmp_path / "pretrain.npy", 7 * UNLABELED)
+    settings = {"templates": POOL, "pretrain_features": str(path)}
+    method = weighed(made("zpe", **settings), tiny_clip)
+    alone = weighed(made("zpe", templates=POOL), tiny_clip)
+    np.testing.assert_allclose(method.weights[...], alone.weights[...], rtol=1e-5)
+    np.save(path, -UNLABELED)
+    opposed = weighed(made("zpe", **settings), tiny_clip)
+    features = unit(jnp.asarray(UNLABELED))
+    scale = np.exp(tiny_clip.logit_scale[...])
+    expected = zpe.weigh(zpe.scores(scale * alone.bank[...], features), "softmax", None)
+    np.testing.assert_allclose(opposed.weights[...], expected, rtol=1e-4)
+
+
+def test_given_text_features_are_the_pool():
+    texts = np.random.default_rng(2).normal(size=(3, 4, 8)).astype(np.float32)
+    space: Any = clip_package.FeatureSpace(8, 5.0)
+    method = methods.create("zpe", space, None, tuple("abcd"), texts=texts)
+    features = np.random.default_rng(3).normal(size=(9, 8)).astype(np.float32)
+    weighed(method, space, features)
+    assert method.weights.shape == (3,) and np.ptp(method.weights[...]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((2, 5), np.float32), r"features \[images, 24\] of the same CLIP, got \[2, 5\]"),
+        (np.ones(24, np.float32), r"got \[24\]; make them with it"),
+        (np.ones((2, 24), np.int32), "got something else"),
+        (np.zeros((0, 24), np.float32), r"got \[0, 24\]"),
+        (np.zeros((2, 24), np.float32), "none of length zero"),
+        (np.full((2, 24), np.nan, np.float32), "expected finite features"),
+        (None, r"expected an \.npy file of image features, got"),
+    ],
+)
+def test_files_of_features_that_will_not_do(made, array, message, tmp_path):
+    path = tmp_path / "pretrain.npy"
+    np.save(path, array) if array is not None else path.write_text("no array")
+    with pytest.raises(InputError, match=message) as error:
+        made("zpe", templates=POOL, pretrain_features=str(path))
+    assert "\n" not in str(error.value) and "pretrain.npy" in str(error.value)
+
+
+def test_zpe_is_refused_what_it_cannot_use(made, tiny_clip):
+    with pytest.raises(InputError, match="weights: expected one of softmax, scores, equal, got"):
+        made("zpe", weights="best")
+    none = np.zeros((0, 24), np.float32)
+    with pytest.raises(InputError, match="ZPE: expected unlabelled images, got none"):
+        weighed(made("zpe", templates=POOL), tiny_clip, none)

@@ -27,7 +27,7 @@ REFUSE_NEW = (
 
 LINEAR = (
     *("clap", "coop", "cupl", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
-    *("taskres", "tcp", "upl", "waffleclip", "zero_shot"),
+    *("taskres", "tcp", "upl", "waffleclip", "zero_shot", "zpe"),
 )
 """Methods whose logits are linear in image features."""
 

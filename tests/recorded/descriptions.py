@@ -10,9 +10,9 @@ import numpy as np
 
 from coop_jax.classes import Classes
 from coop_jax.clip import unit
-from coop_jax.methods import descriptions
+from coop_jax.methods import Data, Images, descriptions, zpe
 from coop_jax.methods.waffleclip import AGGREGATES, drawn
-from recorded.case import Case, checks, compare_logits, relative
+from recorded.case import Case, checks, compare_logits, relative, split
 from recorded.texts import frozen_images
 
 CLOSE = 1e-5
@@ -91,3 +91,66 @@ def check_waffleclip(case: Case) -> None:
             compare_logits(case, method, images, recorded)
     without_temperature(case, "eval_logits")
     np.testing.assert_array_equal(case["eval_logits"], case["rep0/scores_mean"])
+
+
+@checks("zpe")
+def check_zpe(case: Case) -> None:
+    """Compare tokens, logits, all scores, what is selected, and the logits of every weighting.
+
+    The official weights are a softmax over all prompts, those beside the pool among them, and the
+    weighted logits are divided by the number of prompts: a factor that changes no prediction.
+    """
+    meta, names = case.meta, case.meta["classnames"]
+    templates, count = tuple(meta["templates"]), meta["n_pool"]
+    spelled = [name.replace("_", " ") for name in names]
+    texts = [t.replace("{}", name) for t in templates for name in spelled]
+    np.testing.assert_array_equal(case.tokenizer(texts), case["tokens"].reshape(len(texts), -1))
+
+    scale = float(np.exp(case.clip.logit_scale[...]))
+    images, pretrain = case.features(), case.features("pretrain_images")
+    for features, name in ((images, "image"), (pretrain, "pretrain")):
+        scaled = np.sqrt(scale) * np.asarray(unit(jnp.asarray(features)))
+        assert relative(scaled, case[f"{name}_features_scaled"]) < CLOSE
+    whole = case.create("zpe", templates=templates)
+    assert relative(np.sqrt(scale) * whole.bank[...], case["text_features_scaled"]) < CLOSE
+
+    features = unit(jnp.asarray(images))
+    mean = features[: round(len(features) * meta["frac_test"])].mean(axis=0)
+    means = {"test": mean, "pretrain": unit(jnp.asarray(pretrain)).mean(axis=0)}
+    found = {
+        "none": zpe.scores(scale * whole.bank[...], features),
+        "both": zpe.scores(scale * whole.bank[...], features, [*means.values()]),
+        **{n: zpe.scores(scale * whole.bank[...], features, [m]) for n, m in means.items()},
+    }
+    for name, scores in found.items():
+        np.testing.assert_allclose(scores, case[f"scores_{name}"], rtol=CLOSE, err_msg=name)
+    np.testing.assert_allclose(
+        zpe.weigh(found["both"], "softmax", None), case["softmax_weights"], rtol=1e-4
+    )
+
+    pool = case["scores_both"][:count].astype(np.float64)
+    softmax = case["softmax_weights"][:count].astype(np.float64)
+    kinds = {"softmax": softmax, "scores": np.abs(pool), "selected_equal": np.ones(count)}
+    data = Data(split(case["labels"], Images()), unlabeled=split(case["labels"], Images(images)))
+    for threshold in ("NA", *meta["thresholds"]):
+        chosen = case[f"selected_{threshold}"]
+        for kind, weights in kinds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                np.save(path := Path(folder, "pretrain.npy"), pretrain)
+                method = case.create(
+                    "zpe",
+                    templates=templates[:count],
+                    weights=kind.removeprefix("selected_"),
+                    select=threshold != "NA",
+                    threshold=0.0 if threshold == "NA" else float(threshold),
+                    pretrain_features=str(path),
+                    share=float(meta["frac_test"]),
+                )
+            method.prepare(case.clip, 0, data)
+            np.testing.assert_array_equal(np.flatnonzero(method.weights[...]), np.sort(chosen))
+            name = f"eval_logits_{kind}_{threshold}"
+            case.arrays[name] = case[name] / weights[chosen].mean()
+            compare_logits(case, method, Images(images), name)
+    case.arrays["eval_logits"] = case["eval_logits"] / softmax.mean()
+    assert relative(case["eval_logits"], case["eval_logits_softmax_NA"]) < CLOSE
+    assert relative(case["eval_logits_equal"], case["eval_logits_selected_equal_NA"]) < CLOSE
