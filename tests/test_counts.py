@@ -13,7 +13,7 @@ from coop_jax.methods import Learned
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
-    *("ape", "ape_t"),
+    *("ape", "ape_t", "proker"),
     *("clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "taskres", "tda", "tfup"),
     *("tip_adapter", "tip_adapter_f", "transclip", "waffleclip", "zero_shot", "zpe"),
 )

@@ -11,13 +11,14 @@ from test_methods_heads import NAMES, SIZE, SPACE
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, ape, channels
+from coop_jax.methods import Images, ape, channels, proker
 
 TIP = {"augmented_passes": heads.VIEWS, "beta_steps": 3, "alpha_steps": 4}
 SETTINGS = {
     "tip_adapter": TIP,
     "ape": TIP | {"gamma_steps": 2, "channels": 9},
     "ape_t": TIP | {"channels": 9},
+    "proker": {"augmented_passes": heads.VIEWS, "beta_steps": 3, "ridge_steps": 4},
     "zero_shot": {},
 }
 """Settings with which a few features are enough."""
@@ -49,7 +50,7 @@ def test_it_is_zero_shot_clip_until_it_has_learned(one_device, name):
     close(got, expected)
 
 
-@pytest.mark.parametrize("name", ["ape", "ape_t"])
+@pytest.mark.parametrize("name", ["ape", "ape_t", "proker"])
 def test_what_belongs_to_a_class_moves_with_it(one_device, name):
     world = World()
     method = world.fitted(name, one_device)
@@ -66,6 +67,7 @@ def test_what_belongs_to_a_class_moves_with_it(one_device, name):
         ("ape", {"gamma_steps": 0}, "gamma_steps: expected at least 1, got 0"),
         ("ape_t", {"channels": 0}, "channels: expected at least 1, got 0"),
         ("ape_t", {"augmented_passes": 0}, "augmented_passes: expected at least 1, got 0"),
+        ("proker", {"betas": (1.0,)}, r"betas: expected the first and the last, got \(1\.0,\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(name, settings, message):
@@ -195,3 +197,80 @@ def test_a_space_of_fewer_channels_than_are_asked_for(one_device):
     for name in ("ape", "ape_t"):
         method = methods.create(name, space, None, NAMES[:3], texts=texts[None])
         assert method.channels.shape == (3,)
+
+
+# ProKeR.
+
+
+def fixed(world, mesh, **settings):
+    """Return ProKeR that was fitted without a search, and its parts in float64."""
+    method = world.fitted("proker", mesh, search=False, beta=2.0, **settings)
+    keys = np.asarray(method.keys[...], np.float64)
+    features = np.asarray(world.test.features, np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    texts = world.texts[:4] / np.linalg.norm(world.texts[:4], axis=1, keepdims=True)
+    labels = np.tile(world.labels, len(keys) // len(world.labels))
+    near, among = (np.exp(-2.0 * (1 - rows @ keys.T)) for rows in (features, keys))
+    return method, features @ texts.T, near, among, np.eye(4)[labels] - keys @ texts.T
+
+
+def test_proker_gives_cosines_until_it_has_learned(one_device):
+    world = World()
+    got, expected = (world.logits(world.create(one), one_device) for one in ("proker", "zero_shot"))
+    close(5.0 * got, expected)
+
+
+def test_proker_adds_a_kernel_ridge_regression_of_what_the_cosines_miss(one_device):
+    """Times the ridge, as in the official code."""
+    method, cosines, near, among, missed = fixed(World(), one_device, ridge=0.3)
+    regression = near @ np.linalg.inv(among + 0.3 * np.eye(len(among))) @ missed
+    got = World().logits(method, one_device)
+    close(got, cosines + 0.3 * regression)
+    assert len(method.keys) == heads.VIEWS * len(World().labels)
+
+
+def test_the_limits_of_prokers_ridge(one_device):
+    method, cosines, near, _, missed = fixed(World(), one_device, ridge=1e6)
+    close(World().logits(method, one_device), cosines + near @ missed, 1e-3)
+    method = fixed(World(), one_device, ridge=1e-6)[0]
+    close(World().logits(method, one_device), cosines, 1e-3)
+
+
+def test_turning_images_and_texts_together_changes_no_logits_of_proker(one_device):
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(SIZE, SIZE)))[0]
+    got = [
+        world.logits(world.fitted("proker", one_device), one_device)
+        for world in (World(), World(turn=turn))
+    ]
+    close(got[1], got[0], 1e-3)
+
+
+def test_a_search_of_proker_chooses_the_first_of_what_the_logits_are_best_at(one_device):
+    world = World()
+    method = world.fitted("proker", one_device)
+    labels = np.tile(world.labels, heads.VIEWS)
+    problem = proker.Problem.of(np.asarray(method.keys[...]), labels, method.classifier[...])
+    found = method.grid(problem, world.data.val)
+    assert found.betas.tolist() == [0.1, 5.05, 10.0] and len(found.ridges) == 4
+    beta, ridge = np.unravel_index(np.argmax(found.accuracy), found.accuracy.shape)
+    close([method.beta[...], method.ridge[...]], [found.betas[beta], found.ridges[ridge]])
+    for place in ((0, 0), (2, 1), (beta, ridge)):
+        settings = {"beta": float(found.betas[place[0]]), "ridge": float(found.ridges[place[1]])}
+        again = world.fitted("proker", one_device, search=False, **settings)
+        images = world.data.val.images()
+        predicted = evaluate.logits(again, SPACE, images, one_device).argmax(axis=1)
+        expected = 100 * np.mean(predicted == world.val_labels)
+        assert found.accuracy[place] == pytest.approx(expected)
+
+
+def test_proker_takes_the_images_themselves_without_augmented_passes(one_device):
+    world = World()
+    method = world.fitted("proker", one_device, augmented_passes=0)
+    first = world.views[0] / np.linalg.norm(world.views[0], axis=1, keepdims=True)
+    close(method.keys[...], first)
+
+
+def test_more_views_than_a_kernel_holds_are_refused(one_device, monkeypatch):
+    monkeypatch.setattr(proker, "MOST", 30)
+    with pytest.raises(InputError, match=r"expected at most 30 views .*, got 36; lower"):
+        World().fitted("proker", one_device)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coop_jax import methods
-from coop_jax.methods import Images, ape, ape_t, channels
+from coop_jax.methods import Images, ape, ape_t, channels, proker
 from recorded.case import (
     Case,
     Parameter,
@@ -105,4 +105,34 @@ def ape_t_case(case: Case) -> None:
     )
     method.prepare(case.clip, 1, data)
     compare_search(case, method, data)
+    compare_logits(case, method, recorded_images(case))
+
+
+@checks("ProKeR")
+def proker_case(case: Case) -> None:
+    """Compare the kernel, the whole search, what is fitted, and logits."""
+    texts, views = case["text_weights"], case["train_features"]
+    settings = {"augmented_passes": len(views)}
+    for name, recorded in (("beta", "beta"), ("ridge", "lmbda")):
+        first, last, steps = case.meta[recorded]
+        settings |= {f"{name}s": (float(first), float(last)), f"{name}_steps": steps}
+    given = given_case(case, len(texts), texts)
+    method: proker.Method = methods.create("proker", settings=settings, **given)
+    data = given_data(case)
+    method.prepare(case.clip, 0, data)
+    np.testing.assert_allclose(method.beta[...], case["best_beta"], rtol=1e-6)
+    np.testing.assert_allclose(method.ridge[...], case["best_lmbda"], rtol=1e-6)
+
+    keys, classifier = np.asarray(method.keys[...]), method.texts(case.clip, None)
+    labels = np.tile(case["train_labels"], len(views))
+    problem = proker.Problem.of(keys, labels, texts)
+    own = np.eye(len(texts))[labels]
+    assert relative(own - problem.missed, case["text_logits_train"]) < CLOSED
+    near = proker.kernel(problem.keys @ problem.keys.T, float(method.beta[...]))
+    assert relative(near, case["K_SS"]) < CLOSED
+    assert relative(classifier.coefficients.T, case["alpha"]) < CLOSED
+    grid = method.grid(problem, data.val)
+    np.testing.assert_allclose(grid.betas, case["beta_list"], rtol=1e-6)
+    np.testing.assert_allclose(grid.ridges, case["lmbda_list"], rtol=1e-6)
+    np.testing.assert_allclose(grid.accuracy, case["grid_val_acc"], rtol=1e-12)
     compare_logits(case, method, recorded_images(case))
