@@ -162,7 +162,7 @@ class Encoder:
     @property
     def is_small(self) -> bool:
         """True where what is made takes so little memory that a whole split is kept."""
-        return not {"pixels", "tokens", "local"} & set(self.takes)
+        return not {"pixels", "tokens", "local", "patches"} & set(self.takes)
 
     @property
     def at_once(self) -> int:

@@ -230,6 +230,7 @@ def test_what_is_read_of_the_vision_tower(tiny_clip, images):
     close(vision.to_embedding(vision.unprojected(images)), projected[:, 0])
     close(vision.to_embedding(vision.final_norm(vision.tokens(images))), projected)
     close(tiny_clip.encode_image(images), projected[:, 0])
+    close(vision.patches(images), projected[:, 1:])
 
 
 def test_the_parts_of_the_vision_tower_make_the_whole_to_the_last_bit(tiny_clip, images):
@@ -285,6 +286,21 @@ def test_what_is_read_of_a_resnet(resnet):
     assert unprojected.shape == (3, 256)
     projected = np.asarray(unprojected, np.float64) @ array("output", "kernel")
     close(pooled, projected + array("output", "bias"))
+
+    x = np.concatenate([expected.mean(axis=1, keepdims=True), expected], axis=1)
+    x = x + array("positional_embedding")
+    query, key, value = (
+        (x @ array(name, "kernel") + array(name, "bias")).reshape(3, 5, 4, -1)
+        for name in ("query", "key", "value")
+    )
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    attended = np.einsum("bhqk,bkhd->bqhd", shares, value).reshape(3, 5, -1)
+    everywhere = attended @ array("output", "kernel") + array("output", "bias")
+    # Scores are in the thousands with these weights, and lose digits.
+    close(pooled, everywhere[:, 0], 3e-4)
+    close(jax.jit(vision.patches)(images), everywhere[:, 1:], 3e-4)
 
 
 @pytest.mark.parametrize("vision", ["vit", "resnet"])

@@ -158,6 +158,16 @@ class VisionTransformer(nnx.Module):
         x, last = x[:, self.first_patch :], part(self.blocks, -1)
         return self.final_norm(last.finish(x, last.project(x)[2].reshape(x.shape)))
 
+    def patches(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch patches embedding"]:
+        """Return every patch's output of the last block in the space of images and texts.
+
+        Unnormalised, as the class token's feature is; of a tower without one, features are the mean
+        of these where the last normalisation comes before the pooling.
+        """
+        return self.to_embedding(self.final_norm(self.tokens(images)[:, self.first_patch :]))
+
     @property
     def local_width(self) -> int:
         """The width of what `local` returns.
@@ -272,6 +282,15 @@ class AttentionPool(nnx.Module):
 
     def unprojected(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch 1 c"]:
         """Attend from the mean position to itself and all positions."""
+        return self._attended(x, slice(1))
+
+    def patches(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch positions embedding"]:
+        """Attend from every position, but the mean, to the mean position and all positions."""
+        return self.output(self._attended(x, slice(1, None)))
+
+    def _attended(
+        self, x: Float[Array, "batch h w c"], queries: slice
+    ) -> Float[Array, "batch queries c"]:
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)[None]
@@ -279,7 +298,7 @@ class AttentionPool(nnx.Module):
         def split(projected: Array) -> Array:
             return projected.reshape(*projected.shape[:-1], self.heads, -1)
 
-        return attend(split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x)))
+        return attend(split(self.query(x[:, queries])), split(self.key(x)), split(self.value(x)))
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch embedding"]:
         """Return the output of what the mean position attends to."""
@@ -344,6 +363,12 @@ class ModifiedResNet(nnx.Module):
     ) -> Float[Array, "batch positions embedding"]:
         """Return every position through the values and outputs alone of the attention pooling."""
         return self.pool.local(self.tokens(images))
+
+    def patches(
+        self, images: Float[Array, "batch size size 3"]
+    ) -> Float[Array, "batch positions embedding"]:
+        """Return the output of what every position of the attention pooling attends to."""
+        return self.pool.patches(self.trunk(images))
 
     @property
     def local_width(self) -> int:

@@ -65,6 +65,8 @@ class Images(NamedTuple):
     """All outputs of the frozen tower's last block."""
     local: Float[Array, "batch *views patches width"] | Any = None
     """Every patch through the values alone of the frozen tower's last attention (GalLoP)."""
+    patches: Float[Array, "batch *views patches embedding"] | Any = None
+    """Every patch as the frozen tower leaves it, in the space of features; unnormalised (PLOT)."""
     pixels: UInt8[Array, "batch *views size size 3"] | Any = None
     """As `CLIP.encode_image` takes them."""
     teacher: Float[Array, "batch *views embedding"] | Any = None
