@@ -10,6 +10,7 @@ import recorded.linear_heads
 import recorded.test_time
 import recorded.texts
 import recorded.transductive
+import recorded.transports
 import recorded.unlabeled
 import recorded.weights  # noqa: F401
 from recorded import Case, known

@@ -37,6 +37,7 @@ NOT_METHODS = (
     "registry",
     "subject",
     "text",
+    "transport",
     "unlabeled",
     "views",
 )
