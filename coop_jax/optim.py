@@ -31,7 +31,8 @@ class OptimizerConfig:
     """An optimizer of PyTorch and its schedule; the defaults are CoOp's (coop_protocol section 6).
 
     A Learned variable may have metadata `rate` and `decay`: factors on its learning rate and weight
-    decay, as a parameter group of its own has in PyTorch.
+    decay, as a parameter group of its own has in PyTorch; and `waits`: a step whose gradient of it
+    is zero throughout leaves it alone, as PyTorch does where there is none.
 
     Attributes:
         name: "sgd", "adam" or "adamw".
@@ -181,7 +182,7 @@ def _create(
     else:
         steps = (_scale_by_adam(betas, epsilon), decay)
     clip = (_clip(clip_norm),) if clip_norm else ()
-    learned = optax.chain(*clip, *steps, _descend(warmup_learning_rate))
+    learned = _waiting(optax.chain(*clip, *steps, _descend(warmup_learning_rate)))
     partition = optax.partition(
         {"learned": learned, "frozen": optax.set_to_zero()},
         {"learned": "learned", "frozen": "frozen"},
@@ -247,6 +248,36 @@ def _add_decayed_weights(weight_decay: float) -> optax.GradientTransformationExt
         return _with_factor(add, "decay", params, updates, params)
 
     return _stateless(update)
+
+
+def _waiting(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Leave a variable that `waits`, and the memory of it, alone where its gradient is all zero.
+
+    So does PyTorch with a parameter that a step's loss does not depend on. Where no variable waits
+    the program is the same as without.
+    """
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        def keep(waits: Any, gradient: Array, new: Array, old: Any = 0) -> Array:
+            return jnp.where((gradient == 0).all(), old, new) if waits is True else new
+
+        structure = jax.tree.structure(updates)
+        is_memory = lambda node: jax.tree.structure(node) == structure  # noqa: E731
+
+        def remembered(new: Any, old: Any) -> Any:
+            if not is_memory(new):
+                return new
+            return _with_factor(keep, "waits", params, updates, new, old)
+
+        moved, after = inner.update(updates, state, params, **extra_args)
+        after = jax.tree.map(remembered, after, state, is_leaf=is_memory)
+        return _with_factor(keep, "waits", params, updates, moved), after
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _clip(largest: float) -> optax.GradientTransformationExtraArgs:

@@ -208,7 +208,43 @@ def test_moments_lie_on_the_devices_as_their_variable():
     assert [leaf.get_metadata()["shard_axis"] for leaf in moments] == [0, 0]
 
 
-@pytest.mark.parametrize("factors", [{}, {"rate": 1.0, "decay": 1.0}])
+def test_a_variable_that_waits_misses_the_steps_that_do_not_depend_on_it():
+    """As one that PyTorch gives no gradient to."""
+    value, gradients, rates = problem()
+    due = np.flatnonzero(np.arange(STEPS) % 3)
+    slopes = np.zeros_like(gradients)
+    slopes[due] = gradients[due]
+    factors = {"waits": {"waits": True}, "goes": {}}
+    both = dict.fromkeys(factors, value), dict.fromkeys(factors, slopes)
+    got = trajectory(CONFIGS["sgd"], *both, rates, factors)
+    alone = {"v": value}, {"v": gradients[due]}, [rates[step] for step in due]
+    expected = trajectory(CONFIGS["sgd"], *alone, {"v": {}})["v"]
+    np.testing.assert_array_equal(got["waits"], expected)
+    assert np.abs(got["goes"] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_last_step_without_a_gradient_leaves_alone_what_waits(name):
+    value, gradients, rates = problem()
+    gradients[-1] = 0
+    factors = {"waits": {"waits": True}, "goes": {}}
+    both = dict.fromkeys(factors, value), dict.fromkeys(factors, gradients)
+    got = trajectory(CONFIGS[name], *both, rates, factors)
+    alone = {"v": value}, {"v": gradients[:-1]}, rates[:-1]
+    before = trajectory(CONFIGS[name], *alone, {"v": {}})["v"]
+    np.testing.assert_allclose(got["waits"], before, rtol=1e-5)
+    assert np.abs(got["goes"] / before - 1).min() > 3e-5
+
+
+def test_an_entry_that_is_zero_is_no_reason_to_wait():
+    value, gradients, rates = problem()
+    gradients[:, 0] = 0
+    alone = {"v": value}, {"v": gradients}
+    got = [trajectory(OptimizerConfig(), *alone, rates, {"v": {"waits": w}}) for w in (True, False)]
+    np.testing.assert_array_equal(got[0]["v"], got[1]["v"])
+
+
+@pytest.mark.parametrize("factors", [{}, {"rate": 1.0, "decay": 1.0, "waits": False}])
 def test_without_factors_the_steps_are_optaxs(factors):
     config = OptimizerConfig()
     params = nnx.State({"v": Learned(jnp.ones(4), **factors)})

@@ -29,6 +29,8 @@ class Learned(nnx.Param):
             default) or "initial", the row that a new method has.
         varying: `prepare` decides how long the first axis is.
         rate, decay: factors on the learning rate and the weight decay.
+        waits: a step whose gradient of it is zero throughout changes neither it nor what the
+            optimizer remembers of it (but Adam counts that step).
         shard_axis: the axis that devices may share.
     """
 
