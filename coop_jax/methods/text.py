@@ -126,6 +126,7 @@ class Prompts(nnx.Module):
         shared: whether all classes have the same context.
         names: of the classes; by default as prompts spell them.
         ending: what follows the class name.
+        reads_end: read the feature at the end token; else at the token before it.
 
     Raises:
         InputError: no such position, or a prompt that is longer than the tokenizer's context.
@@ -141,12 +142,15 @@ class Prompts(nnx.Module):
         shared: bool = True,
         names: Sequence[str] = (),
         ending: str = ".",
+        reads_end: bool = True,
     ):
         tokenizer = needed(given.tokenizer)
         tower, names = given.clip.config.text, names or given.classes.spelled
         laid = layout(
             tokenizer, tower, names, placeholder, n_ctx, position, shared=shared, ending=ending
         )
+        if not reads_end:
+            laid = dataclasses.replace(laid, read=laid.read - 1)
         alike = laid.alike if laid.shared_context else 0
         self.shared_context = laid.shared_context
         self.start = Fixed(given.clip.text.embed(np.asarray(tokenizer.starts, np.int32)))
