@@ -29,6 +29,7 @@ SMALL = {
     "lp_plus_plus": {"steps": 12},
     "maple": {"depth": 2},
     "mma": {"first": 2, "last": 3, "dim": 4},
+    "mocoop": {"groups": (1, 2), "prompts": ("", "a {} in a game.", "a good {}.")},
     "proker": {"augmented_passes": 2, "beta_steps": 2, "ridge_steps": 2},
     "promptsrc": {"depth_text": 1, "depth_vision": 2, "templates": ("a photo of a {}.",)},
     "tcp": {"layer": 2},

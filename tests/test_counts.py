@@ -13,11 +13,11 @@ from coop_jax.methods import Learned
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
-    *("ape", "ape_t", "proker"),
-    *("clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "taskres", "tda", "tfup"),
-    *("tip_adapter", "tip_adapter_f", "transclip", "waffleclip", "zero_shot", "zpe"),
+    *("ape", "ape_t", "clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "mocoop"),
+    *("proker", "taskres", "tda", "tfup", "tip_adapter", "tip_adapter_f", "transclip"),
+    *("waffleclip", "zero_shot", "zpe"),
 )
-"""Methods that take no steps, or learn as many numbers as the images and classes make."""
+"""Methods that take no steps, or learn as many numbers as images, classes or tokens make."""
 
 
 @pytest.fixture(scope="module")

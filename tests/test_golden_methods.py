@@ -7,6 +7,7 @@ import recorded.heads
 import recorded.inside
 import recorded.learned_texts
 import recorded.linear_heads
+import recorded.mixture
 import recorded.test_time
 import recorded.texts
 import recorded.transductive

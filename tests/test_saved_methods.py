@@ -19,9 +19,8 @@ NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
 REFUSE_NEW = (
-    *("ape", "ape_t", "proker"),
-    *("clap", "linear_probe", "lp_plus_plus", "taskres", "tfup", "tfup_t", "tip_adapter"),
-    *("tip_adapter_f", "transclip"),
+    *("ape", "ape_t", "clap", "linear_probe", "lp_plus_plus", "proker", "taskres", "tfup"),
+    *("tfup_t", "tip_adapter", "tip_adapter_f", "transclip"),
 )
 """Methods that serve the classes they have learned alone."""
 
