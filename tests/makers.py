@@ -23,6 +23,8 @@ SMALL = {
     "ape_t": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "clap": {"augmented_passes": 2},
     "cupl": {"sentences": DESCRIPTIONS},
+    "cross_modal": {"steps": 8, "every": 3, "rates": (1e-3,), "decays": (0.0,)},
+    "cross_modal_adapter": {"steps": 8, "every": 3, "rates": (1e-3,), "decays": (0.0,)},
     "gallop": {"top_k": (1, 2, 3, 4)},
     "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
     "ivlp": {"depth_text": 2, "depth_vision": 2},

@@ -11,14 +11,23 @@ from test_methods_heads import NAMES, SIZE, SPACE
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, ape, channels, proker
+from coop_jax.methods import Images, ape, channels, mixed, proker
 
 TIP = {"augmented_passes": heads.VIEWS, "beta_steps": 3, "alpha_steps": 4}
+TRIAL = {
+    "steps": 20,
+    "every": 5,
+    "rates": (1e-2,),
+    "decays": (0.01,),
+    "batch_sizes": (4,),
+}
 SETTINGS = {
     "tip_adapter": TIP,
     "ape": TIP | {"gamma_steps": 2, "channels": 9},
     "ape_t": TIP | {"channels": 9},
     "proker": {"augmented_passes": heads.VIEWS, "beta_steps": 3, "ridge_steps": 4},
+    "cross_modal": TRIAL,
+    "cross_modal_adapter": TRIAL,
     "zero_shot": {},
 }
 """Settings with which a few features are enough."""
@@ -43,14 +52,14 @@ def close(got, expected, tolerance=1e-4):
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ape", "ape_t"])
+@pytest.mark.parametrize("name", ["ape", "ape_t", "cross_modal"])
 def test_it_is_zero_shot_clip_until_it_has_learned(one_device, name):
     world = World()
     got, expected = (world.logits(world.create(one), one_device) for one in (name, "zero_shot"))
     close(got, expected)
 
 
-@pytest.mark.parametrize("name", ["ape", "ape_t", "proker"])
+@pytest.mark.parametrize("name", ["ape", "ape_t", "proker", "cross_modal", "cross_modal_adapter"])
 def test_what_belongs_to_a_class_moves_with_it(one_device, name):
     world = World()
     method = world.fitted(name, one_device)
@@ -68,6 +77,8 @@ def test_what_belongs_to_a_class_moves_with_it(one_device, name):
         ("ape_t", {"channels": 0}, "channels: expected at least 1, got 0"),
         ("ape_t", {"augmented_passes": 0}, "augmented_passes: expected at least 1, got 0"),
         ("proker", {"betas": (1.0,)}, r"betas: expected the first and the last, got \(1\.0,\)"),
+        ("cross_modal", {"start": "best"}, "start: expected one of texts, random, got 'best'"),
+        ("cross_modal_adapter", {"rates": ()}, "rates: expected at least one, got none"),
     ],
 )
 def test_settings_out_of_range_are_refused(name, settings, message):
@@ -274,3 +285,106 @@ def test_more_views_than_a_kernel_holds_are_refused(one_device, monkeypatch):
     monkeypatch.setattr(proker, "MOST", 30)
     with pytest.raises(InputError, match=r"expected at most 30 views .*, got 36; lower"):
         World().fitted("proker", one_device)
+
+
+# Cross-modal adaptation.
+
+
+def test_a_mean_with_the_texts_has_the_mean_of_the_logits(one_device):
+    world = World()
+    learned, halved, texts = (
+        world.logits(world.fitted("cross_modal", one_device, wise=wise, select=False), one_device)
+        for wise in (0.0, 0.5, 1.0)
+    )
+    close(halved, (learned + texts) / 2)
+    close(texts, world.logits(world.create("zero_shot"), one_device))
+    assert np.abs(learned - texts).max() > 1e-2
+
+
+def test_an_adapter_that_adds_nothing_is_the_linear_probe(one_device):
+    world = World()
+    linear, adapter = (
+        world.fitted(name, one_device, **settings)
+        for name, settings in (("cross_modal", {}), ("cross_modal_adapter", {"ratio": 0.0}))
+    )
+    close(adapter.weight[...], linear.weight[...], 1e-6)
+    close(world.logits(adapter, one_device), world.logits(linear, one_device))
+
+
+def test_passes_take_each_sample_once_and_leave_the_rest_out():
+    order = mixed.passes(np.random.default_rng(0), 11, 4, 7)
+    assert order.shape == (7, 4) and order.max() == 10
+    for start in (0, 2, 4):
+        assert len(np.unique(order[start : start + 2])) == 8
+    assert len({tuple(batch) for batch in order}) == 7
+
+
+def test_samples_have_the_labels_of_their_features():
+    """Of two texts for each class, and of views of images."""
+    world, rng = World(), np.random.default_rng(0)
+    texts = rng.normal(size=(2, 4, SIZE)).astype(np.float32)
+    method = methods.create("cross_modal", SPACE, None, NAMES, {"augmented_passes": 2}, texts=texts)
+    images, sentences = method.samples(world.data)
+    assert len(sentences.labels) == 8 and len(images.labels) == 3 * len(world.labels)
+    for label in range(4):
+        unit = texts[:, label] / np.linalg.norm(texts[:, label], axis=1, keepdims=True)
+        close(sentences.features[np.asarray(sentences.labels) == label], unit)
+        seen = np.concatenate([world.views[0], *world.views[:2]])[
+            np.asarray(images.labels) == label
+        ]
+        unit = seen / np.linalg.norm(seen, axis=1, keepdims=True)
+        close(images.features[np.asarray(images.labels) == label], unit)
+    mean = texts.mean(axis=0)
+    close(method.weight[...], mean / np.linalg.norm(mean, axis=1, keepdims=True))
+
+
+def test_batches_whose_halves_do_not_fit_are_not_tried():
+    method = World().create("cross_modal", batch_sizes=(8, 12, 32), rates=(1.0, 2.0))
+    sizes = [size for _, _, size in method.trials(100, 7)]
+    assert sizes == [8, 12, 8, 12]
+    assert [size for _, _, size in method.trials(100, 4)] == [8, 8]
+    images, texts = method.orders(method.samples(World().data), 8)
+    assert images.shape == (20, 4) and sorted(texts[0]) == [0, 1, 2, 3]
+    alone = World().create("cross_modal", select=False, batch_sizes=(8, 12), rates=(1.0, 2.0))
+    assert list(alone.trials(100, 7)) == [(1.0, 0.01, 8)] and not alone.uses
+
+
+def descent(world, method, steps, rate):
+    """Return a head that was trained for so many steps at one rate."""
+    samples = method.samples(world.data)
+    images = world.data.val.images().features
+    val = mixed.Samples(clip_package.unit(jnp.asarray(images)), jnp.asarray(world.val_labels))
+    orders = [order[:steps] for order in method.orders(samples, 4)]
+    return method.fitted(SPACE, samples, val, orders, np.full(steps, rate), 0.0), val
+
+
+def test_the_first_of_equally_good_heads_is_kept():
+    world = World()
+    method = world.create("cross_modal")
+    after, _ = descent(world, method, 1, 1e-6)
+    fit, val = descent(world, method, 20, 1e-6)
+    close(fit.best.weight, after.last.weight, 1e-7)
+    assert np.abs(fit.last.weight - after.last.weight).max() > 1e-6
+    right = np.argmax(fit.best(val.features, 0.0), axis=1) == val.labels
+    assert float(fit.accuracy) == pytest.approx(100 * np.mean(right))
+
+
+def test_the_best_head_is_one_of_those_that_are_tried():
+    world = World()
+    method = world.create("cross_modal", start="random")
+    tried = [descent(world, method, steps, 0.03)[0].last for steps in (1, 6, 11, 16)]
+    fit, val = descent(world, method, 20, 0.03)
+    accuracy = [100 * np.mean(np.argmax(h(val.features, 0.0), axis=1) == val.labels) for h in tried]
+    assert float(fit.accuracy) == pytest.approx(max(accuracy)) and min(accuracy) < max(accuracy)
+    close(fit.best.weight, tried[int(np.argmax(accuracy))].weight)
+
+
+def test_texts_are_learned_from(one_device):
+    """Of images whose labels say nothing, the texts still teach."""
+    world = World()
+    world.views = np.random.default_rng(3).normal(size=world.views.shape).astype(np.float32)
+    settings = {"start": "random", "select": False, "steps": 200, "augmented_passes": 0}
+    method = world.fitted("cross_modal", one_device, **settings)
+    texts = Images(features=world.texts[:4])
+    got = evaluate.logits(method, SPACE, texts, one_device)
+    assert got.argmax(axis=1).tolist() == [0, 1, 2, 3]

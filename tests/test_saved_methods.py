@@ -19,12 +19,14 @@ NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
 REFUSE_NEW = (
+    *("cross_modal", "cross_modal_adapter"),
     *("ape", "ape_t", "clap", "linear_probe", "lp_plus_plus", "proker", "taskres", "tfup"),
     *("tfup_t", "tip_adapter", "tip_adapter_f", "transclip"),
 )
 """Methods that serve the classes they have learned alone."""
 
 LINEAR = (
+    "cross_modal",
     *("clap", "coop", "cupl", "gda", "kgcoop", "linear_probe", "lp_plus_plus", "pre", "prograd"),
     *("taskres", "tcp", "upl", "waffleclip", "zero_shot", "zpe"),
 )

@@ -34,6 +34,7 @@ NOT_METHODS = (
     "layers",
     "layout",
     "limits",
+    "mixed",
     "registry",
     "subject",
     "text",

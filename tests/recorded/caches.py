@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from coop_jax import methods
-from coop_jax.methods import Images, ape, ape_t, channels, proker
+from coop_jax import methods, optim
+from coop_jax.methods import Images, ape, ape_t, channels, mixed, proker
 from recorded.case import (
     Case,
     Parameter,
@@ -14,9 +14,11 @@ from recorded.case import (
     compare_logits,
     given_case,
     relative,
+    split,
     trajectory,
 )
 from recorded.heads import CLOSED, compare_search, given_data, recorded_images
+from recorded.linear_heads import BY_ADAM
 
 
 def ape_method(case: Case, name: str, **settings: Any) -> Any:
@@ -136,3 +138,87 @@ def proker_case(case: Case) -> None:
     np.testing.assert_allclose(grid.ridges, case["lmbda_list"], rtol=1e-6)
     np.testing.assert_allclose(grid.accuracy, case["grid_val_acc"], rtol=1e-12)
     compare_logits(case, method, recorded_images(case))
+
+
+@checks("Cross-modal adaptation")
+def cross_modal_case(case: Case) -> None:
+    """Compare the first layer, every step, what is best on validation images, and the logits."""
+    meta, views, labels = case.meta, case["train_features"], case["text_labels"]
+    classes = int(labels.max()) + 1
+    texts = case["text_features"].reshape(classes, -1, views.shape[-1]).swapaxes(0, 1)
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(classes), len(texts)))
+    adapts = meta["head"] == "adapter"
+    settings: dict[str, Any] = {
+        "start": {"zeroshot": "texts", "random": "random"}[meta["init"]],
+        "augmented_passes": len(views) - 1,
+        "steps": meta["iters"],
+        "every": meta["eval_freq"],
+        "rates": (float(meta["lr"]),),
+        "decays": (float(meta["weight_decay"]),),
+        "batch_sizes": (meta["batch_size"],),
+    }
+    settings |= {"ratio": meta["residual_ratio"]} if adapts else {}
+    given = given_case(case, classes, texts[0], np.exp(meta["log_logit_scale"])) | {"texts": texts}
+    name = "cross_modal_adapter" if adapts else "cross_modal"
+    method, wise = (
+        methods.create(name, settings=settings | {"wise": weight}, **given) for weight in (0.0, 0.5)
+    )
+    set_head(method, case.under("init"))
+    assert relative(method.zero_shot(), case["zero_shot_weights"]) < CLOSED
+
+    train = Images(features=views[0])
+    data = given_data(case)
+    data = data._replace(train=split(data.train.labels, train, Images(features=views[1:])))
+    samples, val = method.samples(data), data.val.images().features
+    assert relative(samples[0].features, unit_rows(views)) < CLOSED
+    val = mixed.Samples(unit_rows(val), data.val.labels)
+    orders = case["order_image"], case["order_text"]
+    config = optim.OptimizerConfig(learning_rate=meta["lr"], **mixed.SCHEDULE)
+    rates = optim.learning_rates(config, meta["iters"], 1)
+    np.testing.assert_allclose(rates, case["lr"], rtol=1e-6)
+
+    def fitted(steps: int) -> mixed.Fit:
+        some = [order[:steps] for order in orders]
+        decay = settings["decays"][0]
+        return method.fitted(case.clip, samples, val, some, rates[:steps], decay)
+
+    for group, steps in (("step1", 1), ("mid", meta["iters"] // 2 + 1), ("final", meta["iters"])):
+        fit = fitted(steps)
+        compare_head(case, fit.last, group)
+    assert relative(fit.losses, case["loss"]) < BY_ADAM
+    np.testing.assert_allclose(fit.losses, case["loss"], rtol=1e-4)
+    compare_head(case, fit.best, "best")
+    np.testing.assert_allclose(fit.accuracy, case["best_val_acc"], rtol=1e-6)
+    np.testing.assert_allclose(case["best_val_acc"], case["val_acc_at_eval"].max())
+    for made, logits in ((method, "eval_logits"), (wise, "eval_logits_wiseft_0.5")):
+        set_head(made, case.under("best"))
+        compare_logits(case, made, recorded_images(case), logits)
+    zero_shot = case.clip.logits(jnp.asarray(case["test_features"]), method.zero_shot())
+    assert relative(zero_shot, case["zeroshot_logits"]) < 1e-4
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Return features at length one, as rows."""
+    rows = features.reshape(-1, features.shape[-1])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+HEAD = {"weight": "weight", "adapter.fc.0.weight": "down", "adapter.fc.2.weight": "up"}
+"""Recorded names of what a head has here, matrices of the adapter being transposed."""
+
+
+def of_head(name: str, value: np.ndarray) -> np.ndarray:
+    """Return a recorded matrix as it is here."""
+    return value if name == "weight" else value.T
+
+
+def set_head(method: mixed.Method, recorded: dict[str, np.ndarray]) -> None:
+    """Set what is kept to a recorded group."""
+    for name, value in recorded.items():
+        getattr(method, HEAD[name])[...] = jnp.asarray(of_head(name, value))
+
+
+def compare_head(case: Case, head: mixed.Head, group: str) -> None:
+    """Compare a head with a recorded group."""
+    for name, value in case.under(group).items():
+        assert relative(getattr(head, HEAD[name]), of_head(name, value)) < BY_ADAM, (group, name)
