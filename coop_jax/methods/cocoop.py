@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.classes import spelled
 from coop_jax.clip import CLIP, unit
 from coop_jax.clip.transformer import precision
-from coop_jax.methods import base, text
+from coop_jax.methods import base, layers, text
 from coop_jax.methods.base import Given, Images, Learned
 
 NAME = "CoCoOp"
@@ -43,35 +42,6 @@ def label(settings: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *[f'from "{phrase}"'] * bool(phrase)])
 
 
-class MetaNet(nnx.Module):
-    """Image features `[batch, embedding]` to what is added to the context, `[batch, width]`.
-
-    Two linear layers with a ReLU between them; PyTorch's default initialisation, uniform within
-    the inverse root of the number of inputs.
-    """
-
-    def __init__(self, embedding: int, width: int, *, rngs: nnx.Rngs):
-        hidden = embedding // REDUCTION
-
-        def uniform(inputs: int, *shape: int) -> Learned:
-            bound = inputs**-0.5
-            key, span = rngs.params(), (-bound, bound)
-            return Learned(jax.random.uniform(key, shape, jnp.float32, *span))
-
-        self.kernel1 = uniform(embedding, embedding, hidden)
-        self.bias1 = uniform(embedding, hidden)
-        self.kernel2 = uniform(hidden, hidden, width)
-        self.bias2 = uniform(hidden, width)
-
-    def __call__(self, features: Float[Array, "batch embedding"]) -> Float[Array, "batch width"]:
-        """Return what images add to every context vector, in the dtype of the net's variables."""
-        dtype = self.kernel1.dtype
-        features, exact = features.astype(dtype), precision(dtype)
-        hidden = jnp.dot(features, self.kernel1[...], precision=exact) + self.bias1[...][None]
-        shift = jnp.dot(jax.nn.relu(hidden), self.kernel2[...], precision=exact)
-        return shift + self.bias2[...][None]
-
-
 class Method(base.Method):
     """Logits of prompts whose context `[M, width]` is shifted by each image's meta-net output."""
 
@@ -82,7 +52,8 @@ class Method(base.Method):
         self.context = Learned(context)
         self.prompts = text.Prompts(given, placeholder, len(context))
         embedding, width = given.clip.config.embedding, context.shape[-1]
-        self.meta_net = MetaNet(embedding, width, rngs=given.rngs)
+        hidden = embedding // REDUCTION
+        self.meta_net = layers.TwoLayers(given.rngs, embedding, hidden, width)
 
     def settings(self) -> dict[str, Any]:
         """Return M, as a phrase may have changed it."""

@@ -1,4 +1,4 @@
-"""Modules that methods put into the towers: low rank, adapters, prompts, dropout.
+"""Modules that methods put into the towers and beside them: low rank, adapters, prompts, dropout.
 
 A module around a stack of blocks has what the towers use of one (`project`, `finish`, a call), and
 all its variables have a leading axis of layers, as the stack's own; so the towers take it
@@ -17,7 +17,7 @@ from coop_jax.clip.config import TransformerConfig, ViTConfig
 from coop_jax.clip.transformer import attend, precision, replace
 from coop_jax.clip.vision import VisionTransformer
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Given
+from coop_jax.methods.base import Given, Learned
 
 THIRDS = ("query", "key", "value")
 """The parts of what a block's `query_key_value` puts out."""
@@ -67,6 +67,37 @@ def low_rank_init(
 def product(x: Float[Array, "... a"], kernel: Float[Array, "a b"]) -> Float[Array, "... b"]:
     """Return the matrix product in the dtype of `x`, as exact as that is."""
     return jnp.dot(x, kernel.astype(x.dtype), precision=precision(x.dtype))
+
+
+class TwoLayers(nnx.Module):
+    """Two linear layers with biases and a function between them, as PyTorch draws them at first.
+
+    Args:
+        rngs: random numbers of the initialisation.
+        inputs, hidden, outputs: their sizes.
+        activation: the function.
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+    ):
+        def drawn(count: int, *shape: int) -> Learned:
+            return Learned(linear_init(rngs.params(), shape, count))
+
+        self.kernel1, self.bias1 = drawn(inputs, inputs, hidden), drawn(inputs, hidden)
+        self.kernel2, self.bias2 = drawn(hidden, hidden, outputs), drawn(hidden, outputs)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        """Return the outputs, in the dtype of the variables."""
+        x = x.astype(self.kernel1.dtype)
+        hidden = self.activation(product(x, self.kernel1[...]) + self.bias1[...])
+        return product(hidden, self.kernel2[...]) + self.bias2[...]
 
 
 def dropout(

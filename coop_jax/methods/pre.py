@@ -92,23 +92,12 @@ class LSTM(nnx.Module):
         return jnp.concatenate([self.forward(x), self.backward(x)], axis=-1)
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a ReLU between them."""
-
-    def __init__(self, given: Given, width: int):
-        def drawn(inputs: int, *shape: int) -> Learned:
-            return Learned(layers.linear_init(given.rngs.params(), shape, inputs))
-
-        self.kernel1, self.bias1 = drawn(width, width, BOTTLENECK), drawn(width, BOTTLENECK)
-        self.kernel2, self.bias2 = drawn(BOTTLENECK, BOTTLENECK, width), drawn(BOTTLENECK, width)
-
-    def __call__(self, x: Float[Array, "*classes M width"]) -> Float[Array, "*classes M width"]:
-        """Return what becomes of each vector."""
-        hidden = jax.nn.relu(layers.product(x, self.kernel1[...]) + self.bias1[...])
-        return layers.product(hidden, self.kernel2[...]) + self.bias2[...]
+def _mlp(given: Given, width: int) -> layers.TwoLayers:
+    """Return two linear layers, of each vector alone."""
+    return layers.TwoLayers(given.rngs, width, BOTTLENECK, width)
 
 
-ENCODERS = {"lstm": LSTM, "mlp": MLP}
+ENCODERS = {"lstm": LSTM, "mlp": _mlp}
 
 
 class Method(text.Prompted):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP, unit
@@ -64,30 +63,6 @@ def recipe() -> dict[str, Any]:
     return {"epochs": 50, "optimizer": {"name": "adam", "epsilon": 1e-3}}
 
 
-class MetaNet(nnx.Module):
-    """Text features `[classes, embedding]` to tokens of each class, `[classes, tokens, width]`."""
-
-    def __init__(self, given: Given, tokens: int, width: int):
-        def drawn(inputs: int, *shape: int) -> Learned:
-            return Learned(layers.linear_init(given.rngs.params(), shape, inputs))
-
-        embedding = given.clip.config.embedding
-        hidden = max(embedding // REDUCTION, 1)
-        self.kernel1, self.bias1 = drawn(embedding, embedding, hidden), drawn(embedding, hidden)
-        outputs = tokens * width
-        self.kernel2, self.bias2 = drawn(hidden, hidden, outputs), drawn(hidden, outputs)
-        self.shape = tokens, width
-
-    def __call__(
-        self, features: Float[Array, "classes embedding"]
-    ) -> Float[Array, "classes tokens width"]:
-        """Return the tokens of each class."""
-        features = features.astype(self.kernel1.dtype)
-        hidden = quick_gelu(layers.product(features, self.kernel1[...]) + self.bias1[...])
-        tokens = layers.product(hidden, self.kernel2[...]) + self.bias2[...]
-        return tokens.reshape(-1, *self.shape)
-
-
 class Method(text.Prompted):
     """Logits of prompts whose context becomes tokens of each class on the way up the text tower.
 
@@ -108,7 +83,9 @@ class Method(text.Prompted):
         self.prompts = text.Prompts(given, before, len(start), shared=False, ending=ending)
         template = config["template"] or BANKS.get(given.template, given.template)
         self.bank = Fixed(text.hand_crafted_features(given, template))
-        self.meta_net = MetaNet(given, *start.shape)
+        embedding = given.clip.config.embedding
+        sizes = embedding, max(embedding // REDUCTION, 1), start.size
+        self.meta_net = layers.TwoLayers(given.rngs, *sizes, quick_gelu)
         self.weight = config["weight"]
 
     def settings(self) -> dict[str, Any]:
@@ -117,7 +94,7 @@ class Method(text.Prompted):
 
     def class_tokens(self) -> Float[Array, "classes M width"]:
         """Return the tokens that replace the context of each class."""
-        return self.meta_net(self.bank[...])
+        return self.meta_net(self.bank[...]).reshape(-1, *self.context.shape)
 
     def texts(self, clip: CLIP, key: Array | None) -> Float[Array, "classes embedding"]:
         """Return unnormalised text features of the prompts."""
