@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CLASS_NAMES, moved
+from conftest import CLASS_NAMES, make_clip, moved
+from flax import nnx
+from recorded import split
 
 from coop_jax import evaluate, methods
 from coop_jax.classes import Classes
 from coop_jax.clip import unit
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, transport
+from coop_jax.methods import Data, Images, text, transport
 
 
 def drawn(seed, *shape):
@@ -143,3 +145,86 @@ def test_contexts_of_plot_start_apart_and_serve_new_classes(made, logits):
 def test_settings_of_plot_that_will_not_do(made, settings):
     with pytest.raises(InputError, match="PLOT: expected at least one prompt and one context"):
         made("plot", **settings)
+
+
+# PLOT++.
+
+PIXELS = drawn(6, 3, 32, 32, 3)
+PHRASES = ("a photo of a", "this is one photo of the", "a drawing of the")
+SOME = {"context_inits": PHRASES, "image_prompts": 2, "n_image_ctx": 3}
+
+
+def test_contexts_of_plot_plus_plus_start_as_the_prompts_of_their_phrases(
+    made, tiny_clip, tiny_tokenizer
+):
+    """Also where a phrase has more tokens than vectors, and its last ones stay."""
+    method = made("plot_plus_plus", **SOME)
+    assert method.context.shape == (3, 4, 32)
+    templates = tuple(f"{phrase} {{}}." for phrase in PHRASES)
+    given = methods.Given(tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES), nnx.Rngs(0))
+    expected = text.HandCrafted(given, templates).encode(tiny_clip)
+    close(method.texts(tiny_clip, None), expected)
+    turned = made("plot_plus_plus", **SOME | {"context_inits": PHRASES[::-1]})
+    assert turned.context.shape[1] == 4
+    close(turned.texts(tiny_clip, None)[::-1], method.texts(tiny_clip, None))
+
+
+def test_image_prompts_have_no_positions_and_no_order(made, tiny_clip, logits):
+    method = made("plot_plus_plus", **SOME)
+    images, features = Images(pixels=PIXELS), method.encode(tiny_clip, PIXELS)
+    assert features.shape == (3, 2, 24)
+    frozen = tiny_clip.encode_image(PIXELS)
+    assert np.abs(features - frozen[:, None]).max() > 1e-3
+    assert np.abs(features[:, 0] - features[:, 1]).max() > 1e-4
+    close(method.encode(tiny_clip, PIXELS[1:2]), features[1:2])
+    expected = logits(method, images)
+    context = method.image_context[...]
+    method.image_context[...] = context[:, ::-1]
+    close(method.encode(tiny_clip, PIXELS), features)
+    method.image_context[...] = context[::-1]
+    close(method.encode(tiny_clip, PIXELS), features[:, ::-1])
+    close(logits(method, images), expected)
+
+
+def test_with_one_image_prompt_all_texts_count_the_same(made, tiny_clip, logits):
+    method = made("plot_plus_plus", **SOME | {"image_prompts": 1})
+    texts = method.texts(tiny_clip, None)
+    features = method.encode(tiny_clip, PIXELS)[:, 0]
+    expected = np.mean([tiny_clip.logits(features, each) for each in texts], axis=0)
+    close(logits(method, Images(pixels=PIXELS)), expected)
+
+
+def test_stages_of_plot_plus_plus(made, tiny_clip, logits):
+    method, images = made("plot_plus_plus", **SOME), Images(pixels=PIXELS)
+    data = Data(split(np.zeros(3, np.int32), images))
+    config = {"epochs": 7, "batch_size": 4, "optimizer": {}}
+    first, second = method.stages(config)
+    assert (first.learns, second.learns) == (("image_context",), ())
+    assert first.epochs == second.epochs == 7
+    alone = logits(method, images)
+    method.prepare(tiny_clip, 0, data)
+    whole = method.encode(tiny_clip, PIXELS).mean(axis=1)
+    added = tiny_clip.logits(whole, method.texts(tiny_clip, None).mean(axis=0))
+    close(logits(method, images) - alone, added, 1e-4)
+    method.prepare(tiny_clip, 1, data)
+    close(logits(method, images), alone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context_inits": ()}, "expected at least one phrase, one prompt of an image"),
+        ({"image_prompts": 0}, "one vector in it, got 4, 0 and 2; raise them"),
+        ({"n_image_ctx": 0}, "got 4, 4 and 0"),
+        ({"context_inits": ("a photo of a", "a")}, "phrases of at least 4 tokens, as the first"),
+        ({"context_inits": ("a photo of a", "")}, "a phrase to start the context from, got ''"),
+    ],
+)
+def test_settings_of_plot_plus_plus_that_will_not_do(made, settings, message):
+    with pytest.raises(InputError, match=message):
+        made("plot_plus_plus", **settings)
+
+
+def test_plot_plus_plus_takes_a_vision_transformer(made, tiny_tokenizer):
+    with pytest.raises(InputError, match=r"PLOT\+\+: expected a CLIP with a vision transformer"):
+        made("plot_plus_plus", clip=make_clip(tiny_tokenizer, "resnet"))

@@ -1,5 +1,8 @@
 """PLOT and PLOT++ (reference methods_text.md)."""
 
+import copy
+import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,8 +11,8 @@ import numpy as np
 
 from coop_jax import clip as clip_package
 from coop_jax.clip import unit
-from coop_jax.methods import Images, Stage, create, cross_entropy, transport
-from recorded.case import Case, checks, relative
+from coop_jax.methods import Data, Images, Stage, create, cross_entropy, recipe, transport
+from recorded.case import Case, Parameter, checks, relative, split, value
 from recorded.learned_texts import compare_training
 from recorded.texts import CONTEXT, check_tokens, frozen_images, optimizer
 
@@ -98,3 +101,64 @@ def check_features(case: Case) -> None:
         np.testing.assert_allclose(
             gradient, expected, atol=3e-5 * max(np.abs(expected).max(), 1e-9), err_msg=name
         )
+
+
+PLOT_PLUS_PLUS = {"ctx": Parameter("context"), "ctx_vision": Parameter("image_context")}
+
+
+def phrase_of(case: Case, prompts: np.ndarray) -> str:
+    """Return the words that the recorded prompts of all classes begin with."""
+    same = int((prompts == prompts[:1]).all(axis=0).argmin())
+    words = case.tokenizer.words()
+    pieces = [words[token] for token in prompts[0, 1:same]]
+    return "".join(piece.removesuffix("-") + " " * (piece[-1] != "-") for piece in pieces).strip()
+
+
+def stage_of(case: Case, number: int) -> Case:
+    """Return a stage of a case, counted from 1, as a case of its own."""
+    part, before = copy.copy(case), len(case["order_stage1"]) * (number - 1)
+    steps = len(case[f"order_stage{number}"])
+    part.arrays = {"images": case["images"], "labels": case["labels"]}
+    part.arrays |= case.under(f"stage{number}")
+    part.arrays |= {f"init/{name}": a for name, a in case.under("init").items() if number == 1}
+    part.arrays["lr"] = case["lr"][before : before + steps]
+    for name in ("order", "loss"):
+        part.arrays[name] = case[f"{name}_stage{number}"]
+    part.arrays["eval_logits"] = case["eval_logits" if number == 2 else "eval_logits_stage1"]
+    return part
+
+
+@checks("plotpp")
+def check_plot_plus_plus(case: Case) -> None:
+    """Compare phrases, tokens, both stages, and the features of both towers in the end."""
+    check_sinkhorn(case)
+    meta, count = case.meta, len(case.meta["classnames"])
+    assert meta["ctx_init"] and not meta["csc"] and meta["class_token_position"] == "end"
+    tokens = case["tokenized_prompts"].reshape(meta["n_prompts"], count, -1)
+    method = case.create(
+        "plot_plus_plus",
+        context_inits=tuple(phrase_of(case, prompts) for prompts in tokens),
+        image_prompts=meta["n_vision_prompts"],
+        n_image_ctx=meta["n_ctx_vision"],
+        stop_together=True,
+    )
+    np.testing.assert_array_equal(method.context[...], case["init/ctx"])
+    for prompts, places in zip(method.prompts, method.alike, strict=True):
+        for place in places:
+            case.arrays["tokenized_prompts"] = tokens[place]
+            check_tokens(case, SimpleNamespace(prompts=prompts, context=method.context))
+
+    images, data = Images(pixels=case.pixels()), Data(split(case["labels"], Images()))
+    config = recipe("plot_plus_plus") | {"batch_size": meta["batch_size"], "optimizer": {}}
+    for number, described in enumerate(method.stages(config), start=1):
+        part = stage_of(case, number)
+        method.prepare(case.clip, number - 1, data)
+        stage = dataclasses.replace(described, optimizer=optimizer(part))
+        epochs = meta["epochs"][number - 1]
+        compare_training(part, method, PLOT_PLUS_PLUS, stage, images, epochs=epochs)
+    for name, expected in case.under("final").items():
+        assert relative(value(method, PLOT_PLUS_PLUS[name]), expected) < 1e-4, name
+    features = method.encode(case.clip, jnp.asarray(images.pixels))
+    assert relative(jnp.moveaxis(features, 1, 0), case["image_features"]) < 3e-5
+    texts = method.texts(case.clip, None)
+    assert relative(unit(texts), unit(jnp.asarray(case["final_text_features"]))) < 3e-5
