@@ -28,6 +28,7 @@ SMALL = {
     "gallop": {"top_k": (1, 2, 3, 4)},
     "gda": {"augmented_passes": 2, "estimator": "base_to_new"},
     "ivlp": {"depth_text": 2, "depth_vision": 2},
+    "lfa": {"augmented_passes": 2, "tries": 3, "splits": 2, "steps": 6},
     "lp_plus_plus": {"steps": 12},
     "maple": {"depth": 2},
     "mma": {"first": 2, "last": 3, "dim": 4},

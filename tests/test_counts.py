@@ -13,7 +13,7 @@ from coop_jax.methods import Learned
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
-    *("cross_modal", "cross_modal_adapter"),
+    *("cross_modal", "cross_modal_adapter", "lfa"),
     *("ape", "ape_t", "clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "mocoop"),
     *("proker", "taskres", "tda", "tfup", "tip_adapter", "tip_adapter_f", "transclip"),
     *("waffleclip", "zero_shot", "zpe"),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_methods_heads import NAMES, SIZE, SPACE
 from coop_jax import clip as clip_package
 from coop_jax import evaluate, methods
 from coop_jax.errors import InputError
-from coop_jax.methods import Images, ape, channels, mixed, proker
+from coop_jax.methods import Images, alignment, ape, channels, mixed, proker
 
 TIP = {"augmented_passes": heads.VIEWS, "beta_steps": 3, "alpha_steps": 4}
 TRIAL = {
@@ -28,6 +29,7 @@ SETTINGS = {
     "proker": {"augmented_passes": heads.VIEWS, "beta_steps": 3, "ridge_steps": 4},
     "cross_modal": TRIAL,
     "cross_modal_adapter": TRIAL,
+    "lfa": {"augmented_passes": 2, "tries": 3, "splits": 2, "steps": 30},
     "zero_shot": {},
 }
 """Settings with which a few features are enough."""
@@ -52,7 +54,7 @@ def close(got, expected, tolerance=1e-4):
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ape", "ape_t", "cross_modal"])
+@pytest.mark.parametrize("name", ["ape", "ape_t", "cross_modal", "lfa"])
 def test_it_is_zero_shot_clip_until_it_has_learned(one_device, name):
     world = World()
     got, expected = (world.logits(world.create(one), one_device) for one in (name, "zero_shot"))
@@ -388,3 +390,133 @@ def test_texts_are_learned_from(one_device):
     texts = Images(features=world.texts[:4])
     got = evaluate.logits(method, SPACE, texts, one_device)
     assert got.argmax(axis=1).tolist() == [0, 1, 2, 3]
+
+
+# LFA.
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_a_rotation_is_found_again_where_classes_are_enough():
+    rng = np.random.default_rng(0)
+    texts, turn = unit(rng.normal(size=(9, 6))), np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    labels = np.arange(18) % 9
+    features = texts[labels] @ turn.T
+    close(alignment.aligned(features, texts[labels], 0.0), turn, 1e-6)
+    close(alignment.aligned(features, texts[labels], 0.25), 0.75 * turn + 0.25 * np.eye(6), 1e-6)
+
+
+def test_directions_without_a_text_are_turned_as_little_as_can_be():
+    rng = np.random.default_rng(0)
+    texts = unit(rng.normal(size=(3, 8)))
+    close(alignment.aligned(texts, texts, 0.0), np.eye(8), 1e-6)
+    features = unit(texts + 0.3 * rng.normal(size=texts.shape))
+    got = alignment.aligned(features, texts, 0.0)
+    close(got @ got.T, np.eye(8), 1e-6)
+    best = np.linalg.svd(features.T @ texts)[1].sum()
+    assert np.trace(got.T @ features.T @ texts) == pytest.approx(best)
+    left, _, right = np.linalg.svd(features.T @ texts)
+    for seed in range(20):
+        free = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
+        other = left[:, :3] @ right[:3] + left[:, 3:] @ free @ right[3:]
+        assert np.linalg.norm(got - np.eye(8)) <= np.linalg.norm(other - np.eye(8)) + 1e-9
+
+
+def test_a_cross_validation_finds_what_is_turned():
+    """Of equally good betas the first counts, as where the features are the texts already."""
+    rng = np.random.default_rng(0)
+    texts, turn = unit(rng.normal(size=(9, 6))), np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    labels = np.arange(36) % 9
+    orders = np.stack([[rng.permutation(36) for _ in range(2)] for _ in range(5)])
+    betas, scores = alignment.cross_validated(texts[labels] @ turn.T, labels, texts, orders)
+    assert betas.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert scores[0] == 100 > scores[-1]
+    _, scores = alignment.cross_validated(texts[labels], labels, texts, orders)
+    assert scores.tolist() == [100] * 5
+
+
+def test_the_ranking_loss_is_what_the_nearest_texts_are_too_near_by():
+    rng = np.random.default_rng(0)
+    features, texts = rng.normal(size=(7, 5)), unit(rng.normal(size=(4, 5)))
+    labels = np.arange(7) % 4
+    for neighbors in (1, 3, 9):
+        found = []
+        for feature, label in zip(unit(features), labels, strict=True):
+            far = np.linalg.norm(feature - texts, axis=1)
+            near = np.argsort(far)[:neighbors]
+            margins = 0.25 * (1 - texts[near] @ texts[label])
+            found.extend(np.maximum(far[label] + margins - far[near], 0))
+        given = jnp.float32(features), jnp.float32(texts), jnp.asarray(labels)
+        got = alignment.ranking_loss(*given, neighbors, 0.25)
+        assert float(got) == pytest.approx(np.mean(found), rel=1e-4)
+
+
+def test_the_gradient_at_a_text_itself_is_finite():
+    texts = jnp.eye(3, dtype=jnp.float32)
+    loss = lambda rows: alignment.ranking_loss(rows, texts, jnp.arange(3), 3, 0.25)  # noqa: E731
+    assert np.isfinite(jax.grad(loss)(texts)).all()
+
+
+def test_the_average_starts_as_the_identity_and_forgets_it_slowly():
+    momenta = alignment.momenta_of(8)
+    assert momenta[0] == pytest.approx(0.9) and np.all(np.diff(momenta) >= 0)
+    close(momenta[4:], 0.9 + 0.1 * (1 - np.exp(-5)), 1e-6)
+    assert alignment.momenta_of(1).tolist() == [1.0]
+
+
+def test_a_step_of_lfa_sees_one_view_of_all_images_or_a_part_of_them():
+    world = World()
+    method, rng = world.create("lfa"), np.random.default_rng(0)
+    several = method.steps_of(world.views, rng)
+    assert set(several.view.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(np.sort(several.images), np.tile(np.arange(12), (30, 1)))
+    alone = method.steps_of(world.views[:1], rng)
+    assert alone.images.shape == (30, 9) and not alone.view.any()
+    assert all(len(set(step.tolist())) == 9 for step in alone.images)
+
+
+def test_lfa_takes_its_average_for_classes_that_it_was_not_trained_on(one_device):
+    world = World()
+    method = world.fitted("lfa", one_device)
+    few = heads.moved(world, method, [3, 0, 1], "lfa")
+    close(world.logits(few, one_device), world.logits(method, one_device)[:, [3, 0, 1]])
+    new = heads.moved(world, method, [0, 4], "lfa")
+    features = unit(np.asarray(world.test.features)) @ np.asarray(method.average[...])
+    close(world.logits(new, one_device), 5.0 * unit(features) @ unit(world.texts[[0, 4]]).T)
+    assert np.abs(method.average[...] - method.matrix[...]).max() > 1e-3
+
+
+def test_lfa_turns_images_back(one_device):
+    """Where they alone are turned, zero-shot CLIP does not know them."""
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(SIZE, SIZE)))[0]
+    world = World()
+    for name in ("views", "val"):
+        setattr(world, name, (getattr(world, name) @ turn).astype(np.float32))
+    method, zero_shot = world.fitted("lfa", one_device), world.create("zero_shot")
+    images = world.data.val.images()
+    right = [
+        np.mean(evaluate.logits(one, SPACE, images, one_device).argmax(axis=1) == world.val_labels)
+        for one in (zero_shot, method)
+    ]
+    assert right[0] < 0.5 and right[1] > right[0] + 0.2
+
+
+def test_noise_and_dropout_depend_on_the_seed_alone(one_device):
+    got = []
+    for seed, settings in ((1, {}), (1, {}), (2, {}), (1, {"noise": 0.0, "dropout": 0.0})):
+        world = World()
+        method = methods.create(
+            "lfa",
+            SPACE,
+            None,
+            NAMES,
+            SETTINGS["lfa"] | settings,
+            texts=world.texts[None, :4],
+            seed=seed,
+        )
+        method.prepare(SPACE, 0, world.data)
+        got.append(np.asarray(method.matrix[...]))
+    np.testing.assert_array_equal(got[0], got[1])
+    assert all(np.abs(got[0] - other).max() > 1e-5 for other in got[2:])

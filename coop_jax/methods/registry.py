@@ -25,6 +25,7 @@ DEFAULT, ZERO_SHOT = "coop", "zero_shot"
 """The method where none is named, and the one that all others are compared with."""
 
 NOT_METHODS = (
+    "alignment",
     "base",
     "cache",
     "channels",

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from coop_jax import methods, optim
-from coop_jax.methods import Images, ape, ape_t, channels, mixed, proker
+from coop_jax.methods import Data, Images, alignment, ape, ape_t, channels, lfa, mixed, proker
 from recorded.case import (
     Case,
     Parameter,
@@ -17,7 +18,7 @@ from recorded.case import (
     split,
     trajectory,
 )
-from recorded.heads import CLOSED, compare_search, given_data, recorded_images
+from recorded.heads import CLOSED, compare_search, given_data, numbered, recorded_images
 from recorded.linear_heads import BY_ADAM
 
 
@@ -222,3 +223,87 @@ def compare_head(case: Case, head: mixed.Head, group: str) -> None:
     """Compare a head with a recorded group."""
     for name, value in case.under(group).items():
         assert relative(getattr(head, HEAD[name]), of_head(name, value)) < BY_ADAM, (group, name)
+
+
+@checks("LFA")
+def lfa_case(case: Case) -> None:
+    """Compare the closed form, the cross-validation, every step, and the cosines."""
+    cfg, texts = case.meta["cfg"], case["text_weights"]
+    views_each = 5 if cfg["five_crop"] else 1
+    # Of five rows the last is the image itself, which comes first here.
+    rows = case["train_features"].reshape(-1, views_each, texts.shape[1])
+    views = np.roll(rows.swapaxes(0, 1), 1, axis=0)
+    labels = case["train_labels"][::views_each].astype(np.int32)
+    searches = cfg["beta_procrustes"] is None
+    settings = {
+        "augmented_passes": views_each - 1,
+        "cross_validate": searches,
+        "beta": float(case["beta"]),
+        "steps": cfg["n_iters"],
+        "learning_rate": float(cfg["learning_rate"]),
+        "weight_decay": float(cfg["weight_decay"]),
+        "neighbors": case.meta["knn"],
+        "margin": 1 / case.meta["arerank_scale"],
+        "noise": case.meta["gaussian_noise"],
+        "dropout": case.meta["dropout"],
+    }
+    given = given_case(case, len(texts), texts, 1.0) | {"classes": numbered(*range(len(texts)))}
+    method: lfa.Method = methods.create("lfa", settings=settings, **given)
+    train = split(labels, Images(features=views[0]), Images(features=views[1:]))
+    seen = method.views_of(Data(train))
+    texts = np.asarray(method.bank[...])
+    start = compare_start(case, method, seen, labels)
+
+    crops = (case["crop"] + 1) % views_each if cfg["five_crop"] else np.zeros(cfg["n_iters"], int)
+    for group, count in (("step1", 1), ("mid", cfg["n_iters"] // 2 + 1), ("final", cfg["n_iters"])):
+        steps = method.steps(crops, case["order"])
+        np.testing.assert_allclose(steps.rate, case["lr"], rtol=1e-5)
+        some = jax.tree.map(lambda each, count=count: each[:count], steps)
+        fit = method.refined(start, seen, labels, some)
+        assert relative(fit.matrix, case[f"{group}/W"]) < BY_ADAM, group
+    assert relative(fit.losses, case["loss"]) < BY_ADAM
+    assert relative(fit.average, case["final/ema_W"]) < BY_ADAM
+    assert relative(fit.matrix, case["final/W_returned"]) < BY_ADAM
+
+    method.matrix[...], method.average[...] = fit.matrix, fit.average
+    compare_logits(case, method, recorded_images(case), "eval_cosine")
+    if "text_weights_new" in case:
+        compare_new(case, method, settings)
+
+
+def compare_start(
+    case: Case, method: lfa.Method, views: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Compare the first matrix as far as it is determined; return it as recorded."""
+    texts, recorded = np.asarray(method.bank[...]), case["init/W"]
+    rows, tiled = views.reshape(-1, views.shape[-1]), np.tile(labels, len(views))
+    if "procrustes_W_beta0" in case:
+        plain = alignment.aligned(rows, texts[tiled], 0.0)
+        assert relative(plain, case["procrustes_W_beta0"]) < BY_ADAM
+    beta = float(case["beta"])
+    if method.beta is None:
+        betas, scores = alignment.cross_validated(views[0], labels, texts, case["cv_perms"])
+        np.testing.assert_allclose(betas, case["betas"], rtol=1e-6)
+        np.testing.assert_allclose(scores.max(), case["cv_best_score"], rtol=1e-6)
+        np.testing.assert_allclose(betas[np.argmax(scores)], beta, rtol=1e-6)
+        rows, tiled = views[0], labels
+    start = alignment.aligned(rows, texts[tiled], beta)
+    if "init_unnormalised_logits" in case:
+        turned = unit_rows(case["test_features"]) @ start @ texts.T
+        assert relative(turned, case["init_unnormalised_logits"]) < CLOSED
+    else:
+        assert relative(start, recorded) < BY_ADAM
+    return recorded
+
+
+def compare_new(case: Case, method: lfa.Method, settings: dict[str, Any]) -> None:
+    """Compare the cosines of classes that were not trained on, with both matrices."""
+    texts, new_texts = case["text_weights"], case["text_weights_new"]
+    known = numbered(*range(len(texts)))
+    new = numbered(*range(len(texts), len(texts) + len(new_texts))).moved_from(known)
+    given = given_case(case, len(new_texts), new_texts, 1.0) | {"classes": new}
+    fresh = methods.create("lfa", settings=settings, **given)
+    moved = methods.move(method, fresh, known, new)
+    compare_logits(case, moved, recorded_images(case, "_new"), "eval_cosine_new_ema")
+    moved.average[...] = method.matrix[...]
+    compare_logits(case, moved, recorded_images(case, "_new"), "eval_cosine_new_refined")
