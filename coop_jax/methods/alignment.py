@@ -17,7 +17,7 @@ FITTED = 0.8
 
 
 class Steps(NamedTuple):
-    """What each step of the refinement sees: a view of some images, its rate, its random key."""
+    """The steps of the refinement: a view of some images each, its rate and its random key."""
 
     view: Int[Array, " steps"]
     images: Int[Array, "steps batch"]
