@@ -21,6 +21,9 @@ from recorded.case import (
 from recorded.heads import CLOSED, compare_search, given_data, numbered, recorded_images
 from recorded.linear_heads import BY_ADAM
 
+TRAINED = 1e-4
+"""That of heads without normalisation, whose logits are multiplied by 100."""
+
 
 def ape_method(case: Case, name: str, **settings: Any) -> Any:
     """Return APE or APE-T with the settings of a case."""
@@ -102,7 +105,7 @@ def ape_t_case(case: Case) -> None:
     for name in [name for name in case.arrays if name.endswith("/value_weights")]:
         case.arrays[name] = case[name][:, 0]
     places = {"res": Parameter("residual"), "value_weights": Parameter("factors")}
-    trajectory(case, method, places, stage, images_of, epochs=cfg["train_epoch"], tolerance=CLOSED)
+    trajectory(case, method, places, stage, images_of, epochs=cfg["train_epoch"], tolerance=BY_ADAM)
     method.residual[...], method.factors[...] = (
         jnp.asarray(case[f"best/{name}"]) for name in ("res", "value_weights")
     )
@@ -146,8 +149,10 @@ def cross_modal_case(case: Case) -> None:
     """Compare the first layer, every step, what is best on validation images, and the logits."""
     meta, views, labels = case.meta, case["train_features"], case["text_labels"]
     classes = int(labels.max()) + 1
-    texts = case["text_features"].reshape(classes, -1, views.shape[-1]).swapaxes(0, 1)
-    np.testing.assert_array_equal(labels, np.repeat(np.arange(classes), len(texts)))
+    by_class = np.argsort(labels, kind="stable")
+    sentences = case["text_features"][by_class]
+    texts = sentences.reshape(classes, -1, views.shape[-1]).swapaxes(0, 1)
+    np.testing.assert_array_equal(labels[by_class], np.repeat(np.arange(classes), len(texts)))
     adapts = meta["head"] == "adapter"
     settings: dict[str, Any] = {
         "start": {"zeroshot": "texts", "random": "random"}[meta["init"]],
@@ -173,7 +178,7 @@ def cross_modal_case(case: Case) -> None:
     samples, val = method.samples(data), data.val.images().features
     assert relative(samples[0].features, unit_rows(views)) < CLOSED
     val = mixed.Samples(unit_rows(val), data.val.labels)
-    orders = case["order_image"], case["order_text"]
+    orders = case["order_image"], np.argsort(by_class)[case["order_text"]]
     config = optim.OptimizerConfig(learning_rate=meta["lr"], **mixed.SCHEDULE)
     rates = optim.learning_rates(config, meta["iters"], 1)
     np.testing.assert_allclose(rates, case["lr"], rtol=1e-6)
@@ -186,8 +191,8 @@ def cross_modal_case(case: Case) -> None:
     for group, steps in (("step1", 1), ("mid", meta["iters"] // 2 + 1), ("final", meta["iters"])):
         fit = fitted(steps)
         compare_head(case, fit.last, group)
-    assert relative(fit.losses, case["loss"]) < BY_ADAM
-    np.testing.assert_allclose(fit.losses, case["loss"], rtol=1e-4)
+    most = np.max(case["loss"])
+    np.testing.assert_allclose(fit.losses, case["loss"], rtol=TRAINED, atol=most * CLOSED)
     compare_head(case, fit.best, "best")
     np.testing.assert_allclose(fit.accuracy, case["best_val_acc"], rtol=1e-6)
     np.testing.assert_allclose(case["best_val_acc"], case["val_acc_at_eval"].max())
@@ -222,7 +227,7 @@ def set_head(method: mixed.Method, recorded: dict[str, np.ndarray]) -> None:
 def compare_head(case: Case, head: mixed.Head, group: str) -> None:
     """Compare a head with a recorded group."""
     for name, value in case.under(group).items():
-        assert relative(getattr(head, HEAD[name]), of_head(name, value)) < BY_ADAM, (group, name)
+        assert relative(getattr(head, HEAD[name]), of_head(name, value)) < TRAINED, (group, name)
 
 
 @checks("LFA")
