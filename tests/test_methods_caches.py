@@ -1,5 +1,6 @@
 """APE, APE-T and other heads beside a cache: what must hold whatever the official code does."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_methods_heads as heads
+from recorded import split
 from test_methods_heads import NAMES, SIZE, SPACE
 
 from coop_jax import clip as clip_package
@@ -86,6 +88,17 @@ def test_what_belongs_to_a_class_moves_with_it(one_device, name):
 def test_settings_out_of_range_are_refused(name, settings, message):
     with pytest.raises(InputError, match=message):
         World().create(name, **settings)
+
+
+def test_views_that_are_given_come_once_and_others_behind_the_image_itself():
+    views = np.arange(3.0)[:, None, None] + np.zeros((3, 2, 1))
+    made = split(np.zeros(2), Images(features=views[0] - 1), Images(features=views))
+    given = dataclasses.replace(made, views=3)
+    for passes, seen, of_given in ((0, [-1], [0]), (2, [-1, 0, 1], [0, 1, 2])):
+        for each, expected in ((made, seen), (given, of_given)):
+            got = each.with_augmented(passes).features
+            assert got.shape == (passes + 1, 2, 1) and got[:, 1, 0].tolist() == expected
+    assert given.with_augmented(9).features[:, 0, 0].tolist() == [0, 1, 2]
 
 
 # APE.

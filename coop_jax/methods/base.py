@@ -172,6 +172,19 @@ class Split:
         ]
         return jax.tree.map(lambda *views: np.stack(views), *seen)
 
+    def with_augmented(self, passes: int) -> Images:
+        """Return all images under the test transform, and then in augmented passes.
+
+        They are a leading axis `[1 + passes, images, ...]`; where views are given, the first of
+        those, as many as there are at most.
+        """
+        if self.views is not None:
+            return self.images(passes + 1)
+        itself = jax.tree.map(lambda array: np.asarray(array)[None], self.images())
+        if not passes:
+            return itself
+        return jax.tree.map(lambda *views: np.concatenate(views), itself, self.images(passes))
+
     def subset(
         self, places: Int[np.ndarray, " chosen"], labels: Int[np.ndarray, " chosen"] | None = None
     ) -> "Split":

@@ -133,10 +133,7 @@ class Method(base.Method):
 
     def views_of(self, data: Data) -> Float[np.ndarray, "views images embedding"]:
         """Return features of length one, of the images themselves and of their augmented views."""
-        views = np.asarray(data.train.images().features, np.float32)[None]
-        if self.passes:
-            views = np.concatenate([views, data.train.images(self.passes).features])
-        return np.asarray(unit(jnp.asarray(views)))
+        return np.asarray(unit(jnp.asarray(data.train.with_augmented(self.passes).features)))
 
     def first(
         self,

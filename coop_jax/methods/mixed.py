@@ -194,9 +194,7 @@ class CrossModal(Method):
 
     def samples(self, data: Data) -> tuple[Samples, Samples]:
         """Return all views of the images, view by view, and all texts, class by class."""
-        views = np.asarray(data.train.images().features, np.float32)[None]
-        if self.passes:
-            views = np.concatenate([views, data.train.images(self.passes).features])
+        views = data.train.with_augmented(self.passes).features
         classes, size = self.bank.shape[1:]
         texts = jnp.swapaxes(self.bank[...], 0, 1).reshape(-1, size)
         images = unit(jnp.asarray(views.reshape(-1, size), jnp.float32))
