@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from oracle import plain_prompts, plain_text_features, products
 
 from coop_jax import evaluate, methods
+from coop_jax.classes import Classes
 from coop_jax.clip.packing import pack
-from coop_jax.clip.text import Inserted
-from coop_jax.methods import Images
+from coop_jax.clip.text import Inserted, _encode
+from coop_jax.methods import Images, text
 
 WORDS = ("seven", "circle", "hen-of-the-woods", "a", "x", "very very long name")
 
@@ -188,6 +189,22 @@ def test_permuting_classes_permutes_logits(tiny_clip, tiny_tokenizer, one_device
 
     permuted = logits([WORDS[index] for index in order])
     np.testing.assert_allclose(permuted, logits(WORDS)[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_texts_that_are_encoded_now_are_compiled_once(tiny_clip, tiny_tokenizer):
+    prompts = (
+        text.HandCrafted(methods.Given(tiny_clip, tiny_tokenizer, classes, nnx.Rngs(0)), ["a {}."])
+        for classes in map(Classes, (CLASS_NAMES, CLASS_NAMES[::-1]))
+    )
+    first, second = (one.encode(tiny_clip, now=True) for one in prompts)
+    assert np.abs(np.asarray(first - second)).max() > 1e-3
+    compiled = _encode._cache_size()
+    again = text.HandCrafted(
+        methods.Given(tiny_clip, tiny_tokenizer, Classes(CLASS_NAMES), nnx.Rngs(0)), ["a {}."]
+    )
+    np.testing.assert_array_equal(again.encode(tiny_clip, now=True), first)
+    assert _encode._cache_size() == compiled
+    np.testing.assert_allclose(again.encode(tiny_clip), first, rtol=0, atol=1e-5)
 
 
 def test_prompts_longer_than_the_context_are_refused(tiny_clip):

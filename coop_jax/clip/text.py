@@ -64,6 +64,13 @@ class Replacing(NamedTuple):
         return x.at[..., start:, :].set(jnp.where(mask, self.vectors, kept))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+    graphdef: Any, state: Any, prefix: Array, tokens: Array, packing: Packing
+) -> Float[Array, "classes embedding"]:
+    return nnx.merge(graphdef, state).encode(prefix, tokens, packing)
+
+
 class TextTower(nnx.Module):
     """Text embeddings to text features, `[..., length, width]` to `[..., embedding]`."""
 
@@ -163,6 +170,19 @@ class TextTower(nnx.Module):
             only = jax.tree.map(lambda chunk: chunk[0], chunks)
             return packing.collect(encode_chunk(only)[None])
         return packing.collect(jax.lax.map(jax.checkpoint(encode_chunk), chunks))
+
+    def encode_now(
+        self,
+        prefix: Float[Array, "prefix width"],
+        tokens: Int[Array, "chunks shards tokens"],
+        packing: Packing,
+    ) -> Float[Array, "classes embedding"]:
+        """Return `encode`'s features, compiled once for all texts of these shapes.
+
+        For what is encoded once, outside of any compiled function: there every call of `encode`
+        compiles its layers again.
+        """
+        return _encode(*nnx.split(self), prefix, tokens, packing)
 
     def _of_tokens(
         self,

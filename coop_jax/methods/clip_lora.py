@@ -114,7 +114,7 @@ class Method(base.Method):
             {name: Factors(given, tower, params, config["rank"]) for name, tower in towers.items()}
         )
         if encoder == "vision":
-            frozen = text.HandCrafted(given, templates).encode(given.clip)
+            frozen = text.HandCrafted(given, templates).encode(given.clip, now=True)
             self.bank = Fixed(unit(unit(frozen).mean(axis=0)))
         else:
             # The masks of dropout follow the tokens: all devices have all of them.

@@ -71,7 +71,7 @@ class Method(deep.TwoTowers):
     def __init__(self, given: Given, config: dict[str, Any]):
         super().__init__(given, config, NAME)
         prompts = text.HandCrafted(given, config["templates"])
-        self.bank = Fixed(unit(prompts.encode(given.clip).mean(axis=0)))
+        self.bank = Fixed(unit(prompts.encode(given.clip, now=True).mean(axis=0)))
         self.text_weight, self.image_weight = config["text_weight"], config["image_weight"]
         self.average = Gaussian(config["average_mean"], config["average_deviation"])
 

@@ -91,12 +91,14 @@ class HandCrafted(nnx.Module):
         lengths, read = extents(tokens, tokenizer.end, given.clip.config.text)
         self.packed = Packed(tokens[:, first:], lengths - first, given.shards, read=read - first)
 
-    def encode(self, clip: CLIP) -> Float[Array, "templates classes embedding"]:
-        """Return unnormalised text features."""
+    def encode(
+        self, clip: CLIP, *, now: bool = False
+    ) -> Float[Array, "templates classes embedding"]:
+        """Return unnormalised text features; `now` is for where nothing around it is compiled."""
         if hasattr(self, "given"):
             return self.given[...]
-        packed = self.packed
-        features = clip.text.encode(self.start[...], packed.tokens[...], packed.packing)
+        encode = clip.text.encode_now if now else clip.text.encode
+        features = encode(self.start[...], self.packed.tokens[...], self.packed.packing)
         return features.reshape(self.templates, -1, features.shape[-1])
 
 
@@ -239,7 +241,7 @@ def hand_crafted_features(
         InputError: there is a template without {} or with several.
     """
     prompts = HandCrafted(given, list(filter(None, templates)) or (given.template,))
-    features = prompts.encode(given.clip)
+    features = prompts.encode(given.clip, now=True)
     return (unit(features) if normalized else features.astype(jnp.float32)).mean(axis=0)
 
 
@@ -260,7 +262,7 @@ def plain_features(
     tokens, first = tokenizer(texts, truncate=truncate), len(tokenizer.starts)
     lengths, read = extents(tokens, tokenizer.end, given.clip.config.text)
     packed = Packed(tokens[:, first:], lengths - first, given.shards, read=read - first)
-    return tower.encode(tower.embed(tokens[0, :first]), packed.tokens[...], packed.packing)
+    return tower.encode_now(tower.embed(tokens[0, :first]), packed.tokens[...], packed.packing)
 
 
 class Prompted(Method):

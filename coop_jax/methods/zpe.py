@@ -79,7 +79,7 @@ class Method(base.Method):
             )
         pool = (given.template,) if given.texts is not None else IMAGENET_80
         prompts = text.HandCrafted(given, tuple(config["templates"]) or pool)
-        self.bank = Fixed(unit(prompts.encode(given.clip)))
+        self.bank = Fixed(unit(prompts.encode(given.clip, now=True)))
         count, _, size = self.bank.shape
         self.weights = Kept(jnp.full(count, 1 / count, jnp.float32))
         self.kind, self.share = config["weights"], config["share"]
