@@ -5,19 +5,22 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from coop_jax import parallel
+from coop_jax.provenance import digest
 from coop_jax.terminal import check_folder
 from coop_jax.writing import reason, remove_unfinished, said, write_whole
 
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, Float[np.ndarray, "images ..."]]
+Requests = Int[np.ndarray, "images 2"]
 
 
 class Cache:
@@ -90,3 +93,79 @@ class Cache:
                 return
             remove_unfinished(path.parent, shared=True)
             write_whole(path, array + hashlib.sha256(array).digest())
+
+
+class _Part(NamedTuple):
+    """Requests whose features are kept as one array; its `rows` are wanted at these `places`."""
+
+    requests: Requests
+    rows: Int[np.ndarray, " wanted"]
+    places: Int[np.ndarray, " wanted"]
+
+
+def kept(
+    cache: Cache,
+    fields: Sequence[str],
+    known: Sequence[Any],
+    requests: Requests,
+    count: int,
+    make: Callable[[Requests, Sequence[str]], Arrays],
+) -> Arrays:
+    """Return fields of requested images, those that are kept and those that `make` makes.
+
+    An epoch is made and kept as a whole, in the order of the examples, where more than half of it
+    is wanted: methods that see the same images in other batches find it.
+
+    Args:
+        cache: where they are kept.
+        fields: their names.
+        known: all that features depend on besides field and requests, as JSON.
+        requests: rows of (epoch, place among the examples).
+        count: of examples.
+        make: from requests and fields to these fields.
+
+    Raises:
+        InputError, MachineError: as `Cache.get`.
+    """
+    parts = _parts(requests, count)
+    keys = {
+        f"{field} {number}": digest([*known, part.requests.tolist(), field])
+        for number, part in enumerate(parts)
+        for field in fields
+    }
+
+    def make_parts(missing: list[str]) -> Arrays:
+        wanted = [name.split(" ") for name in missing]
+        numbers = sorted({int(number) for _, number in wanted})
+        made = make(
+            np.concatenate([parts[number].requests for number in numbers]),
+            [field for field in fields if any(field == name for name, _ in wanted)],
+        )
+        ends = np.cumsum([len(parts[number].requests) for number in numbers])[:-1]
+        cut = {field: np.split(array, ends) for field, array in made.items()}
+        return {f"{f} {number}": cut[f][numbers.index(int(number))] for f, number in wanted}
+
+    found = cache.get(keys, make_parts)
+    arrays: Arrays = {}
+    for field in fields:
+        first = found[f"{field} 0"]
+        arrays[field] = np.empty((len(requests), *first.shape[1:]), first.dtype)
+        for number, part in enumerate(parts):
+            arrays[field][part.places] = found[f"{field} {number}"][part.rows]
+    return arrays
+
+
+def _parts(requests: Requests, count: int) -> list[_Part]:
+    """Cut requests into epochs that are kept as a whole, and what is left."""
+    found, is_left = [], np.ones(len(requests), bool)
+    for epoch in np.unique(requests[:, 0]):
+        places = np.flatnonzero(requests[:, 0] == epoch)
+        rows = requests[places, 1]
+        if 2 * len(np.unique(rows)) > count:
+            whole = np.stack([np.full(count, epoch), np.arange(count)], axis=1)
+            found.append(_Part(whole, rows, places))
+            is_left[places] = False
+    left = np.flatnonzero(is_left)
+    if len(left) or not found:
+        found.append(_Part(requests[left], np.arange(len(left)), left))
+    return found

@@ -7,7 +7,7 @@ are made in large batches, kept by content, and never made twice.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,8 @@ from coop_jax.clip import CLIP, FeatureSpace, preprocess
 from coop_jax.data import pipeline
 from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
-from coop_jax.feature_cache import Cache
+from coop_jax.feature_cache import Cache, kept
 from coop_jax.methods import Images, Split
-from coop_jax.provenance import digest
 
 BATCH_SIZE = 256
 """Images that the frozen tower takes at once, over all devices, where nobody says otherwise."""
@@ -282,35 +281,33 @@ class Encoder:
         """Return fields of a CLIP by name; every image is decoded once for all of them."""
         transform = _transform(clip, augmentation, tell)
 
-        def decoded(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-            return pipeline.pixels(
-                examples, transform, requests[numbers], seed=seed, batch_size=batch_size
-            )
+        def decoded(wanted: Requests, batch_size: int) -> Iterator[np.ndarray]:
+            return pipeline.pixels(examples, transform, wanted, seed=seed, batch_size=batch_size)
 
-        made, pixels_of = {}, decoded
-        if "pixels" in fields:
-            everything = np.arange(len(requests))
-            pixels = made["pixels"] = np.concatenate([*decoded(everything, self.batch_size)])
-
+        def make(
+            wanted: Requests, fields: Sequence[str], pixels: np.ndarray | None = None
+        ) -> dict[str, np.ndarray]:
             def pixels_of(numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+                if pixels is None:
+                    yield from decoded(wanted[numbers], batch_size)
+                    return
                 for start in range(0, len(numbers), batch_size):
                     yield pixels[numbers[start : start + batch_size]]
 
+            settings = {"batch_size": self.batch_size, "fields": tuple(fields)}
+            outputs = encode(clip, pixels_of, len(wanted), self.mesh, **settings)
+            return dict(zip(fields, outputs, strict=True))
+
         encoded = [field for field in fields if field != "pixels"]
-
-        def make(missing: list[str]) -> dict[str, np.ndarray]:
-            size, wanted = self.batch_size, tuple(missing)
-            outputs = encode(
-                clip, pixels_of, len(requests), self.mesh, batch_size=size, fields=wanted
-            )
-            return dict(zip(missing, outputs, strict=True))
-
-        if self.cache is None or not encoded:
-            return made | (make(encoded) if encoded else {})
+        made: dict[str, np.ndarray] = {}
+        if "pixels" in fields:
+            made["pixels"] = np.concatenate([*decoded(requests, self.batch_size)])
+        if self.cache is None or "pixels" in fields:
+            return made | (make(requests, encoded, made.get("pixels")) if encoded else {})
         images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
         described = "test" if augmentation is None else dict(augmentation)
-        known = [*images, *self.weights, *pixel_settings(clip), described, seed, requests.tolist()]
-        return made | self.cache.get({field: digest([*known, field]) for field in encoded}, make)
+        known = [*images, *self.weights, *pixel_settings(clip), described, seed]
+        return kept(self.cache, encoded, known, requests, len(examples), make)
 
 
 def _transform(

@@ -140,6 +140,19 @@ def test_the_same_is_found_whatever_made_it(encoder, photos):
     assert len(kept(encoder)) == 1 and not calls
 
 
+def test_other_batches_of_the_same_epochs_are_found(encoder, photos):
+    """Methods whose batches differ, or leave out the end of an epoch, share what is kept."""
+    first = features(encoder, photos, requests=np.array([[0, 3], [0, 0], [0, 2], [1, 1]]))
+    calls, before = [], kept(encoder)
+    telling = dataclasses.replace(encoder, tell=calls.append)
+    wanted = np.array([[1, 1], [0, 1], [0, 0], [0, 2], [0, 3], [2, 0], [2, 1], [2, 3]])
+    second = features(telling, photos, requests=wanted)
+    np.testing.assert_array_equal(second[[4, 2, 3, 0]], first)
+    alone = dataclasses.replace(encoder, cache=None)
+    np.testing.assert_array_equal(second, features(alone, photos, requests=wanted))
+    assert len(before) == 2 and len(kept(encoder) - before) == 1 and len(calls) == 4
+
+
 def test_a_clip_s_files_and_dtype_tell_its_features_from_others(tmp_path):
     data = coop_data(tmp_path / "data", ["eurosat"], classes=2)
     shutil.copytree(source.EMBEDDED_FOLDER, tmp_path / "clip")

@@ -338,12 +338,12 @@ def test_test_images_are_not_kept(data, tmp_path):
 
 
 def test_cached_features_give_the_same_results(data, tmp_path):
-    """The training features of a seed serve every variant of the method."""
+    """The training features of a seed serve every variant of the method, and any batch size."""
     cache = {"feature_cache": str(tmp_path / "features"), "epochs": 2}
     plain = run("coop_few_shot:eurosat,m4", data, tmp_path / "plain", epochs=2)
     made = run("coop_few_shot:eurosat,m4", data, tmp_path / "made", **cache)
     files = sorted((tmp_path / "features").rglob("*.features"))
-    assert len(files) == 2  # the test split, and all epochs' training images
+    assert len(files) == 3  # the test split, and the training images of each epoch
     kept = run("coop_few_shot:eurosat,m4", data, tmp_path / "kept", **cache)
     losses = [
         (tmp_path / name / "metrics" / "2_shots_seed_1.jsonl").read_text()
@@ -353,6 +353,7 @@ def test_cached_features_give_the_same_results(data, tmp_path):
     assert [row.accuracy for row in plain] == [row.accuracy for row in made]
     assert [row.accuracy for row in kept] == [row.accuracy for row in made]
     run("coop_few_shot:eurosat,m8,middle", data, tmp_path / "variant", **cache)
+    run("coop_few_shot:eurosat,m4", data, tmp_path / "batch", **cache, batch_size=3)
     assert sorted((tmp_path / "features").rglob("*.features")) == files
     run("coop_few_shot:eurosat,m4", data, tmp_path / "seed", **{**cache, "seeds": (2,)})
-    assert len(sorted((tmp_path / "features").rglob("*.features"))) == 3
+    assert len(sorted((tmp_path / "features").rglob("*.features"))) == 5
