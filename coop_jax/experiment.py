@@ -21,7 +21,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen, said_of
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, code_of, fill, move, saved
+from coop_jax.methods import ZERO_SHOT, Learned, code_of, fill, move, saved
 from coop_jax.printing import plural
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
@@ -96,16 +96,22 @@ class Experiment:
         """The name of the configured method."""
         return self.config["method"]["name"]
 
+    @functools.cached_property
+    def shots(self) -> Sequence[int]:
+        """The numbers of shots to learn from; 0 alone where no labelled image is learned from."""
+        method = self.frozen.create(self.dataset)
+        return tuple(self.config["shots"]) if method.stages(self.config) else (0,)
+
     def run(self, shots: int, seed: int, part: str) -> TrainingRun:
-        """Return a run on a few images of the dataset.
+        """Return a run on a few images of the dataset; 0 shots are for what learns from none.
 
         Raises:
             InputError: the classes or settings do not fit, or the method learns nothing.
         """
-        few = few_shot.draw(self.dataset, self.config["sampling"], shots, seed, part)
+        few = few_shot.draw(self.dataset, self.config["sampling"], shots or 1, seed, part)
         folder = self.workdir / "checkpoints" / run_name(shots, seed)
         unlabeled = self.dataset.half(part).train
-        run = TrainingRun(self.frozen, few, shots, seed, folder, unlabeled)
+        run = TrainingRun(self.frozen, few, shots or None, seed, folder, unlabeled)
         if not run.stages and not run.method.uses:
             raise InputError(
                 f"method {self.method_name} learns nothing: expected one to train; its results come"
@@ -116,7 +122,7 @@ class Experiment:
 
     def runs(self, part: str) -> Iterator[tuple[str, TrainingRun]]:
         """Yield the name of every run of the config, and the run."""
-        for shots in self.config["shots"]:
+        for shots in self.shots:
             for seed in self.config["seeds"]:
                 yield run_name(shots, seed), self.run(shots, seed, part)
 
@@ -248,6 +254,9 @@ class Experiment:
             names = target.dataset.classes.names
             collapse.warn_of_one_class(run, predicted, examples.labels, names)
         learned_from = [] if run is None else run.learned_from
+        shapes: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}
+        for path, variable in saved(method).items():
+            shapes[isinstance(variable, Learned)][path] = list(variable.shape)
         settings = {} if run is None else {**self.config["method"], **method.settings()}
         name = settings.pop("name", ZERO_SHOT)
         row = results.Result(
@@ -260,8 +269,11 @@ class Experiment:
             seed=0 if run is None else run.seed,
             settings=settings,
             uses=sorted(method.uses),
+            learned=shapes[True],
+            kept=shapes[False],
             epochs=None if run is None else run.epochs,
             **dataclasses.asdict(metrics),
+            correct=results.pack(predicted == examples.labels),
             seconds=None if start is None else time.monotonic() - start,
             commit=commit(),
             hashes=self.hashes(target, [str(n) for e in learned_from for n in e.file_names]),

@@ -140,7 +140,7 @@ def _left(
     ]
     work: Work = []
     unrecorded = []
-    for shots in experiment.config["shots"]:
+    for shots in experiment.shots:
         for seed in experiment.config["seeds"]:
             keys = {"method": experiment.method_name, "shots": shots, "seed": seed}
             left = [target for target in plan.targets if not is_done(target, **keys)]

@@ -5,17 +5,22 @@ line ends with a digest of itself, `sha256`: that of the JSON of all other keys,
 without spaces.
 """
 
+import base64
 import dataclasses
 import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Bool
 
 from coop_jax.errors import InputError
 from coop_jax.holding import NO_LOCKS
@@ -63,7 +68,9 @@ class Result:
     and says in `prompt` which hand-crafted prompt it used: the template, or "ensemble of N". What a
     method does not have (zero-shot CLIP has no epochs) is None, and so are the seconds of a run
     that was resumed. `settings` are the method's own, `uses` what it learned from besides the
-    labelled training images (`Method.uses`). `trained_on` is the dataset whose images the method
+    labelled training images (`Method.uses`), `learned` and `kept` the shapes by name of what it
+    learned by gradients and otherwise. `correct` says which test images were classified rightly
+    (`pack`, `is_right`). `trained_on` is the dataset whose images the method
     learned from, which cross-dataset transfer evaluates on others; `split` is "test", or, from base
     to new classes, whose test images were classified: "base", "new" or "all". Where the split is
     not CoOp's both say whose it is ("test of TFDS", "dtd of TFDS"). `versions` are those of the
@@ -83,9 +90,12 @@ class Result:
     seed: int
     settings: dict
     uses: list
+    learned: dict
+    kept: dict
     epochs: int | None
     accuracy: float
     macro_f1: float
+    correct: str
     n_classes: int
     n_examples: int
     seconds: float | None
@@ -114,6 +124,34 @@ class Result:
                 "expected either the prompt of a zero-shot result or the dataset it was trained_on,"
                 f" got {self.prompt!r} and {self.trained_on!r}; give one of them"
             )
+        if len(_unpacked(self.correct)) != -(-self.n_examples // 8):
+            raise InputError(
+                f"expected correct as base64 of a bit for each of {self.n_examples} examples, got"
+                f" {self.correct!r:.80}; pack what was right"
+            )
+
+    @property
+    def is_right(self) -> Bool[np.ndarray, " images"]:
+        """Whether each test image was classified rightly, in the order of the split."""
+        bits = np.frombuffer(_unpacked(self.correct), np.uint8)
+        return np.unpackbits(bits, count=self.n_examples).astype(bool)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learned by gradients."""
+        return sum(math.prod(shape) for shape in self.learned.values())
+
+
+def pack(is_right: Bool[np.ndarray, " images"]) -> str:
+    """Return whether each test image was classified rightly as text: base64 of a bit for each."""
+    return base64.b64encode(np.packbits(is_right).tobytes()).decode()
+
+
+def _unpacked(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
 
 
 def append(path: str | os.PathLike[str], result: Result) -> None:

@@ -69,6 +69,8 @@ def make(context_init: str = "", config: dict[str, Any] | None = None, **changes
             "context_init": context_init,
         },
         "uses": [],
+        "learned": {"context": [16, 512]},
+        "kept": {},
         "epochs": 200,
         "accuracy": 90.0,
         "macro_f1": 88.0,
@@ -85,13 +87,15 @@ def make(context_init: str = "", config: dict[str, Any] | None = None, **changes
     transferred = values["protocol"] in TARGETS
     values.setdefault("trained_on", "imagenet" if transferred else values["dataset"])
     values = sizes(values["dataset"], values["split"]) | values
+    right = round(values["accuracy"] / 100 * values["n_examples"])
+    values.setdefault("correct", results.pack(np.arange(values["n_examples"]) < right))
     values["config"] = settings(values, context_init) | (config or {})
     return Result(**values)  # pyright: ignore[reportArgumentType]
 
 
 def zero_shot(prompt: str, accuracy: float, **changes: Any) -> Result:
     """A result of zero-shot CLIP."""
-    none = {"settings": {}, "epochs": None, "trained_on": None}
+    none = {"settings": {}, "learned": {}, "epochs": None, "trained_on": None}
     values = {"method": "zero_shot", "shots": 0, "prompt": prompt, "accuracy": accuracy}
     return make(**(changes | none | values))
 

@@ -23,9 +23,12 @@ RESULT = Result(
     seed=1,
     settings={"n_ctx": 16},
     uses=["validation"],
+    learned={"context": [16, 512], "scale": []},
+    kept={"threshold": []},
     epochs=200,
     accuracy=91.83 + 1 / 3,
     macro_f1=88.5,
+    correct=results.pack(np.arange(2465) % 12 > 0),
     n_classes=100,
     n_examples=2465,
     seconds=12.5,
@@ -56,14 +59,23 @@ def test_round_trip_keeps_every_bit(tmp_path: Path):
     assert results.read(path) == [RESULT, ZERO_SHOT]
 
 
+def test_what_is_counted_of_what_was_learned_and_right():
+    assert RESULT.parameters == 16 * 512 + 1
+    np.testing.assert_array_equal(RESULT.is_right, np.arange(2465) % 12 > 0)
+    short = results.pack(np.ones(2456, bool))
+    for text in (short, short + "AAAA", "*" + RESULT.correct[1:], ""):
+        with pytest.raises(InputError, match="a bit for each of 2465 examples"):
+            dataclasses.replace(RESULT, correct=text)
+
+
 def test_the_keys_of_a_line(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     results.append(path, RESULT)
     results.append(path, ZERO_SHOT)
     first, second = map(json.loads, path.read_text().splitlines())
     assert " ".join(first) == (
-        "protocol method dataset split backbone shots seed settings uses "
-        "epochs accuracy macro_f1 n_classes n_examples seconds commit hashes "
+        "protocol method dataset split backbone shots seed settings uses learned kept "
+        "epochs accuracy macro_f1 correct n_classes n_examples seconds commit hashes "
         "versions config trained_on sha256"
     )
     assert list(first["hashes"]) == [
