@@ -126,6 +126,7 @@ RANGES: dict[str, Range] = {
     "seeds": _different("whole numbers", sampling.LAST_SEED),
     "sampling": _choice(sampling.RULES),
     "epochs": _whole(0, " (0 is the paper's)"),
+    "max_steps": _whole(0, " (0 is no limit)"),
     "batch_size": _whole(1),
     "encode_batch_size": _whole(1, highest=2**16),
     "feature_cache": FOLDER,
@@ -188,6 +189,8 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
             probe's.
         epochs: 0 for the CoOp paper's rule: 50 for 1 shot, 100 for 2 and 4, 200 above; 50 on
             ImageNet. (CoCoOp's paper has 10 epochs of batches of 1.)
+        max_steps: of each stage of training, for which it takes fewer epochs: for a quick look (0:
+            no limit).
         batch_size: of training.
         optimizer: as `coop_jax.optim.OptimizerConfig`.
         encode_batch_size: images that the frozen tower takes at once (lower it where memory is
@@ -220,6 +223,7 @@ def default(method: str = methods.DEFAULT) -> dict[str, Any]:
         "seeds": (1, 2, 3),
         "sampling": "coop",
         "epochs": 0,
+        "max_steps": 0,
         "batch_size": 32,
         "encode_batch_size": images.BATCH_SIZE,
         "feature_cache": "",

@@ -78,9 +78,12 @@ def extent(stage: Stage, images: int, *, shots: int, dataset: str) -> tuple[int,
     per_epoch = sampling.steps_per_epoch(images, stage.batch_size, stage.drop_last)
     if stage.steps_per_shot is not None:
         steps = stage.steps_per_shot * shots
+        steps = min(steps, stage.max_steps or steps)
         return -(-steps // per_epoch), steps
     epochs = paper_epochs(shots, dataset) if stage.epochs is None else stage.epochs
-    return epochs, epochs * per_epoch
+    most = stage.max_steps or epochs * per_epoch
+    epochs = min(epochs, max(most // per_epoch, 1))
+    return epochs, min(epochs * per_epoch, most)
 
 
 def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) -> Batches:
@@ -103,7 +106,7 @@ def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) 
     rates = optim.learning_rates(
         stage.optimizer, epochs if by_epoch else steps, per_epoch if by_epoch else 1
     )
-    return Batches(order[:steps], epoch[:steps], rates, split.labels)
+    return Batches(order[:steps], epoch[:steps], rates[:steps], split.labels)
 
 
 @dataclasses.dataclass
@@ -139,8 +142,10 @@ class TrainingRun:
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of its training."""
-        return tuple(self.method.stages(self.frozen.config))
+        """The stages of its training, none of which takes more steps than the config allows."""
+        config = self.frozen.config
+        stages = self.method.stages(config)
+        return tuple(dataclasses.replace(each, max_steps=config["max_steps"]) for each in stages)
 
     @functools.cached_property
     def encoder(self) -> images_module.Encoder:

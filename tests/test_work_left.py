@@ -284,6 +284,14 @@ def test_all_images_take_the_epochs_of_the_largest_class_s_shots(five, shift, ke
     assert training.steps == epochs * max(len(kept) // 3, 1)
 
 
+def test_fewer_steps_than_an_epoch_has_are_one_epoch_cut_short():
+    split = Split(np.array([0, 0, 0, 0, 1, 1, 2]), lambda requests, augmented: None)
+    stage, options = Stage(epochs=5, batch_size=2, max_steps=2), {"shots": 4, "dataset": "five"}
+    assert run.extent(stage, len(split), **options) == (1, 2)
+    batches = run.batches(stage, split, seed=1, **options)
+    assert batches.order.shape == (2, 2) and batches.rate.shape == (2,)
+
+
 @pytest.mark.parametrize(
     ("stage", "epochs", "per_epoch", "steps"),
     [
@@ -292,9 +300,12 @@ def test_all_images_take_the_epochs_of_the_largest_class_s_shots(five, shift, ke
         (Stage(steps_per_shot=5, batch_size=2), 7, 3, 20),
         (Stage(steps_per_shot=3, batch_size=2), 4, 3, 12),
         (Stage(steps_per_shot=1, batch_size=32), 4, 1, 4),
+        (Stage(epochs=5, batch_size=2, max_steps=11), 3, 3, 9),
+        (Stage(epochs=5, batch_size=2, max_steps=15), 5, 3, 15),
+        (Stage(steps_per_shot=5, batch_size=2, max_steps=7), 3, 3, 7),
     ],
 )
-def test_steps_for_each_shot_cut_the_last_epoch_short(stage, epochs, per_epoch, steps):
+def test_how_many_epochs_and_steps_a_stage_has(stage, epochs, per_epoch, steps):
     """Of 7 images, 4 of the largest class."""
     split = Split(np.array([0, 0, 0, 0, 1, 1, 2]), lambda requests, augmented: None)
     options = {"shots": 4, "dataset": "five"}

@@ -107,6 +107,8 @@ class Stage:
         optimizer: with its schedule.
         learns: dotted paths of the Learned variables that move (or of modules of them); all, if
             there are none.
+        max_steps: fewer epochs, so that these are not exceeded; 0 for as many as there are. (A run
+            sets it, by its config.)
         average: from a number of epochs, the weight of the values after each of them in the
             average that the stage ends with; None for the last values.
     """
@@ -117,6 +119,7 @@ class Stage:
     drop_last: bool = True
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     learns: tuple[str, ...] = ()
+    max_steps: int = 0
     average: Callable[[int], Sequence[float]] | None = None
 
     @classmethod
