@@ -3,16 +3,12 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
-from rich import box
-from rich.console import Console, ConsoleOptions
-from rich.table import Table
-from rich.text import Text
-
-from coop_jax.printing import cell, plural
+from coop_jax.printing import plural
 from coop_jax.report.published import FROM_MEMORY, Published
+from coop_jax.report.shown import Shown
 
 ZERO_SHOT = "zero-shot CLIP, "
 """Begins the labels of hand-crafted prompts; tables leave it out, to fit 80 columns."""
@@ -21,12 +17,19 @@ MARKS = {"test_images": "†", "unlabeled": "‡", "validation": "§"}
 """Marks behind the labels of what has seen other images than the labelled training images."""
 
 _MISSING = "\N{EN DASH}"
-_NARROWEST_LABEL = 14
 _SEEN = {
     "test_images": "the test images",
     "unlabeled": "unlabelled training images",
     "validation": "labelled validation images",
 }
+
+
+class Recorded(Protocol):
+    """A table whose values are lines of a CSV file."""
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record per value."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sheet:
+class Sheet(Shown):
     """A table: `columns` name the values of `rows`, `corner` stands above the rows' labels.
 
     `subject` is what it is about in a word or two; `note` ends the caption. Where `is_wide`,
@@ -123,15 +126,6 @@ class Sheet:
         """The lines below the header; what belongs to a row follows it, indented."""
         return [line for row in self.rows for line in self._lines(row)]
 
-    def markdown(self) -> str:
-        """The table in Markdown, with its title and caption."""
-        alignment = ["---", *["---:"] * len(self.columns)]
-        lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-            for line in [self.header, alignment, *map(_indented_in_markdown, self.body())]
-        ]
-        return "\n".join([f"**{self.title}**", "", *lines, "", self.caption])
-
     def records(self) -> Iterator[dict[str, Any]]:
         """A record per value, unrounded, as the columns of the CSV file."""
         for row in self.rows:
@@ -149,40 +143,6 @@ class Sheet:
                     "status": value.published and value.published.status,
                     "difference": value.difference,
                 }
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        def text(shown: str, style: str = "") -> Text:
-            return cell(shown, console, style)
-
-        body, header = self.body(), [text(name) for name in self.header]
-        gap = 2 if self.is_wide else 3
-        lines = [header, *([text(one) for one in line] for line in body)]
-        widths = [gap + max(one.cell_len for one in column) for column in zip(*lines, strict=True)]
-        del widths[0]
-        parts = _fitting(widths, options.max_width - 2 - _NARROWEST_LABEL)
-        title, caption = text(self.title, "bold"), text(self.caption, "dim")
-        for part in parts:
-            table = Table(
-                title=title if part is parts[0] else None,
-                caption=caption if part is parts[-1] else None,
-                box=box.SIMPLE_HEAD,
-                pad_edge=False,
-                padding=(0, 1, 0, gap - 2),
-            )
-            room = options.max_width - 2 - sum(widths[index] for index in part)
-            beside_title = title.cell_len - sum(widths[index] for index in part)
-            labels = max(_NARROWEST_LABEL, min(room, beside_title))
-            table.add_column(header[0], justify="left", min_width=labels)
-            for index in part:
-                table.add_column(
-                    header[index + 1],
-                    justify="right",
-                    no_wrap=True,
-                    min_width=widths[index] - gap,
-                )
-            shown = ([line[0], *(line[index + 1] for index in part)] for line in body)
-            _add_rows(table, console, shown)
-            yield table
 
     def _lines(self, row: Row) -> Iterator[list[str]]:
         most = max(_seed_counts(self.rows), default=1)
@@ -209,7 +169,7 @@ class Sheet:
         return [*about, *(f"* {note}" for note in dict.fromkeys(n.note for n in numbers) if note)]
 
 
-def csv_text(sheets: Iterable[Sheet]) -> str:
+def csv_text(sheets: Iterable[Recorded]) -> str:
     """All values of the sheets in long format, a line per value, below the names of the columns."""
     records = [record for sheet in sheets for record in sheet.records()]
     text = io.StringIO()
@@ -248,27 +208,3 @@ def _difference(value: Value | None) -> str:
     if value is None or value.difference is None:
         return ""
     return f"{round(value.difference, 1) + 0.0:+.1f}"
-
-
-def _indented_in_markdown(line: Sequence[str]) -> list[str]:
-    label, *cells = line
-    return [f"*{label.strip()}*" if label.startswith("  ") else label, *cells]
-
-
-def _fitting(widths: Sequence[int], room: int) -> list[range]:
-    """Consecutive columns that fit into the room side by side; at least one of them."""
-    parts, start = [], 0
-    for index in range(len(widths)):
-        if index > start and sum(widths[start : index + 1]) > room:
-            parts.append(range(start, index))
-            start = index
-    return [*parts, range(start, len(widths))]
-
-
-def _add_rows(table: Table, console: Console, lines: Iterable[Sequence[str]]) -> None:
-    """Lines that belong to a row are dim; they are left out where all their cells are empty."""
-    for line in lines:
-        is_detail = line[0].startswith("  ")
-        if any(line[1:]) or not is_detail:
-            style = "dim" if is_detail else ""
-            table.add_row(*(cell(text, console, style) for text in line))
