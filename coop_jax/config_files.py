@@ -62,11 +62,32 @@ def load(chosen: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: there is no such config, or it has no such setting or value.
     """
+    configs = load_all(chosen, settings)
+    if list(configs) != [""]:
+        raise InputError(
+            f"--config: expected one config, got the {len(configs)} of {chosen!r:.80}; run them by"
+            " coop_jax run or coop_jax sweep"
+        )
+    return configs[""]
+
+
+def load_all(chosen: str, settings: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The settings of all configs of a file, by what it calls them, each with the same changes.
+
+    A file has `get_config`, whose config has no name (""), or `get_configs`, which returns several
+    by name. The arguments are those of `load`.
+
+    Raises:
+        InputError: as `load`.
+    """
+    return {name: _changed(config, settings) for name, config in _read(chosen).items()}
+
+
+def _changed(config: "ConfigDict", settings: Sequence[str]) -> dict[str, Any]:
     from ml_collections import ConfigDict
 
     from coop_jax.config import with_method
 
-    config = _read(chosen)
     for setting in settings:
         if setting.startswith(METHOD):
             config = ConfigDict(with_method(config.to_dict(), setting.removeprefix(METHOD)))
@@ -83,17 +104,22 @@ def _advice(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "choose one"
 
 
-def _read(chosen: str) -> "ConfigDict":
+def _read(chosen: str) -> "dict[str, ConfigDict]":
     from ml_collections import ConfigDict
 
     file, colon, words = chosen.partition(":")
     path = find(file)
     try:
-        get_config = runpy.run_path(str(path))["get_config"]
-        config = get_config(*[words] * bool(colon))
-        if not isinstance(config, Mapping | ConfigDict):
-            raise _unusable(path, f"a get_config() that returns {type(config).__name__}")
-        return ConfigDict(_with_names(config))
+        found = runpy.run_path(str(path))
+        several = "get_configs" in found
+        made = found["get_configs" if several else "get_config"](*[words] * bool(colon))
+        configs = made if several else {"": made}
+        if several and not configs:
+            raise _unusable(path, "none")
+        for config in (configs, *configs.values()):
+            if not isinstance(config, Mapping | ConfigDict):
+                raise _unusable(path, f"one that returns {type(config).__name__}")
+        return {str(name): ConfigDict(_with_names(each)) for name, each in configs.items()}
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever a user's file raises, an exit among it
@@ -102,8 +128,9 @@ def _read(chosen: str) -> "ConfigDict":
 
 def _unusable(path: Path, got: str) -> InputError:
     return InputError(
-        f"--config: expected a Python file with get_config(), which returns settings by name, got"
-        f" {path!s:.80} with {got:.200}; correct it"
+        "--config: expected a Python file with get_config(), which returns settings by name, or"
+        f" get_configs(), which returns several such by name, got {path!s:.80} with {got:.200};"
+        " correct it"
     )
 
 

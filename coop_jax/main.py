@@ -56,9 +56,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Run the chosen config, as one of several processes where that is said; show the results."""
+    """Run the chosen config, as one of several processes where that is said; show the results.
+
+    Several configs of one file are run as a sweep is.
+    """
     several = _several(chosen)
-    config = config_files.load(chosen.config, chosen.settings)
+    configs = config_files.load_all(chosen.config, chosen.settings)
+    if list(configs) != [""]:
+        return _compare(chosen, several)
+    config = configs[""]
     if several is not None:
         cluster.join(*several, chosen.timeout or cluster.TIMEOUT)
     from coop_jax import protocols, workdir
@@ -72,6 +78,26 @@ def run(chosen: argparse.Namespace) -> int:
     except InputError as error:
         raise error.renamed(lambda name: f"--{name}") from None
     return 0
+
+
+def _compare(chosen: argparse.Namespace, several: Any) -> int:
+    """Run all configs of the file as a sweep, and show how their methods compare; the exit code."""
+    if several is not None:
+        raise InputError(
+            f"--config={chosen.config:.80}: expected one config for several processes, got several"
+            " configs; run them one by one, or by coop_jax sweep --ray"
+        )
+    from coop_jax import report, results
+    from coop_jax.sweep.__main__ import here, run_all
+
+    code = run_all([chosen.config], chosen.settings, chosen.workdir, here)
+    rows = results.read(chosen.workdir / results.FILE_NAME)
+    if rows:
+        for found in report.comparisons(rows):
+            report.console().print(found)
+        for picture in report.pictures_of_comparisons(rows, chosen.workdir / "report.png"):
+            print(escaped(f"picture: {picture}"))
+    return code
 
 
 def _several(chosen: argparse.Namespace) -> tuple[Any, Any, Any] | None:
@@ -113,7 +139,7 @@ def show(experiment: "Experiment", plan: "Plan", rows: "list[Result]") -> None:
     from coop_jax import interpret, parallel, report
 
     config, workdir = experiment.config, experiment.workdir
-    shots, seed = max(config["shots"]), config["seeds"][0]
+    shots, seed = max(experiment.shots), config["seeds"][0]
     learned = experiment.run(shots, seed, plan.part)
     method = experiment.learned(learned)
     if not parallel.is_first():

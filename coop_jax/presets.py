@@ -1,10 +1,12 @@
 """The settings that the papers' experiments really used, by name (coop_protocol section 0)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from coop_jax import config
+from coop_jax import assets, config, methods
 from coop_jax.data.official import FEW_SHOT, IMAGENET_VARIANTS
 from coop_jax.errors import InputError
 
@@ -15,7 +17,28 @@ CONTEXTS = {
     "m4": {"n_ctx": 4},
     "phrase": {"n_ctx": 4, "context_init": "a photo of a"},
 }
+SENTENCES = "sentences"
+"""The setting of methods that read descriptions of the classes."""
+
+DIGITS_SENTENCES = Path(assets.__file__).with_name("digits_sentences.json")
+"""Two of each digit, written for this package."""
+
+EMBEDDED_LAYERS = {
+    "depth": 3,
+    "depth_text": 3,
+    "depth_vision": 3,
+    "first": 2,
+    "last": 3,
+    "layer": 2,
+}
+"""The most that settings of layers may be in the towers of the embedded CLIP."""
+
+QUICK_STEPS = 60
+"""Of each stage of training in the comparison on the digits, which is to take minutes."""
+
 PRECISIONS = ("float32", "float16")
+
+logger = logging.getLogger(__name__)
 
 
 def choose(argument: str, **choices: Sequence[str]) -> dict[str, str]:
@@ -58,7 +81,7 @@ def trains_as_published(recorded: Mapping[str, Any], method: str) -> bool:
     The precision may be any of `PRECISIONS`.
     """
     paper = _paper(method, "imagenet", "rn50", PRECISIONS[0])
-    names = ("sampling", "epochs", "batch_size", "optimizer", "augmentation")
+    names = ("sampling", "epochs", "max_steps", "batch_size", "optimizer", "augmentation")
     ours, theirs = (
         json.loads(json.dumps({name: settings.get(name) for name in names}))
         for settings in (recorded, paper)
@@ -68,6 +91,49 @@ def trains_as_published(recorded: Mapping[str, Any], method: str) -> bool:
         if isinstance(optimizer, dict) and optimizer.get("dtype") in PRECISIONS:
             del optimizer["dtype"]
     return ours == theirs
+
+
+def digits(method: str) -> dict[str, Any]:
+    """A method on scikit-learn's handwritten digits, with the embedded CLIP."""
+    settings = config.default(method)
+    # Digits are not what they were when mirrored or cut to an eighth.
+    settings["augmentation"] |= {"scale": (0.6, 1.0), "flip": 0.0}
+    own = settings["method"]
+    own |= {key: min(own[key], most) for key, most in EMBEDDED_LAYERS.items() if key in own}
+    if SENTENCES in settings["method"]:
+        settings["method"][SENTENCES] = str(DIGITS_SENTENCES)
+    return settings
+
+
+def compare(argument: str) -> dict[str, dict[str, Any]]:
+    """Several methods on one dataset, by name: "digits", "dtd,coop,clap", "photographs,tda".
+
+    Without methods they are all that can run, and the log names the others. Methods train as in
+    their papers, but on the digits, where stages are cut short.
+
+    Raises:
+        InputError: there is no dataset, an unknown method, or one twice.
+    """
+    dataset, *names = (word.strip() for word in argument.split(","))
+    if not dataset or len(set(names)) < len(names):
+        raise InputError(
+            f"--config=FILE:{argument}: expected a dataset and different methods, got"
+            f" {argument!r:.80}; name each once, e.g. digits,coop,clap"
+        )
+    is_own = dataset == config.default()["dataset"]
+    make = digits if is_own else config.default
+    configs = {name: {**make(name), "dataset": dataset} for name in names or methods.available()}
+    if is_own:
+        quick = {"shots": (1, 4, 16), "max_steps": QUICK_STEPS}
+        configs = {name: each | quick for name, each in configs.items()}
+    if not names:
+        del configs[methods.ZERO_SHOT]
+        short = [name for name in configs if configs[name]["method"].get(SENTENCES) == ""]
+        for name in short:
+            del configs[name]
+        if short:
+            logger.info("not compared, as there are no sentences: %s", ", ".join(short))
+    return configs
 
 
 def coop_few_shot(argument: str) -> dict[str, Any]:

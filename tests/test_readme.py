@@ -79,6 +79,7 @@ def test_every_command_is_known_to_a_test_or_to_ci():
         "pytest",
         r"python -m coop_jax\.main --config=configs/quickstart\.py --workdir=\S+",
         r"coop_jax run --config=quickstart --config\.clip\.name=ViT-B/16 .*",
+        r"coop_jax run --config=compare:digits --workdir=/tmp/compare",
         r"coop_jax check dtd eurosat --data-dir=\$DATA",
         r"coop_jax check /path/to/photographs",
         r"coop_jax prepare dtd eurosat --data-dir=\$DATA",
@@ -121,6 +122,19 @@ def test_quickstart_shows_what_it_promises(tmp_path):
         assert text in process.stdout
     with Image.open(tmp_path / "run" / "report.png") as picture:
         assert picture.width > 400
+
+
+@pytest.mark.heavy
+def test_comparison_shows_every_method_that_is_named(tmp_path):
+    process = execute(
+        "compare:digits",
+        workdir=tmp_path / "run",
+        replace=[("compare:digits", "compare:digits,clap,linear_probe,coop,tpt")],
+        add=("--config.max_steps=2", "--config.seeds=(1,)"),
+    )
+    for text in ("CoOp, M = 16", "CLAP", "TPT", "linear-probe", "false discovery", "report.png"):
+        assert text in process.stdout
+    assert (tmp_path / "run" / "report.png").stat().st_size > 10_000
 
 
 @pytest.mark.heavy

@@ -1,6 +1,6 @@
 """Tables and pictures, computed from `results.jsonl` alone.
 
-    coop_jax report PATHS... [--markdown] [--csv FILE] [--png FILE]
+    coop_jax report PATHS... [--compare] [--markdown] [--csv FILE] [--png FILE]
 
 The few-shot protocol, from base to new classes, cross-dataset transfer and domain generalization,
 each with the averages of the papers and, where the same was published, the papers' numbers.
@@ -10,13 +10,14 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coop_jax.errors import InputError
 from coop_jax.printing import console
-from coop_jax.report import base_to_new, few_shot, summary, transfer
+from coop_jax.report import base_to_new, comparison, few_shot, summary, transfer
+from coop_jax.report.comparison import Comparison
 from coop_jax.report.sheet import Sheet
 from coop_jax.results import Result
 from coop_jax.writing import said, write_whole
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
 
     from coop_jax.fonts import Lettering
 
-__all__ = ["check_picture_path", "console", "pictures", "tables"]
+__all__ = [
+    "check_picture_path",
+    "comparisons",
+    "console",
+    "pictures",
+    "pictures_of_comparisons",
+    "tables",
+]
 
 _SHEETS = {
     "base_to_new": base_to_new.sheets,
@@ -46,9 +54,34 @@ def tables(results: Iterable[Result]) -> list[Sheet]:
     """
     return [
         sheet
-        for protocol, chosen in _by_protocol(results).items()
+        for protocol, chosen in summary.by_protocol(_some(results)).items()
         for sheet in _SHEETS.get(protocol, few_shot.sheets)(protocol, chosen)
     ]
+
+
+def comparisons(results: Iterable[Result]) -> list[Comparison]:
+    """A table for each dataset with a row for each method, and whether differences are significant.
+
+    Raises:
+      InputError: there are no results.
+    """
+    return comparison.compare(_some(results))
+
+
+def pictures_of_comparisons(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Path]:
+    """Saves a picture of each comparison; as `pictures`."""
+    from coop_jax.report import forest
+
+    return _save(
+        path,
+        lambda lettering: [
+            (
+                (found.first.dataset, found.first.split, found.first.backbone),
+                forest.draw(found.lettered(lettering)),
+            )
+            for found in comparisons(results)
+        ],
+    )
 
 
 def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Path]:
@@ -64,15 +97,27 @@ def pictures(results: Iterable[Result], path: str | os.PathLike[str]) -> list[Pa
       InputError: there are no results, or `path` does not end in `.png`.
       MachineError: a picture cannot be written.
     """
+    return _save(
+        path,
+        lambda lettering: [
+            picture
+            for protocol, chosen in summary.by_protocol(_some(results)).items()
+            for picture in _draw(protocol, chosen, lettering)
+        ],
+    )
+
+
+Pictures = list[tuple[tuple[str, ...], "Figure"]]
+"""Pictures, each with the words that tell it from others."""
+
+
+def _save(path: str | os.PathLike[str], draw: Callable[["Lettering"], Pictures]) -> list[Path]:
+    """Draw pictures and save them at or around a path; return where."""
     path = check_picture_path(path)
     from coop_jax import fonts
 
     lettering = fonts.Lettering()
-    drawn = [
-        picture
-        for protocol, chosen in _by_protocol(results).items()
-        for picture in _draw(protocol, chosen, lettering)
-    ]
+    drawn = draw(lettering)
     saved: list[Path] = []
     with said("write a picture", path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,17 +150,14 @@ def check_picture_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _by_protocol(results: Iterable[Result]) -> dict[str, list[Result]]:
+def _some(results: Iterable[Result]) -> list[Result]:
     results = list(results)
     if not results:
         raise InputError("expected lines in results.jsonl, got none; run an evaluation first")
-    return summary.by_protocol(results)
+    return results
 
 
-def _draw(
-    protocol: str, results: list[Result], lettering: "Lettering"
-) -> list[tuple[tuple[str, ...], "Figure"]]:
-    """Pictures, each with the words that tell it from others."""
+def _draw(protocol: str, results: list[Result], lettering: "Lettering") -> Pictures:
     from coop_jax.report import bars, curve
 
     if _SHEETS.get(protocol) is transfer.sheets:

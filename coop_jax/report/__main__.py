@@ -2,12 +2,14 @@
 
 coop_jax report runs/dtd
 coop_jax report runs --csv report.csv --png report.png
+coop_jax report runs/compare --compare
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from coop_jax import command_line, report
 from coop_jax import results as results_file
@@ -27,6 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATHS",
         help="workdirs, results files, or folders of workdirs; read together if several",
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="one table of all methods: what each learns and uses, intervals, significance",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     parser.add_argument(
         "--csv", type=command_line.path, metavar="FILE", help="save all numbers, unrounded"
@@ -38,33 +45,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Print the tables, and save them as CSV and the pictures where asked; the exit code."""
-    _report(chosen.paths, chosen.markdown, chosen.csv, chosen.png)
+    if chosen.png is not None:
+        report.check_picture_path(chosen.png)
+    results = [result for path in _files(chosen.paths) for result in results_file.read(path)]
+    make, draw = report.tables, report.pictures
+    if chosen.compare:
+        make, draw = report.comparisons, report.pictures_of_comparisons
+    _show(make(results), chosen.markdown, chosen.csv)
+    if chosen.png is not None:
+        drawn = draw(results, chosen.png)
+        for path in drawn:
+            print(escaped(f"saved {path}"), file=sys.stderr)
+        if not drawn:
+            print("saved no picture: there is none for these results", file=sys.stderr)
     return 0
 
 
-def _report(paths: Sequence[Path], markdown: bool, csv: Path | None, png: Path | None) -> None:
-    if png is not None:
-        report.check_picture_path(png)
-    results = [result for path in _files(paths) for result in results_file.read(path)]
-    sheets = report.tables(results)
+def _show(sheets: Sequence[Any], markdown: bool, csv: Path | None) -> None:
+    """Print tables, and save their numbers where asked."""
     for sheet in sheets:
         if markdown:
             print(sheet.markdown(), end="\n\n")
         else:
             report.console().print(sheet)
-    saved: list[Path] = []
     if csv is not None:
         with said("write a table", csv):
             csv.parent.mkdir(parents=True, exist_ok=True)
             write_whole(csv, csv_text(sheets).encode(errors="backslashreplace"))
-        saved.append(csv)
-    if png is not None:
-        drawn = report.pictures(results, png)
-        saved += drawn
-        if not drawn:
-            print("saved no picture: there is none for these results", file=sys.stderr)
-    for path in saved:
-        print(escaped(f"saved {path}"), file=sys.stderr)
+        print(escaped(f"saved {csv}"), file=sys.stderr)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -17,10 +17,11 @@ started.
 
 import argparse
 import collections
+import functools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -153,35 +154,53 @@ def run(chosen: argparse.Namespace) -> int:
     for name in (*RAY_OPTIONS, "resource"):
         if chosen.ray is None and getattr(chosen, name) is not None:
             raise InputError(f"expected --ray with --{name}, got none; add --ray")
-    from coop_jax import workdir
-
-    check_name(chosen.workdir)
-    folder = chosen.workdir.absolute()
-    with workdir.locked(folder):
-        return _run(chosen, folder)
+    start = here if chosen.ray is None else functools.partial(_on_ray, chosen)
+    return run_all(chosen.configs, chosen.settings, chosen.workdir, start)
 
 
-def _run(chosen: argparse.Namespace, workdir: Path) -> int:
-    groups = plan(chosen.configs, chosen.settings, workdir)
-    left = [group for group in groups if not group.is_finished]
-    open_inputs(left)
-    if len(left) < len(groups):
-        logger.info("%d of %d groups are finished", len(groups) - len(left), len(groups))
-    failed = follow(left, _start(left, chosen), workdir)
-    if failed:
-        _show(failed, console())
-    print(escaped(f"results: {workdir / results.FILE_NAME}"))
-    return FAILURES if failed else 0
+def run_all(
+    configs: Sequence[str],
+    settings: Sequence[str],
+    workdir: Path,
+    start: Callable[[Sequence[Group]], Iterable[Outcome]],
+) -> int:
+    """Run the groups that are left of these configs; 0 if all is well, `FAILURES` if one failed.
+
+    Args:
+        configs: as the command takes them.
+        settings: "KEY=VALUE" each, of every config.
+        workdir: of the whole sweep.
+        start: runs some groups.
+
+    Raises:
+        InputError: a config cannot run, or the workdir is in use.
+    """
+    from coop_jax import workdir as workdir_module
+
+    check_name(workdir)
+    folder = workdir.absolute()
+    with workdir_module.locked(folder):
+        groups = plan(configs, settings, folder)
+        left = [group for group in groups if not group.is_finished]
+        open_inputs(left)
+        if len(left) < len(groups):
+            logger.info("%d of %d groups are finished", len(groups) - len(left), len(groups))
+        failed = follow(left, start(left) if left else (), folder)
+        if failed:
+            _show(failed, console())
+        print(escaped(f"results: {folder / results.FILE_NAME}"))
+        return FAILURES if failed else 0
 
 
-def _start(groups: Sequence[Group], chosen: argparse.Namespace) -> Iterable[Outcome]:
-    if not groups:
-        return ()
-    if chosen.ray is None:
-        from coop_jax import parallel
+def here(groups: Sequence[Group]) -> Iterable[Outcome]:
+    """Run groups in this process, one after the other."""
+    from coop_jax import parallel
 
-        parallel.devices()
-        return in_this_process(groups)
+    parallel.devices()
+    return in_this_process(groups)
+
+
+def _on_ray(chosen: argparse.Namespace, groups: Sequence[Group]) -> Iterable[Outcome]:
     numbers = {
         name: value if getattr(chosen, name) is None else getattr(chosen, name)
         for name, (_, value, _) in RAY_OPTIONS.items()

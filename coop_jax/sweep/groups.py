@@ -12,22 +12,32 @@ from coop_jax.errors import InputError
 from coop_jax.printing import plural
 from coop_jax.provenance import digest
 
-GROUPS, LOGS = "groups", "logs"
+GROUPS, LOGS, FEATURES = "groups", "logs", "features"
 FINISHED_FILE = "finished"
 """In the workdir of a group that came to its end: `Group.end`."""
 
 
 class Group(NamedTuple):
-    """The runs of one config: `chosen` is the word that named it, `workdir` the sweep's."""
+    """The runs of one config.
+
+    Attributes:
+        chosen: the word that named its file.
+        config: its settings.
+        workdir: the sweep's.
+        among: what the file calls it, where it has several.
+    """
 
     chosen: str
     config: dict[str, Any]
     workdir: Path
+    among: str = ""
 
     @property
     def name(self) -> str:
-        """A file name from the config's: coop_few_shot_dtd_middle."""
+        """A file name from the config's: coop_few_shot_dtd_middle, compare_digits_taskres."""
         file, _, argument = self.chosen.partition(":")
+        if self.among:
+            argument = f"{argument.partition(',')[0]} {self.among}"
         words = [Path(file).stem, *filter(None, re.split(r"[^\w.-]+", argument))]
         return "_".join(words)
 
@@ -77,16 +87,19 @@ def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[
     earlier: dict[str, str] = {}
     for word in chosen:
         with _naming(word):
-            group = Group(word, config_files.load(word, settings), workdir)
-            _check(group)
-            for key in (group.name, json.dumps(group.config, sort_keys=True)):
-                if key in earlier:
-                    raise InputError(
-                        f"expected configs that differ, in file name or argument too, got the same"
-                        f" as {earlier[key]}; name it once"
-                    )
-                earlier[key] = word
-        groups.append(group)
+            for among, config in config_files.load_all(word, settings).items():
+                if among and not config["feature_cache"]:
+                    config["feature_cache"] = str(workdir / FEATURES)
+                group = Group(word, config, workdir, among)
+                _check(group)
+                for key in (group.name, json.dumps(group.config, sort_keys=True)):
+                    if key in earlier:
+                        raise InputError(
+                            "expected configs that differ, in file name or argument too, got the"
+                            f" same as {earlier[key]}; name it once"
+                        )
+                    earlier[key] = word
+                groups.append(group)
     return groups
 
 
