@@ -132,13 +132,13 @@ class Result:
 
     @property
     def is_right(self) -> Bool[np.ndarray, " images"]:
-        """Whether each test image was classified rightly, in the order of the split."""
+        """True for each test image that was classified rightly, in the order of the split."""
         bits = np.frombuffer(_unpacked(self.correct), np.uint8)
         return np.unpackbits(bits, count=self.n_examples).astype(bool)
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned by gradients."""
+        """The number of numbers that gradients moved."""
         return sum(math.prod(shape) for shape in self.learned.values())
 
 

@@ -21,7 +21,7 @@ import coop_jax
 from coop_jax import clip, command_line, methods, protocols
 from coop_jax import config as config_module
 from coop_jax.commands import COMMANDS
-from coop_jax.config_files import load
+from coop_jax.config_files import load, load_all
 from coop_jax.data import catalog, doctor, official
 from coop_jax.templates import IMAGENET_80
 
@@ -192,7 +192,8 @@ def check_command(name, words):
     chosen = command_line.Parser(name, module).read(words)
     for config in getattr(chosen, "configs", [getattr(chosen, "config", None)]):
         if config:
-            config_module.check(load(config, chosen.settings))
+            for each in load_all(config, chosen.settings).values():
+                config_module.check(each)
 
 
 @pytest.mark.parametrize("command", commands())

@@ -14,7 +14,7 @@ from coop_jax.report.summary import Point, Series
 from coop_jax.results import Result
 
 FIRST_PROMPT, PROBE = REFERENCES = "zero-shot CLIP", "the linear probe"
-"""What methods are compared with: the first hand-crafted prompt, and the probe of the same run."""
+"""Others that methods are compared with: the first hand-crafted prompt, the run's own probe."""
 
 MISSING = "\N{EN DASH}"
 BETTER, WORSE, EVEN = "+", "\N{MINUS SIGN}", "\N{MIDDLE DOT}"
@@ -85,7 +85,7 @@ class Comparison(Shown):
 
     @property
     def caption(self) -> str:
-        """What the numbers and marks mean."""
+        """The meaning of numbers and marks."""
         seeds = max(cell.seeds for row in self.rows for cell in row.cells.values())
         parts = [
             f"accuracy in percent over {plural(seeds, 'seed')}, \N{PLUS-MINUS SIGN} 95 % interval",

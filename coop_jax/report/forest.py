@@ -13,7 +13,7 @@ from coop_jax.report.sheet import ZERO_SHOT
 
 _PROMPT = "#222222"
 _ROOM = 0.62
-"""What the marks of a method take of the distance to the next."""
+"""The part of the distance between methods that the marks of one take."""
 
 
 def draw(comparison: Comparison) -> Figure:

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
     @property
     def half_width(self) -> float:
-        """How far the 95 % interval reaches to each side."""
+        """Half the length of the 95 % interval."""
         return float(self.error * special.stdtrit(self.freedom, 1 - LEVEL / 2))
 
     @property

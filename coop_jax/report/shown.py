@@ -1,4 +1,4 @@
-"""How tables are shown: in a terminal and as Markdown."""
+"""Tables as they are shown: in a terminal and as Markdown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
