@@ -27,6 +27,7 @@ VALID = {
     "templates": {(), ("",)},
     "feature_cache": {""},
     "epochs": {0, 3},
+    "max_steps": {0, 3},
     "batch_size": {3},
     "encode_batch_size": {3},
     "runs_at_once": {3},
