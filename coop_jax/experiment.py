@@ -21,7 +21,7 @@ from coop_jax.data.examples import Dataset, Examples, ImageCache
 from coop_jax.errors import InputError
 from coop_jax.frozen import Frozen, said_of
 from coop_jax.images import orientation_settings, pixel_settings
-from coop_jax.methods import ZERO_SHOT, Learned, code_of, fill, move, saved
+from coop_jax.methods import ZERO_SHOT, Learned, code_of, files_of, fill, move, saved
 from coop_jax.printing import plural
 from coop_jax.provenance import commit, digest, versions
 from coop_jax.run import TrainingRun
@@ -187,6 +187,8 @@ class Experiment:
         chosen = config["clip"]
         settings["clip"] = {"name": self.backbone, "dtype": chosen["dtype"], **said_of(chosen)}
         settings["method_code"] = code_of(self.method_name)
+        if named := files_of(self.method_name, config["method"]):
+            settings["method_files"] = named
         turned = orientation_settings(self.dataset.train, target.dataset.test)
         transform = [config["augmentation"], *pixel_settings(self.frozen.clip), *turned]
         return results.Hashes(

@@ -20,6 +20,9 @@ CONFIG_FILE = "config.json"
 CODE = "method_code"
 """In it, the digest of a method's own file."""
 
+FILES = "method_files"
+"""In it, the digests of the files that the method's settings name."""
+
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
 
@@ -64,7 +67,7 @@ def _read(workdir: Path, now: Mapping[str, Any]) -> dict[str, Any] | None:
             return recorded
         names = {entry.name for entry in workdir.iterdir()} if workdir.is_dir() else set()
     rows = results.read(made) if made.is_file() else []
-    if rows and CODE not in now:
+    if rows and not {CODE, FILES} & now.keys():
         config = rows[-1].config
         # Given features come without a CLIP, whose settings are as they are then.
         return {**config, "clip": config["clip"] or now["clip"]}
@@ -96,9 +99,11 @@ def _undamaged(content: bytes) -> dict[str, Any] | None:
 
 
 def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config as it is read from its file, with a digest of a method's own file."""
+    """Return the config as it is read from its file, with digests of files that it names."""
     code = methods.code_of(config["method"]["name"])
-    recorded = {**config, **({CODE: code} if code else {})}
+    named = methods.files_of(config["method"]["name"], config["method"])
+    digests = {CODE: code, FILES: named}
+    recorded = {**config, **{key: value for key, value in digests.items() if value}}
     return json.loads(json.dumps(recorded, allow_nan=False))
 
 

@@ -11,7 +11,8 @@ from makers import DESCRIPTIONS
 from recorded import split
 
 from coop_jax import clip as clip_package
-from coop_jax import evaluate, methods
+from coop_jax import config as config_module
+from coop_jax import evaluate, methods, workdir
 from coop_jax.classes import Classes
 from coop_jax.clip import unit
 from coop_jax.errors import InputError
@@ -113,6 +114,24 @@ def test_records_tell_descriptions_apart(made, tmp_path):
         assert method.uses == {"sentences"} and str(tmp_path) not in method.source
         said.add(method.settings()["sentences"])
     assert len(said) == 2
+
+
+def test_a_workdir_is_not_gone_on_with_after_a_file_has_changed(tmp_path):
+    config = config_module.default("cupl")
+    config["method"]["sentences"] = written(tmp_path, {"tench": ["a fish"]})
+    workdir.claim(config, tmp_path / "run")
+    workdir.check(config, tmp_path / "run")
+    written(tmp_path, {"tench": ["a bird"]})
+    with pytest.raises(InputError, match=r"\(different: method_files\.sentences\)"):
+        workdir.check(config, tmp_path / "run")
+    written(tmp_path, {"tench": ["a fish"]})
+    workdir.check(config, tmp_path / "run")
+    for name in ("waffleclip", "zpe"):
+        files = methods.module(name).FILES
+        paths = dict.fromkeys(files, config["method"]["sentences"])
+        assert {*files} <= {*methods.default_config(name)}
+        assert methods.files_of(name, paths).keys() == paths.keys()
+        assert not methods.files_of(name, methods.default_config(name))
 
 
 def test_texts_that_are_too_long_are_cut_or_refused(made, logits, tiny_tokenizer):

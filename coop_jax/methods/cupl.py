@@ -12,6 +12,8 @@ from coop_jax.methods.base import Given, Kept, Stage
 NAME = "CuPL"
 PAPER = "Pratt et al., ICCV 2023"
 
+FILES = ("sentences",)
+
 
 def default_config() -> dict[str, Any]:
     """Return CuPL's settings.

@@ -116,6 +116,24 @@ def code_of(name: str) -> str:
     return hashlib.sha256(_content(Path(name).expanduser())).hexdigest()
 
 
+def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of the files that a method's settings name, hexadecimal, by setting.
+
+    A method's file may say which settings name files (`FILES`); one that cannot be read, which the
+    method refuses, is left out.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    digests = {}
+    for key in getattr(module(name), "FILES", ()):
+        path = Path(os.path.expanduser(settings.get(key, "")))
+        if os.path.isfile(path) and os.access(path, os.R_OK):
+            with path.open("rb") as file:
+                digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def _said(error: Exception) -> str:
     return " ".join(str(error).split())
 

@@ -27,6 +27,8 @@ IS, DOES = ("a", "an", "used"), ("has", "often", "typically", "may", "can")
 
 LIMITS = {"pairs": (1, 1000)}
 
+FILES = ("sentences", "words")
+
 
 def default_config() -> dict[str, Any]:
     """Return WaffleCLIP's settings.

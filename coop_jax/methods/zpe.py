@@ -32,6 +32,8 @@ LIMITS = {"share": (0, 1)}
 
 logger = logging.getLogger(__name__)
 
+FILES = ("pretrain_features",)
+
 
 def default_config() -> dict[str, Any]:
     """Return ZPE's settings.
