@@ -30,6 +30,7 @@ NOT_METHODS = (
     "cache",
     "channels",
     "checks",
+    "conditioned",
     "deep",
     "descriptions",
     "layers",
