@@ -11,6 +11,7 @@ from flax import nnx
 from inside import close
 from oracle import plain_text_features
 
+from coop_jax import clip as clip_package
 from coop_jax import methods
 from coop_jax.classes import Classes
 from coop_jax.clip import packing
@@ -167,7 +168,10 @@ def test_dept_is_coop_beside_a_linear_head(create, tiny_clip):
     similar = np.asarray(coop.logits(tiny_clip, texts, images))
     for weight in (0.0, 0.3, 1.0):
         method = create("dept", weight=weight)
-        method.context[...], linear = coop.context[...], np.asarray(method.linear(images))
+        method.context[...], linear = (
+            coop.context[...],
+            np.asarray(method.head.linear(images.features)),
+        )
         expected = images.features @ np.asarray(method.head.weight[...]).T + method.head.bias[...]
         close(linear, np.asarray(expected))
         got = method.logits(tiny_clip, method.texts(tiny_clip, None), images)
@@ -204,3 +208,55 @@ def test_dept_s_head_counts_where_all_classes_were_trained_on(create, tiny_clip)
     fresh, mixed = moved("seven", "tench")
     close(mixed, np.asarray(tiny_clip.logits(images.features, fresh.texts(tiny_clip, None))))
     assert np.abs(np.asarray(mixed)[:, 0] - np.asarray(some)[:, 0]).max() > 1e-2
+
+
+def test_dept_on_cocoop_is_cocoop_beside_a_linear_head(create, tiny_clip):
+    images, seen = Images(features=features()), batch(features=features())
+    cocoop = create("cocoop")
+    similar = np.asarray(cocoop.logits(tiny_clip, (), images))
+    for weight in (0.0, 0.3, 1.0):
+        method = create("dept_cocoop", weight=weight)
+        linear = np.asarray(method.head.linear(images.features))
+        expected = images.features @ np.asarray(method.head.weight[...]).T + method.head.bias[...]
+        close(linear, np.asarray(expected))
+        got = method.logits(tiny_clip, (), images)
+        close(got, (1 - weight) * similar + weight * linear)
+        terms = method.losses(tiny_clip, (), seen)
+        loss = cocoop.losses(tiny_clip, (), seen)["cross_entropy"]
+        close(terms["cross_entropy"], np.asarray((1 - weight) * loss))
+
+
+def test_the_head_learns_the_texts_that_labels_have_for_their_images(create, tiny_clip):
+    method, seen = create("dept_cocoop", weight=1.0), batch(features=features())
+    method.meta_net.kernel2[...] *= 50
+    method.head.of_texts.scale[...] *= 2.0
+    method.head.of_images.bias[...] += 1.0
+    context = method.shifted(clip_package.unit(jnp.asarray(seen.images.features)))
+    texts = [
+        np.asarray(method.prompts.encode(tiny_clip, of_image))[label]
+        for of_image, label in zip(context, seen.labels.tolist(), strict=True)
+    ]
+    assert np.abs(texts[0] - texts[4]).max() > 1e-3
+    rows = np.concatenate([2 * np.asarray(texts), seen.images.features + 1])
+    labels = np.concatenate([seen.labels, seen.labels])
+    own = rows @ np.asarray(method.head.weight[...]).T + method.head.bias[...]
+    expected = optax.softmax_cross_entropy_with_integer_labels(own, labels)
+    close(method.losses(tiny_clip, (), seen)["linear"], np.asarray(expected.mean()))
+
+
+def test_images_in_groups_have_the_losses_of_all_at_once(create, tiny_clip, monkeypatch):
+    method, seen = create("dept_cocoop"), batch(features=features())
+    expected = method.losses(tiny_clip, (), seen)
+    monkeypatch.setattr(text, "TOKENS_AT_ONCE", 3 * method.prompts.packed.tokens.shape[-1])
+    assert method.prompts.at_once == 3
+    for name, term in method.losses(tiny_clip, (), seen).items():
+        close(term, np.asarray(expected[name]))
+
+
+def test_without_trained_classes_dept_on_cocoop_is_cocoop(create, tiny_clip):
+    trained, images = Classes(NAMES), Images(features=features())
+    method, cocoop = create("dept_cocoop"), create("cocoop")
+    wanted = Classes(("seven", "tench")).moved_from(trained)
+    fresh = methods.move(method, create("dept_cocoop", wanted, seed=5), trained, wanted)
+    plain = methods.move(cocoop, create("cocoop", wanted, seed=5), trained, wanted)
+    close(fresh.logits(tiny_clip, (), images), np.asarray(plain.logits(tiny_clip, (), images)))

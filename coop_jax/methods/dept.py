@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from coop_jax.clip import CLIP
 from coop_jax.methods import layers, text
-from coop_jax.methods.base import Batch, Given, Images, Learned, Terms, cross_entropy
+from coop_jax.methods.base import Batch, Given, Images, Terms
 
 NAME = "DePT"
 PAPER = "Zhang et al., CVPR 2024"
@@ -42,38 +41,6 @@ def recipe() -> dict[str, Any]:
     return {"epochs": 10, "batch_size": 4, "optimizer": {"learning_rate": 0.0035}}
 
 
-class Channelwise(nnx.Module):
-    """A learned scale and shift of each channel of features (FiLM, Perez et al., AAAI 2018)."""
-
-    def __init__(self, size: int, rate: float):
-        self.scale = Learned(jnp.ones(size, jnp.float32), rate=rate)
-        self.bias = Learned(jnp.zeros(size, jnp.float32), rate=rate)
-
-    def __call__(self, features: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
-        """Return the features scaled and shifted, in the dtype of the variables."""
-        return features.astype(self.scale.dtype) * self.scale[...] + self.bias[...]
-
-
-class Head(nnx.Module):
-    """Linear logits of images and of texts, both scaled and shifted before, unnormalised.
-
-    What belongs to a class moves with it; of others there are no logits.
-    """
-
-    def __init__(self, given: Given, rate: float):
-        size, count = given.clip.config.embedding, len(given.classes)
-        self.of_texts, self.of_images = Channelwise(size, rate), Channelwise(size, rate)
-        marks = {"per_class": True, "unseen": "initial", "rate": rate}
-        drawn = layers.linear_init(given.rngs.params(), (count, size), size)
-        self.weight = Learned(drawn, **marks)
-        self.bias = Learned(layers.linear_init(given.rngs.params(), (count,), size), **marks)
-
-    def logits(self, features: Float[Array, "rows size"]) -> Float[Array, "rows classes"]:
-        """Return float32 logits of features that are scaled and shifted."""
-        product = layers.product(features, self.weight[...].T)
-        return (product + self.bias[...]).astype(jnp.float32)
-
-
 class Method(text.Prompted):
     """CoOp's logits and those of a linear head, weighted.
 
@@ -85,30 +52,17 @@ class Method(text.Prompted):
         others = {"weight", "rate"}
         words = {name: value for name, value in config.items() if name not in others}
         self.context, self.prompts = text.learned_prompts(given, **words)
-        self.head = Head(given, config["rate"])
-        self.weight, self.fuses = config["weight"], all(given.classes.seen)
+        self.head = layers.DecoupledHead(given, config["weight"], config["rate"])
 
     def logits(
         self, clip: CLIP, texts: Float[Array, "classes embedding"], images: Images
     ) -> Float[Array, "batch classes"]:
         """Return the weighted sum of both kinds of logits; of new classes, cosines alone."""
-        similar = clip.logits(images.features, texts)
-        if not self.fuses:
-            return similar
-        return (1 - self.weight) * similar + self.weight * self.linear(images)
-
-    def linear(self, images: Images) -> Float[Array, "batch classes"]:
-        """Return the linear head's logits of images."""
-        return self.head.logits(self.head.of_images(jnp.asarray(images.features)))
+        features = jnp.asarray(images.features)
+        return self.head.fused(clip.logits(features, texts), features)
 
     def losses(self, clip: CLIP, texts: Float[Array, "classes embedding"], batch: Batch) -> Terms:
         """Return the weighted cross-entropies of cosines and of the head, over texts and images."""
-        labels, weights = batch.labels, batch.weights
-        similar = clip.logits(batch.images.features, texts)
-        of_labels = self.head.logits(self.head.of_texts(texts[labels]))
-        both = jnp.concatenate([of_labels, self.linear(batch.images)])
-        twice = jnp.concatenate([labels, labels]), jnp.concatenate([weights, weights])
-        return {
-            "cross_entropy": (1 - self.weight) * cross_entropy(similar, labels, weights),
-            "linear": self.weight * cross_entropy(both, *twice),
-        }
+        features, labels = jnp.asarray(batch.images.features), batch.labels
+        similar = clip.logits(features, texts)
+        return self.head.losses(similar, texts[labels], features, labels, batch.weights)

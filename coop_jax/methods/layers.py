@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from coop_jax.clip.config import TransformerConfig, ViTConfig
 from coop_jax.clip.transformer import attend, precision, replace
 from coop_jax.clip.vision import VisionTransformer
 from coop_jax.errors import InputError
-from coop_jax.methods.base import Given, Learned
+from coop_jax.methods.base import Given, Learned, Terms, cross_entropy
 
 THIRDS = ("query", "key", "value")
 """The parts of what a block's `query_key_value` puts out."""
@@ -98,6 +98,85 @@ class TwoLayers(nnx.Module):
         x = x.astype(self.kernel1.dtype)
         hidden = self.activation(product(x, self.kernel1[...]) + self.bias1[...])
         return product(hidden, self.kernel2[...]) + self.bias2[...]
+
+
+class Channelwise(nnx.Module):
+    """A learned scale and shift of each channel of features (FiLM, Perez et al., AAAI 2018)."""
+
+    def __init__(self, size: int, rate: float):
+        self.scale = Learned(jnp.ones(size, jnp.float32), rate=rate)
+        self.bias = Learned(jnp.zeros(size, jnp.float32), rate=rate)
+
+    def __call__(self, features: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
+        """Return the features scaled and shifted, in the dtype of the variables."""
+        return features.astype(self.scale.dtype) * self.scale[...] + self.bias[...]
+
+
+class DecoupledHead(nnx.Module):
+    """Linear logits beside cosines, of features scaled and shifted before (DePT, CVPR 2024).
+
+    Features are unnormalised. What belongs to a class moves with it; where a class was not trained
+    on, the cosines alone count, for all classes.
+
+    Args:
+        given: what the method is made of.
+        weight: of the linear logits, in the loss and beside the cosines.
+        rate: of all that is learned here, as a factor on the learning rate.
+    """
+
+    def __init__(self, given: Given, weight: float, rate: float):
+        self.share, self.fuses = weight, all(given.classes.seen)
+        size, count = given.clip.config.embedding, len(given.classes)
+        self.of_texts, self.of_images = Channelwise(size, rate), Channelwise(size, rate)
+        marks = {"per_class": True, "unseen": "initial", "rate": rate}
+        drawn = linear_init(given.rngs.params(), (count, size), size)
+        self.weight = Learned(drawn, **marks)
+        self.bias = Learned(linear_init(given.rngs.params(), (count,), size), **marks)
+
+    def linear(self, images: Float[Array, "rows size"]) -> Float[Array, "rows classes"]:
+        """Return the linear logits of image features."""
+        return self._logits(self.of_images(images))
+
+    def fused(
+        self, similar: Float[Array, "rows classes"], images: Float[Array, "rows size"]
+    ) -> Float[Array, "rows classes"]:
+        """Return the weighted sum of cosines' logits and of linear ones; of new classes the former.
+
+        Args:
+            similar: logits of the cosines.
+            images: image features.
+        """
+        if not self.fuses:
+            return similar
+        return (1 - self.share) * similar + self.share * self.linear(images)
+
+    def losses(
+        self,
+        similar: Float[Array, "rows classes"],
+        texts: Float[Array, "rows size"],
+        images: Float[Array, "rows size"],
+        labels: Int[Array, " rows"],
+        weights: Float[Array, " rows"],
+    ) -> Terms:
+        """Return the weighted cross-entropies of cosines and, over texts and images, of the head.
+
+        Args:
+            similar: logits of the cosines.
+            texts: text features of the images' labels.
+            images: image features.
+            labels: of the images.
+            weights: of the images.
+        """
+        both = jnp.concatenate([self._logits(self.of_texts(texts)), self.linear(images)])
+        twice = jnp.concatenate([labels, labels]), jnp.concatenate([weights, weights])
+        return {
+            "cross_entropy": (1 - self.share) * cross_entropy(similar, labels, weights),
+            "linear": self.share * cross_entropy(both, *twice),
+        }
+
+    def _logits(self, features: Float[Array, "rows size"]) -> Float[Array, "rows classes"]:
+        logits = product(features, self.weight[...].T) + self.bias[...]
+        return logits.astype(jnp.float32)
 
 
 def dropout(

@@ -186,7 +186,7 @@ def check_dept(case: Case) -> None:
     case.arrays["loss_lp"] = weight * case["loss_lp"]
     terms = {"loss_sim": "cross_entropy", "loss_lp": "linear"}
     compare_training(case, method, DEPT, stage, images, terms=terms)
-    assert relative(method.linear(images), case["eval_logits_linear"]) < 1e-4
+    assert relative(method.head.linear(images.features), case["eval_logits_linear"]) < 1e-4
     similar = case.clip.logits(images.features, method.texts(case.clip, None))
     assert relative(similar, case["eval_logits_similarity"]) < 1e-4
     new = moved(case, "dept", method, **settings)
