@@ -39,6 +39,7 @@ SMALL = {
     "tda": {"views": 3, "confident_share": 0.7},
     "tip_adapter": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
     "tip_adapter_f": {"augmented_passes": 2, "alpha_steps": 2, "beta_steps": 2},
+    "tip_x": {"alpha_steps": 2, "beta_steps": 2, "gamma_steps": 2},
     "tpt": {"views": 3, "confident_share": 0.7},
     "waffleclip": {"pairs": 2},
     "zpe": {"templates": ("a photo of a {}.", "{}", "a drawing of the {}.")},

@@ -13,10 +13,10 @@ from coop_jax.methods import Learned
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "methods"
 OTHERS = (
-    *("cross_modal", "cross_modal_adapter", "lfa"),
-    *("ape", "ape_t", "clap", "cupl", "gda", "linear_probe", "lp_plus_plus", "mocoop"),
-    *("proker", "taskres", "tda", "tfup", "tip_adapter", "tip_adapter_f", "transclip"),
-    *("waffleclip", "zero_shot", "zpe"),
+    *("ape", "ape_t", "clap", "cross_modal", "cross_modal_adapter", "cupl", "gda", "lfa"),
+    *("linear_probe", "lp_plus_plus", "mocoop", "proker", "taskres", "tda", "tfup"),
+    *("tip_adapter", "tip_adapter_f", "tip_x", "transclip", "waffleclip", "zero_shot"),
+    *("zpe",),
 )
 """Methods that take no steps, or learn as many numbers as images, classes or tokens make."""
 

@@ -8,6 +8,7 @@ import recorded.inside
 import recorded.learned_texts
 import recorded.linear_heads
 import recorded.mixture
+import recorded.support
 import recorded.test_time
 import recorded.texts
 import recorded.transductive

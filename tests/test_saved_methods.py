@@ -19,9 +19,9 @@ NAMES = ("red circle", "blue square", "black star")
 OTHERS = ("black star", "green_triangle", "red circle")
 TEMPLATE = "a small drawing of a {}."
 REFUSE_NEW = (
-    *("cross_modal", "cross_modal_adapter"),
-    *("ape", "ape_t", "clap", "linear_probe", "lp_plus_plus", "proker", "taskres", "tfup"),
-    *("tfup_t", "tip_adapter", "tip_adapter_f", "transclip"),
+    *("ape", "ape_t", "clap", "cross_modal", "cross_modal_adapter", "linear_probe"),
+    *("lp_plus_plus", "proker", "taskres", "tfup", "tfup_t", "tip_adapter"),
+    *("tip_adapter_f", "tip_x", "transclip"),
 )
 """Methods that serve the classes they have learned alone."""
 

@@ -161,9 +161,10 @@ def divergences(
         one: log probabilities, by which differences are weighted.
         other: log probabilities.
     """
-    weights = jnp.exp(one)
-    own = jnp.sum(weights * one, axis=-1, keepdims=True)
-    return own - jnp.dot(weights, other.T, precision=EXACT)
+    # What all have in common is left out first, since the difference is small beside it.
+    weights, common = jnp.exp(one), other.mean(axis=0)
+    own = jnp.sum(weights * (one - common), axis=-1, keepdims=True)
+    return own - jnp.dot(weights, (other - common).T, precision=EXACT)
 
 
 def alike(
