@@ -140,7 +140,9 @@ class Experiment:
         if same and trained.texts is other.texts:
             return method
         wanted = other.classes.moved_from(trained.classes)
-        fresh = self.frozen.create(dataclasses.replace(other, classes=wanted))
+        fresh = self.frozen.create(
+            dataclasses.replace(other, classes=wanted), learned_template=trained.templates[0]
+        )
         return move(method, fresh, trained.classes, wanted)
 
     def hand_crafted(self, dataset: Dataset) -> dict[str, Any]:

@@ -50,8 +50,11 @@ class Frozen:
         seed: int = 0,
         *,
         method: Mapping[str, Any] | None = None,
+        learned_template: str = "",
     ) -> Any:
         """Return the configured method (or another, with its settings) for a dataset's classes.
+
+        `learned_template` is the own prompt of the dataset that it has learned from, if of another.
 
         Raises:
             InputError: the classes, the settings or the text features do not fit.
@@ -70,6 +73,7 @@ class Frozen:
             settings,
             seed=seed,
             template=dataset.templates[0],
+            learned_template=learned_template or dataset.templates[0],
             texts=dataset.texts,
             shards=self.mesh.size,
         )

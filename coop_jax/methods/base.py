@@ -219,6 +219,7 @@ class Given:
         classes: the classes that logits are for.
         rngs: random numbers of the initialisation.
         template: the dataset's own hand-crafted prompt, with {} for the class name.
+        learned_template: the own prompt of the dataset that the method learns or has learned from.
         texts: unnormalised text features of hand-crafted prompts `[templates, classes,
             embedding]`, where they are given instead of a text tower.
         teacher: a second frozen CLIP, and its tokenizer, for methods that use one.
@@ -230,6 +231,7 @@ class Given:
     classes: Classes
     rngs: nnx.Rngs
     template: str = "a photo of a {}."
+    learned_template: str = ""
     texts: Float[Array, "templates classes embedding"] | None = None
     teacher: tuple[CLIP, Tokenizer] | None = None
     shards: int = 1

@@ -159,7 +159,8 @@ class Method(base.Method):
 
     def __init__(self, given: Given, config: dict[str, Any]):
         layers.vision_config(given, NAME)
-        templates = [template or given.template for template in config["prompts"]]
+        own = given.learned_template or given.template
+        templates = [template or own for template in config["prompts"]]
         groups = config["groups"]
         if len(groups) < CHOSEN or sum(groups) != len(templates):
             raise InputError(
