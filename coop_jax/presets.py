@@ -17,9 +17,6 @@ CONTEXTS = {
     "m4": {"n_ctx": 4},
     "phrase": {"n_ctx": 4, "context_init": "a photo of a"},
 }
-SENTENCES = "sentences"
-"""The setting of methods that read descriptions of the classes."""
-
 DIGITS_SENTENCES = Path(assets.__file__).with_name("digits_sentences.json")
 """Two of each digit, written for this package."""
 
@@ -33,8 +30,11 @@ EMBEDDED_LAYERS = {
 }
 """The most that settings of layers may be in the towers of the embedded CLIP."""
 
-QUICK_STEPS = 60
-"""Of each stage of training in the comparison on the digits, which is to take minutes."""
+QUICK = {"shots": (1, 4, 16), "max_steps": 48}
+"""Settings of the comparison on the digits, which is to take minutes."""
+
+QUICK_BATCH = 10
+"""The largest batch there: at 1, 4 and 16 shots 48 steps are whole epochs then, of one program."""
 
 PRECISIONS = ("float32", "float16")
 
@@ -100,8 +100,8 @@ def digits(method: str) -> dict[str, Any]:
     settings["augmentation"] |= {"scale": (0.6, 1.0), "flip": 0.0}
     own = settings["method"]
     own |= {key: min(own[key], most) for key, most in EMBEDDED_LAYERS.items() if key in own}
-    if SENTENCES in settings["method"]:
-        settings["method"][SENTENCES] = str(DIGITS_SENTENCES)
+    if methods.missing(method, settings["method"]):
+        settings["method"]["sentences"] = str(DIGITS_SENTENCES)
     return settings
 
 
@@ -124,15 +124,15 @@ def compare(argument: str) -> dict[str, dict[str, Any]]:
     make = digits if is_own else config.default
     configs = {name: {**make(name), "dataset": dataset} for name in names or methods.available()}
     if is_own:
-        quick = {"shots": (1, 4, 16), "max_steps": QUICK_STEPS}
-        configs = {name: each | quick for name, each in configs.items()}
+        for each in configs.values():
+            each |= QUICK | {"batch_size": min(each["batch_size"], QUICK_BATCH)}
     if not names:
         del configs[methods.ZERO_SHOT]
-        short = [name for name in configs if configs[name]["method"].get(SENTENCES) == ""]
+        short = [name for name in configs if methods.missing(name, configs[name]["method"])]
         for name in short:
             del configs[name]
         if short:
-            logger.info("not compared, as there are no sentences: %s", ", ".join(short))
+            logger.info("not compared, as settings that they need are empty: %s", ", ".join(short))
     return configs
 
 

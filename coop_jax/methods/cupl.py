@@ -12,7 +12,7 @@ from coop_jax.methods.base import Given, Kept, Stage
 NAME = "CuPL"
 PAPER = "Pratt et al., ICCV 2023"
 
-FILES = ("sentences",)
+FILES = NEEDED = ("sentences",)
 
 
 def default_config() -> dict[str, Any]:

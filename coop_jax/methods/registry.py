@@ -229,6 +229,15 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
         limits.check(f"method {name}: expected {key}", value, default, own.get(key))
 
 
+def missing(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that a method needs (`NEEDED` in its file) and that are empty.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    return [key for key in getattr(module(name), "NEEDED", ()) if not settings[key]]
+
+
 def create(
     name: str,
     clip: CLIP,
