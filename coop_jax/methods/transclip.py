@@ -252,6 +252,9 @@ def log_likelihood(
     variance: Float[Array, " embedding"],
 ) -> Float[Array, "images classes"]:
     """Return minus half the squared distances, each dimension's over its variance."""
+    # Seen from the middle, what is subtracted below is not large beside what is left.
+    middle = means.mean(axis=0)
+    features, means = features - middle, means - middle
     crossed = jnp.dot(features / variance, means.T, precision=EXACT)
     own = jnp.sum(features**2 / variance, axis=1, keepdims=True)
     return crossed - (own + jnp.sum(means**2 / variance, axis=1)) / 2
@@ -326,10 +329,14 @@ def gaussians(
         share = TEMPERATURE * gamma / len(shots.classes)
         weights = jnp.concatenate([weights, share * shots.classes])
         rows = jnp.concatenate([rows, shots.features])
-    total, summed = weights.sum(axis=0), jnp.dot(weights.T, rows, precision=EXACT)
-    means = jnp.where(total[:, None] > 0, unit(summed), before.means)
+    # Seen from the middle, what is subtracted below is not large beside what is left.
+    middle, total = before.means.mean(axis=0), weights.sum(axis=0)
+    rows = rows - middle
+    summed = jnp.dot(weights.T, rows, precision=EXACT)
+    means = jnp.where(total[:, None] > 0, unit(summed + total[:, None] * middle), before.means)
     squares = jnp.dot(weights.sum(axis=1), rows**2, precision=EXACT)
-    deviations = squares + jnp.sum(means * (total[:, None] * means - 2 * summed), axis=0)
+    apart = means - middle
+    deviations = squares + jnp.sum(apart * (total[:, None] * apart - 2 * summed), axis=0)
     return Solution(assignments, means, deviations / total.sum())
 
 
