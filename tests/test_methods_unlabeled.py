@@ -148,9 +148,10 @@ def batch_of(pool, labels=None):
 
 
 def test_the_stages_of_tfup_t_see_labels_of_tfup_and_then_none():
+    """Those at the official weights, whatever the method's own are after the warm-up."""
     world = World()
-    method = world.create("tfup_t")
-    tfup = world.create("tfup", alpha=0.3)
+    method = world.create("tfup_t", training_shots=4, alpha=300.0, beta=5.0)
+    tfup = world.create("tfup", alpha=0.3, beta=1.0)
     tfup.prepare(SPACE, 0, world.data)
     warm = method.prepare(SPACE, 0, world.data).train
     features = np.asarray(batch_of(warm).images.features)

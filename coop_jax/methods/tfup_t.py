@@ -43,6 +43,8 @@ LIMITS = {
 def default_config() -> dict[str, Any]:
     """Return the settings: those of TFUP, and of the training, as the official code has them.
 
+    Alpha and beta count after the warm-up, whose labels always have TFUP's own.
+
     Settings:
         training_shots: images of each class that the warm-up sees, chosen as the cache's; 0 for
             0.75 of the images for a class, at least 9.

@@ -24,6 +24,9 @@ CANDIDATES = 2
 CACHE_SHARE, CACHE_SHOTS = 0.3, (9, 16)
 """The share of a class's images in a cache, and its bounds, where no number is said."""
 
+WARM_UP = 0.3, 1.0
+"""Alpha and beta of the labels of TFUP-T's warm-up, whatever the settings are."""
+
 AT_ONCE = 4096
 """Images whose logits are in memory at a time."""
 
@@ -102,8 +105,17 @@ class Cached(Method):
         clip: CLIP,
         features: Float[Array, "images embedding"],
         texts: Float[Array, "classes embedding"],
+        weights: tuple[float, float] | None = None,
     ) -> Float[Array, "images classes"]:
-        """Return scaled cosines with texts, plus what the cache says."""
+        """Return scaled cosines with texts, plus what the cache says.
+
+        Args:
+            clip: has the scale.
+            features: of images, unnormalised.
+            texts: of the classes, of any length.
+            weights: alpha and beta; by default the method's own.
+        """
+        alpha, beta = weights or (self.alpha, self.beta)
         logits = clip.logits(features, texts)
         if not len(self.keys):
             return logits
@@ -111,17 +123,20 @@ class Cached(Method):
         cosines = jnp.dot(features, keys.T, precision=EXACT)
         affinity = cosines * alike(features, keys, texts)
         values = (self.labels[...][:, None] == self.number[...]).astype(jnp.float32)
-        cached = jnp.dot(jnp.exp(-(self.beta - self.beta * affinity)), values, precision=EXACT)
-        return logits + self.alpha * cached
+        cached = jnp.dot(jnp.exp(-(beta - beta * affinity)), values, precision=EXACT)
+        return logits + alpha * cached
 
     def pseudo_labels(
         self, clip: CLIP, features: Float[np.ndarray, "images embedding"]
     ) -> Int[np.ndarray, " images"]:
-        """Return the likeliest class of images by the hand-crafted texts and the cache."""
+        """Return the likeliest class of images by the hand-crafted texts and the cache.
+
+        The cache counts as `WARM_UP` says.
+        """
         labels = np.empty(len(features), np.int32)
         for start in range(0, len(features), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            logits = self.with_cache(clip, jnp.asarray(features[some]), self.bank[...])
+            logits = self.with_cache(clip, jnp.asarray(features[some]), self.bank[...], WARM_UP)
             labels[some] = np.argmax(logits, axis=1)
         return labels
 
