@@ -83,9 +83,15 @@ class Case:
     def _loaded(self) -> tuple[Any, Any]:
         if self._clip is None:
             name = self.meta.get("clip", "clip_tiny_vit.safetensors")
-            folder = self.path.parent.parent
-            self._clip = clip_package.load(str(folder / name), tokenizer=self._tokenizer)
+            self._clip = clip_package.load(str(self._folder() / name), tokenizer=self._tokenizer)
         return self._clip
+
+    def _folder(self) -> Path:
+        """Return the folder of the CLIP: the named one, e.g. "shared/golden", or the case's own."""
+        own = self.path.parent.parent
+        location = self.meta.get("clip_location", "").partition(" ")[0]
+        named = own.parent.parent / location
+        return named if location and named.is_dir() else own
 
     def stands_for_clip(self, space: clip_package.FeatureSpace) -> None:
         """Use a space of given features instead of a CLIP."""
