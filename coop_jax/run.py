@@ -103,9 +103,10 @@ def batches(stage: Stage, split: Split, *, seed: int, shots: int, dataset: str) 
         len(split), stage.batch_size, epochs, seed, drop_last=stage.drop_last, steps=per_epoch
     )
     by_epoch = stage.steps_per_shot is None
-    rates = optim.learning_rates(
-        stage.optimizer, epochs if by_epoch else steps, per_epoch if by_epoch else 1
-    )
+    schedule, count = stage.optimizer, epochs if by_epoch else steps
+    if stage.max_steps and schedule.warmup_epochs >= count:
+        schedule = dataclasses.replace(schedule, warmup_epochs=count - 1)
+    rates = optim.learning_rates(schedule, count, per_epoch if by_epoch else 1)
     return Batches(order[:steps], epoch[:steps], rates[:steps], split.labels)
 
 

@@ -290,6 +290,7 @@ def test_fewer_steps_than_an_epoch_has_are_one_epoch_cut_short():
     assert run.extent(stage, len(split), **options) == (1, 2)
     batches = run.batches(stage, split, seed=1, **options)
     assert batches.order.shape == (2, 2) and batches.rate.shape == (2,)
+    assert batches.rate.max() == pytest.approx(stage.optimizer.learning_rate)
 
 
 @pytest.mark.parametrize(
