@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = dict[str, Float[np.ndarray, "images ..."]]
 Requests = Int[np.ndarray, "images 2"]
+"""Rows of (epoch, place among the examples)."""
 
 
 class Cache:
@@ -50,10 +51,11 @@ class Cache:
         check_folder(self._folder, "a folder for features")
         paths = {name: self._folder / key[:2] / f"{key}.features" for name, key in keys.items()}
         kept = {name: self._read(path) for name, path in paths.items()}
+        is_found = parallel.all_agree_each([array is not None for array in kept.values()])
         arrays = {
             name: array
-            for name, array in kept.items()
-            if parallel.all_agree(array is not None) and array is not None
+            for (name, array), found in zip(kept.items(), is_found, strict=True)
+            if found and array is not None
         }
         missing = [name for name in keys if name not in arrays]
         made = make(missing) if missing else {}
@@ -121,7 +123,7 @@ def kept(
         fields: their names.
         known: all that features depend on besides field and requests, as JSON.
         requests: rows of (epoch, place among the examples).
-        count: of examples.
+        count: of examples; 0 where an epoch has too many images to make at a time.
         make: from requests and fields to these fields.
 
     Raises:
@@ -161,7 +163,7 @@ def _parts(requests: Requests, count: int) -> list[_Part]:
     for epoch in np.unique(requests[:, 0]):
         places = np.flatnonzero(requests[:, 0] == epoch)
         rows = requests[places, 1]
-        if 2 * len(np.unique(rows)) > count:
+        if 2 * len(np.unique(rows)) > count > 0:
             whole = np.stack([np.full(count, epoch), np.arange(count)], axis=1)
             found.append(_Part(whole, rows, places))
             is_left[places] = False

@@ -24,7 +24,7 @@ from coop_jax.clip import CLIP, FeatureSpace, preprocess
 from coop_jax.data import pipeline
 from coop_jax.data.examples import Examples
 from coop_jax.errors import InputError
-from coop_jax.feature_cache import Cache, kept
+from coop_jax.feature_cache import Cache, Requests, kept
 from coop_jax.methods import Images, Split
 
 BATCH_SIZE = 256
@@ -35,9 +35,6 @@ AHEAD = 2
 
 BYTES_AT_ONCE = 2**28
 """Memory that images made ahead of the steps may take."""
-
-Requests = Int[np.ndarray, "images 2"]
-"""Rows of (epoch, place among the examples)."""
 
 
 def of_tower(clip: CLIP, images: Float[Array, "batch size size 3"], field: str) -> Array:
@@ -127,7 +124,8 @@ class Encoder:
         takes: fields of `Images`.
         batch_size: images at once that the tower takes, over all devices.
         augmentation: settings of `preprocess.augment`.
-        cache: where features are kept and sought.
+        cache: where features are kept and sought; not all patches of augmented images, whose
+            disk nobody has.
         weights: with a cache, what tells the CLIP from others: a hash of its files, its dtype.
         teacher: a second frozen CLIP.
         tell: called with a number of images that have been made.
@@ -302,12 +300,13 @@ class Encoder:
         made: dict[str, np.ndarray] = {}
         if "pixels" in fields:
             made["pixels"] = np.concatenate([*decoded(requests, self.batch_size)])
-        if self.cache is None or "pixels" in fields:
+        if self.cache is None or not (self.is_small or augmentation is None):
             return made | (make(requests, encoded, made.get("pixels")) if encoded else {})
         images = examples.content, examples.indices.tolist(), *orientation_settings(examples)
         described = "test" if augmentation is None else dict(augmentation)
         known = [*images, *self.weights, *pixel_settings(clip), described, seed]
-        return kept(self.cache, encoded, known, requests, len(examples), make)
+        whole = len(examples) if len(examples) <= self.at_once else 0
+        return made | kept(self.cache, encoded, known, requests, whole, make)
 
 
 def _transform(

@@ -100,9 +100,14 @@ def wait(what: str) -> None:
 
 def all_agree(value: bool) -> bool:
     """Tell whether it is true in every process; all have to ask."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+    return all_agree_each([value])[0]
+
+
+def all_agree_each(values: Sequence[bool]) -> list[bool]:
+    """Tell which values are true in every process; all have to ask, for as many."""
+    if jax.process_count() == 1 or not values:
+        return list(values)
+    return multihost_utils.process_allgather(np.asarray(values)).all(axis=0).tolist()
 
 
 def first_does(act: Callable[[], object], what: str) -> None:

@@ -195,8 +195,8 @@ def test_what_another_process_does_not_find_all_make_again(encoder, photos, monk
     telling = dataclasses.replace(encoder, tell=calls.append)
     features(telling, photos)
     assert not calls
-    answers = iter([False])
-    monkeypatch.setattr(parallel, "all_agree", lambda mine: next(answers, mine))
+    answers = iter([[False]])
+    monkeypatch.setattr(parallel, "all_agree_each", lambda mine: next(answers, mine))
     features(telling, photos)
     assert len(calls) == len(REQUESTS)
 
