@@ -26,6 +26,9 @@ FILES = "method_files"
 GROWING = ("shots", "seeds")
 """Settings whose values may become more in a workdir."""
 
+FREE = ("feature_cache",)
+"""Settings that may be others each time: no result depends on them."""
+
 
 def check(config: Mapping[str, Any], workdir: Path) -> None:
     """Make sure that a workdir is new, empty, or an earlier run's whose config this one continues.
@@ -42,7 +45,7 @@ def check(config: Mapping[str, Any], workdir: Path) -> None:
     earlier, now = config_module.flat(recorded), config_module.flat(now)
     different = sorted(
         key
-        for key in {*earlier, *now}
+        for key in {*earlier, *now}.difference(FREE)
         if not (earlier.get(key) == now.get(key) or _grows(key, earlier.get(key), now.get(key)))
     )
     if different:

@@ -62,10 +62,12 @@ class Group(NamedTuple):
     def end(self, found: Sequence[results.Result]) -> str:
         """Say what came to its end: this config, with so many results and saved methods."""
         from coop_jax.saved import Saved, files
+        from coop_jax.workdir import FREE
 
         saved = sum(map(Saved.is_at, (self.folder / files.FOLDER).glob("*")))
         counted = f"{plural(len(found), 'result')} and {plural(saved, 'saved method')}"
-        return f"{counted} of the config {digest(self.config)}"
+        config = {key: value for key, value in self.config.items() if key not in FREE}
+        return f"{counted} of the config {digest(config)}"
 
 
 def plan(chosen: Sequence[str], settings: Sequence[str], workdir: Path) -> list[Group]:
