@@ -1,6 +1,7 @@
 """Config files: found by name or path, loaded, and changed by `--config.KEY=VALUE`."""
 
 import difflib
+import inspect
 import os
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ KINDS = {
 """The values that are expected of a setting, by its type."""
 
 
+CLIP = "clip.name"
 METHOD = "method.name="
 """The beginning of the setting that brings another method's settings and recipe."""
 
@@ -75,12 +77,13 @@ def load_all(chosen: str, settings: Sequence[str] = ()) -> dict[str, dict[str, A
     """The settings of all configs of a file, by what it calls them, each with the same changes.
 
     A file has `get_config`, whose config has no name (""), or `get_configs`, which returns several
-    by name. The arguments are those of `load`.
+    by name, and which may take as `clip` what the changes name as the CLIP. The arguments are those
+    of `load`.
 
     Raises:
         InputError: as `load`.
     """
-    return {name: _changed(config, settings) for name, config in _read(chosen).items()}
+    return {name: _changed(config, settings) for name, config in _read(chosen, settings).items()}
 
 
 def _changed(config: "ConfigDict", settings: Sequence[str]) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def _advice(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "choose one"
 
 
-def _read(chosen: str) -> "dict[str, ConfigDict]":
+def _read(chosen: str, settings: Sequence[str]) -> "dict[str, ConfigDict]":
     from ml_collections import ConfigDict
 
     file, colon, words = chosen.partition(":")
@@ -112,7 +115,10 @@ def _read(chosen: str) -> "dict[str, ConfigDict]":
     try:
         found = runpy.run_path(str(path))
         several = "get_configs" in found
-        made = found["get_configs" if several else "get_config"](*[words] * bool(colon))
+        make = found["get_configs" if several else "get_config"]
+        clips = [value for key, _, value in (s.partition("=") for s in settings) if key == CLIP]
+        takes = clips and several and "clip" in inspect.signature(make).parameters
+        made = make(*[words] * bool(colon), **{"clip": clips[-1]} if takes else {})
         configs = made if several else {"": made}
         if several and not configs:
             raise _unusable(path, "none")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coop_jax import assets, config, methods
+from coop_jax.clip import source
 from coop_jax.data.official import FEW_SHOT, IMAGENET_VARIANTS
 from coop_jax.errors import InputError
 
@@ -95,21 +96,35 @@ def trains_as_published(recorded: Mapping[str, Any], method: str) -> bool:
 
 def digits(method: str) -> dict[str, Any]:
     """A method on scikit-learn's handwritten digits, with the embedded CLIP."""
+    return _in_embedded_layers(_digits(method))
+
+
+def _digits(method: str) -> dict[str, Any]:
     settings = config.default(method)
     # Digits are not what they were when mirrored or cut to an eighth.
     settings["augmentation"] |= {"scale": (0.6, 1.0), "flip": 0.0}
-    own = settings["method"]
-    own |= {key: min(own[key], most) for key, most in EMBEDDED_LAYERS.items() if key in own}
     if methods.missing(method, settings["method"]):
         settings["method"]["sentences"] = str(DIGITS_SENTENCES)
     return settings
 
 
-def compare(argument: str) -> dict[str, dict[str, Any]]:
+def _in_embedded_layers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a config whose method reaches no layer that the embedded CLIP has not."""
+    own = settings["method"]
+    lowered = {key: min(own[key], most) for key, most in EMBEDDED_LAYERS.items() if key in own}
+    return settings | {"method": own | lowered}
+
+
+def compare(argument: str, clip: str = source.EMBEDDED) -> dict[str, dict[str, Any]]:
     """Several methods on one dataset, by name: "digits", "dtd,coop,clap", "photographs,tda".
 
-    Without methods they are all that can run, and the log names the others. Methods train as in
-    their papers, but on the digits, where stages are cut short.
+    Without methods they are all but those that miss a setting, which the log names. Methods train
+    as in their papers, but on the digits, where stages are cut short, and but for layers that the
+    embedded CLIP has not.
+
+    Args:
+        argument: a dataset and methods.
+        clip: the CLIP's name.
 
     Raises:
         InputError: there is no dataset, an unknown method, or one twice.
@@ -120,19 +135,19 @@ def compare(argument: str) -> dict[str, dict[str, Any]]:
             f"--config=FILE:{argument}: expected a dataset and different methods, got"
             f" {argument!r:.80}; name each once, e.g. digits,coop,clap"
         )
-    is_own = dataset == config.default()["dataset"]
-    make = digits if is_own else config.default
-    configs = {name: {**make(name), "dataset": dataset} for name in names or methods.available()}
-    if is_own:
-        for each in configs.values():
-            each |= QUICK | {"batch_size": min(each["batch_size"], QUICK_BATCH)}
-    if not names:
-        del configs[methods.ZERO_SHOT]
-        short = [name for name in configs if methods.missing(name, configs[name]["method"])]
-        for name in short:
-            del configs[name]
-        if short:
-            logger.info("not compared, as settings that they need are empty: %s", ", ".join(short))
+    configs = {}
+    for name in names or sorted({*methods.available()} - {methods.ZERO_SHOT}):
+        settings = config.default(name)
+        if dataset == settings["dataset"]:
+            settings = _digits(name)
+            settings |= QUICK | {"batch_size": min(settings["batch_size"], QUICK_BATCH)}
+        if clip == source.EMBEDDED:
+            settings = _in_embedded_layers(settings)
+        configs[name] = settings | {"dataset": dataset}
+    short = [name for name in configs if methods.missing(name, configs[name]["method"])]
+    if short and not names:
+        configs = {name: each for name, each in configs.items() if name not in short}
+        logger.info("not compared, as settings that they need are empty: %s", ", ".join(short))
     return configs
 
 

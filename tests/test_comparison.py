@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from coop_jax import report, results
+from coop_jax import config_files, report, results
 from coop_jax.__main__ import main
 from coop_jax.errors import InputError
 from coop_jax.report import paired
@@ -66,6 +67,11 @@ def test_the_order_of_seeds_and_of_images_changes_nothing(seed, seeds, images):
     negative = paired.estimate(-scores)
     assert negative.mean == pytest.approx(-found.mean) and negative.p == pytest.approx(found.p)
     assert 0 <= found.p <= 1 and found.half_width >= 0
+
+
+def test_images_count_for_no_less_than_what_is_left_over():
+    found = paired.estimate(np.array([[1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]))
+    assert found.error > 0.1 and found.p > 0.05
 
 
 def test_equal_scores_are_no_difference():
@@ -131,8 +137,8 @@ def test_the_table(written):
     assert marks == {
         '"a photo of a {}."': ["", "", ""],
         "CLAP": ["", "++", "++"],
-        "linear-probe CLIP": ["", "+", "+"],
-        "TPT": [EVEN, "", ""],
+        "linear-probe CLIP": ["", "+" + MISSING, "+" + MISSING],
+        "TPT": [EVEN + MISSING, "", ""],
         "TaskRes": ["", EVEN + WORSE, EVEN + WORSE],
         "Tip-Adapter": ["", WORSE + WORSE, WORSE + WORSE],
     }
@@ -175,11 +181,11 @@ def test_command(written, tmp_path, capsys):
     assert files["png"].stat().st_size > 10_000
 
 
-def compare(tmp_path, *words):
+def compare(tmp_path, *words, workdir=None):
     settings = {"shots": "(1,2)", "seeds": "(1,2)", "max_steps": 2, "loggers": "()"}
     changes = [f"--config.{key}={value}" for key, value in settings.items()]
     chosen = "--config=compare:digits,taskres,linear_probe"
-    return main(["run", chosen, f"--workdir={tmp_path / 'run'}", *changes, *words])
+    return main(["run", chosen, f"--workdir={workdir or tmp_path / 'run'}", *changes, *words])
 
 
 def test_one_command_runs_and_compares(tmp_path, capsys):
@@ -198,7 +204,13 @@ def test_one_command_runs_and_compares(tmp_path, capsys):
     before = (run / "results.jsonl").read_bytes()
     assert compare(tmp_path) == 0
     assert (run / "results.jsonl").read_bytes() == before
-    assert sorted((run / "features").rglob("*.features")) == kept
+    shutil.rmtree(run / "groups" / "compare_digits_taskres")
+    moved = run.rename(tmp_path / "moved")
+    assert compare(tmp_path, workdir=moved) == 0
+    again = results.read(moved / "results.jsonl")
+    assert [row.correct for row in again] == [row.correct for row in rows]
+    assert kept and len(list((moved / "features").rglob("*.features"))) == len(kept)
+    run = moved
     config = json.loads((run / "groups" / "compare_digits_taskres" / "config.json").read_text())
     assert config["max_steps"] == 2
 
@@ -227,3 +239,12 @@ def test_a_comparison_of_all_leaves_out_what_needs_sentences(caplog):
     assert found["coop"]["max_steps"] == 0 and found["coop"]["dataset"] == "dtd"
     with pytest.raises(InputError, match="expected a method, one of"):
         presets.compare("dtd,coup")
+
+
+def test_layers_are_those_of_the_clip_that_is_named():
+    """The embedded CLIP has three; MaPLe's paper takes nine."""
+    for argument in ("compare:digits,maple", "compare:dtd,maple"):
+        (embedded,) = config_files.load_all(argument).values()
+        (other,) = config_files.load_all(argument, ["clip.name=ViT-B/16"]).values()
+        assert embedded["method"]["depth"] == 3 and other["method"]["depth"] == 9
+    assert config_files.load("quickstart:maple")["method"]["depth"] == 3

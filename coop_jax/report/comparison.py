@@ -26,6 +26,7 @@ class Difference:
 
     mean: float
     p: float
+    seeds: int
     is_significant: bool = False
 
     @property
@@ -61,6 +62,7 @@ class Row:
     kept: int
     uses: tuple[str, ...]
     seconds: float | None
+    max_steps: int
     cells: dict[int, Cell]
 
 
@@ -86,9 +88,10 @@ class Comparison(Shown):
     @property
     def caption(self) -> str:
         """The meaning of numbers and marks."""
-        seeds = max(cell.seeds for row in self.rows for cell in row.cells.values())
         parts = [
-            f"accuracy in percent over {plural(seeds, 'seed')}, \N{PLUS-MINUS SIGN} 95 % interval",
+            f"accuracy in percent over {plural(self._seeds, 'seed')}, or (n) where fewer,"
+            " \N{PLUS-MINUS SIGN} 95 % interval",
+            *self._cut(),
             "parameters: numbers that gradients move",
             "seconds: of a run, with those beside it",
         ]
@@ -111,7 +114,7 @@ class Comparison(Shown):
         return [
             [
                 row.label.removeprefix(ZERO_SHOT),
-                *(self._text(row.cells.get(number)) for number in self.shots),
+                *(self._text(row, row.cells.get(number)) for number in self.shots),
                 ", ".join(row.uses).replace("_", " ") or MISSING,
                 f"{row.parameters:,}",
                 MISSING if row.seconds is None else f"{row.seconds:.1f}",
@@ -135,6 +138,7 @@ class Comparison(Shown):
                     "kept": row.kept,
                     "uses": ", ".join(row.uses),
                     "seconds": row.seconds,
+                    "max_steps": row.max_steps,
                     "shots": cell.shots,
                     "mean": cell.mean,
                     "half_width": cell.half_width,
@@ -146,6 +150,7 @@ class Comparison(Shown):
                     found |= {
                         f"difference to {name}": difference and difference.mean,
                         f"p against {name}": difference and difference.p,
+                        f"seeds against {name}": difference and difference.seeds,
                         f"significant against {name}": difference and difference.is_significant,
                     }
                 yield found | {"test": paired.TEST}
@@ -155,16 +160,35 @@ class Comparison(Shown):
         rows = [dataclasses.replace(row, label=lettering(row.label)) for row in self.rows]
         return dataclasses.replace(self, title=lettering(self.title), rows=tuple(rows))
 
-    def _text(self, cell: Cell | None) -> str:
+    def _text(self, row: Row, cell: Cell | None) -> str:
         if cell is None:
             return MISSING
-        marks = "".join(each.mark for each in cell.differences.values())
-        return f"{cell.mean:.1f}\N{PLUS-MINUS SIGN}{cell.half_width:.1f} {marks}".strip()
+        marks = "".join(
+            cell.differences[name].mark if name in cell.differences else MISSING
+            for name in self.references
+        )
+        fewer = f" ({cell.seeds})" * (cell.seeds < self._seeds and not row.is_zero_shot)
+        text = f"{cell.mean:.1f}\N{PLUS-MINUS SIGN}{cell.half_width:.1f}{fewer}"
+        return f"{text} {marks}" if cell.differences else text
+
+    def _cut(self) -> list[str]:
+        """Say which methods' training was cut short."""
+        cut = {row.max_steps for row in self.rows if not row.is_zero_shot}
+        if cut <= {0}:
+            return []
+        steps = " or ".join(
+            f"at most {most} steps" if most else "as published" for most in sorted(cut)
+        )
+        return [f"stages of training: {steps}"]
+
+    @property
+    def _seeds(self) -> int:
+        return max(cell.seeds for row in self.rows for cell in row.cells.values())
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
     """Return a comparison for each dataset, split, backbone and number of classes."""
-    fields = ("protocol", "dataset", "split", "backbone", "n_classes")
+    fields = ("dataset", "split", "backbone", "n_classes")
     found = []
     for chosen in summary.by_protocol(results).values():
         found += [_compare(members) for members in summary.group(chosen, *fields).values()]
@@ -179,7 +203,7 @@ def _compare(results: Sequence[Result]) -> Comparison:
     if prompts:
         first_of = [one for one in prompts if one.is_one_template] or prompts
         references[FIRST_PROMPT] = first_of[0]
-    for one in learned:
+    for one in found:
         if _any(one).method == "linear_probe":
             references.setdefault(PROBE, one)
     rows = [_row(one, references) for one in (*prompts, *learned)]
@@ -223,6 +247,7 @@ def _row(one: Series, references: dict[str, Series]) -> Row:
         kept=sum(int(np.prod(shape)) for shape in largest.kept.values()),
         uses=one.uses,
         seconds=float(np.mean(seconds)) if seconds else None,
+        max_steps=largest.config.get("max_steps", 0),
         cells={point.shots: _cell(one, point, references) for point in sorted(one.results)},
     )
 
@@ -259,7 +284,7 @@ def _difference(rows: dict[int, Result], point: Point, reference: Series) -> Dif
         return None
     gained = [rows[seed].is_right.astype(int) - theirs[seed].is_right for seed in same]
     found = paired.estimate(100 * np.stack(gained))
-    return Difference(found.mean, found.p)
+    return Difference(found.mean, found.p, len(same))
 
 
 def _judged(rows: Sequence[Row]) -> Iterator[Row]:

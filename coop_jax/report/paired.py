@@ -15,6 +15,9 @@ from scipy import special
 
 TEST = "t-test with random effects of seeds and images (Satterthwaite)"
 
+EQUAL = 1e-9
+"""Mean squares that differ by less differ by rounding."""
+
 LEVEL = 0.05
 """Differences are significant below it; intervals cover the rest."""
 
@@ -56,7 +59,9 @@ def estimate(scores: Real[np.ndarray, "seeds images"]) -> Estimate:
         of_seed = images * np.sum((by_seed - mean) ** 2) / (seeds - 1)
         left = (seeds - 1) * (images - 1)
         rest = np.sum((scores - by_seed[:, None] - by_image + mean) ** 2) / left
-        if of_seed > rest:
+        squares = max(of_image, rest)
+        terms = [squares**2 / (images - 1)]
+        if of_seed > rest * (1 + EQUAL):
             squares += of_seed - rest
             terms += [of_seed**2 / (seeds - 1), rest**2 / left]
     freedom = squares**2 / sum(terms) if squares else 1.0
