@@ -276,6 +276,19 @@ def test_descriptions_stay_with_their_class(made):
     assert not made("waffleclip", pairs=2).uses
 
 
+@pytest.mark.parametrize("name", ["circle", "square"])
+def test_base_and_new_classes_draw_from_the_characters_of_the_whole_file(
+    made, logits, tmp_path, name
+):
+    path = written(tmp_path, {"circle": ["cccc"], "square": ["ssss"]})
+    whole, both, own = (
+        logits(made("waffleclip", (name,), pairs=6, sentences=path, characters=characters))
+        for characters in ("", "cs", name[0])
+    )
+    same(whole, both)
+    assert np.abs(whole - own).max() > 1e-3
+
+
 def test_aggregates(made, logits, tiny_clip, tiny_tokenizer):
     words = waffleclip.words_of(tiny_tokenizer)
     texts = draw(words=words, characters="".join(words), pairs=2)

@@ -1,6 +1,7 @@
 """Descriptions of classes: sentences that a language model or a person wrote, read and checked."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,17 @@ from coop_jax.reading import read_file
 
 
 class Descriptions(NamedTuple):
-    """Texts of every class, in the order of the classes, and where all of them are from."""
+    """Texts of every class, in the order of the classes, and where all of them are from.
+
+    Attributes:
+        of_class: the texts of each class.
+        source: the file and a digest of what it holds.
+        everything: all texts of the file, also those of other classes.
+    """
 
     of_class: tuple[tuple[str, ...], ...]
     source: str
+    everything: tuple[str, ...]
 
     @property
     def texts(self) -> list[str]:
@@ -88,7 +96,8 @@ def of_classes(given: Given, path: str) -> Descriptions:
             f"{path or 'sentences'}: expected descriptions of every class, got none of"
             f" {len(missing)} of {len(found)} ({some:.200}); add them"
         )
-    return Descriptions(tuple(tuple(texts) for texts in found if texts), source)
+    of_class = tuple(tuple(texts) for texts in found if texts)
+    return Descriptions(of_class, source, tuple(itertools.chain(*everything.values())))
 
 
 def read(path: str | Path) -> dict[str, tuple[str, ...]]:

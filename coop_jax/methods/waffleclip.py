@@ -43,7 +43,8 @@ def default_config() -> dict[str, Any]:
         sentences: a JSON file of class names with lists of what they have ("a long beak"), from
             which as many texts are drawn as are random; none if empty.
         words: a file of the words that are drawn from, one per line; empty: those of the tokenizer.
-        characters: those that are drawn from; empty: all of `sentences`, or else of the words.
+        characters: those that are drawn from; empty: all of the file `sentences`, which may have
+            other classes as well, or else of the words.
         as_released: as in the official code, measure class names with their underscores, put the
             names into the texts of the drawn class by replacing that wherever it occurs, and take
             "apple" for the article "a", "hasten" for "has".
@@ -75,15 +76,14 @@ class Method(base.Method):
                 f"aggregate: expected one of {', '.join(AGGREGATES)}, got {self.aggregate!r:.80};"
                 " choose one"
             )
-        found, self.source = None, ""
+        found, self.source, letters = None, "", ()
         if config["sentences"]:
             described = descriptions.of_classes(given, config["sentences"])
             found, self.source = described.of_class, described.source
+            letters = described.everything
             self.uses = frozenset({"sentences"})
         words = read_words(config["words"]) if config["words"] else words_of(tokenizer)
-        characters = config["characters"] or "".join(
-            words if found is None else (text for texts in found for text in texts)
-        )
+        characters = config["characters"] or "".join(letters or words)
         prompts = drawn(
             given.classes.names,
             config["template"] or given.template,
