@@ -132,6 +132,14 @@ def reads_or_refuses(read, *arguments):
         return None
 
 
+def test_columns_of_several_lines_are_said_in_one(tmp_path):
+    for header, line in (('"a\nb",label', "x,y"), ('path,label,"a\nb"', "x,,z")):
+        (tmp_path / "table.csv").write_text(f"{header}\n{line}\n")
+        with pytest.raises(InputError, match=r"a\\nb") as error:
+            READERS["table.csv"](tmp_path / "table.csv")
+        assert "\n" not in str(error.value)
+
+
 CELLS = st.text(st.characters(max_codepoint=0x2FF), max_size=5) | st.sampled_from(
     [*NAMES, "a", "b", "train", "test", "val", "path", "label", "split", '"', ",", "../0.png"]
 )

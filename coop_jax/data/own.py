@@ -17,6 +17,7 @@ from coop_jax.data.listing import (
     some,
 )
 from coop_jax.errors import InputError
+from coop_jax.printing import escaped
 
 
 def read(path: Path, class_names: Path | None = None) -> Listing:
@@ -115,10 +116,11 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise InputError(f"expected a table {path}, got {error}; save it as UTF-8 CSV") from error
     lines = [(number, cells) for number, cells in lines if any(cells)]
     columns = lines[0][1] if lines else []
+    named = escaped(", ".join(columns))
     if not {"path", "label"} <= set(columns):
         raise InputError(
             f"{path}: expected the columns path, label and perhaps split, got"
-            f" {', '.join(columns) or 'none'}; write them into the first line, separated by commas"
+            f" {named or 'none'}; write them into the first line, separated by commas"
         )
     rows = []
     for number, cells in lines[1:]:
@@ -127,7 +129,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         split = folders.split_of(row["split"]) if "split" in row else "all"
         if not complete or split is None:
             raise InputError(
-                f"{path}:{number}: expected {', '.join(columns)}, not empty (a split is one of"
+                f"{path}:{number}: expected {named}, not empty (a split is one of"
                 f" {', '.join(SPLITS)}), got {cells}; correct the line, with quotes around a value"
                 " that has a comma"
             )
