@@ -96,8 +96,15 @@ class TwoLayers(nnx.Module):
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         """Return the outputs, in the dtype of the variables."""
         x = x.astype(self.kernel1.dtype)
-        hidden = self.activation(product(x, self.kernel1[...]) + self.bias1[...])
-        return product(hidden, self.kernel2[...]) + self.bias2[...]
+        hidden = self.activation(_affine(x, self.kernel1, self.bias1))
+        return _affine(hidden, self.kernel2, self.bias2)
+
+
+def _affine(
+    x: Float[Array, "... inputs"], kernel: Learned, bias: Learned
+) -> Float[Array, "... outputs"]:
+    made = product(x, kernel[...])
+    return made + jnp.broadcast_to(bias[...], made.shape)
 
 
 class Channelwise(nnx.Module):
