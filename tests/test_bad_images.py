@@ -180,6 +180,12 @@ def test_the_modes_of_the_parametrized_files_are_those_of_their_names():
             assert image.mode == wanted, kind
 
 
+def test_values_outside_16_bits_are_those_nearest():
+    values = np.array([[-5, 70_000], [256, 65_535]], np.int32)
+    got = preprocess.crop_and_resize(Image.fromarray(values), (0, 0, 2, 2), 2)
+    np.testing.assert_array_equal(got[..., 0], [[0, 255], [1, 255]])
+
+
 DEEP = np.array([[0, 255, 256, 1000], [32767, 32768, 65279, 65535]], np.uint16)
 
 
