@@ -400,6 +400,7 @@ def test_the_file_of_features_counts_as_much_as_the_images(made, tiny_clip, tmp_
     settings = {"templates": POOL, "pretrain_features": str(path)}
     method = weighed(made("zpe", **settings), tiny_clip)
     alone = weighed(made("zpe", templates=POOL), tiny_clip)
+    assert method.uses - alone.uses == {"other_images"} and alone.uses == {"unlabeled"}
     np.testing.assert_allclose(method.weights[...], alone.weights[...], rtol=1e-5)
     np.save(path, -UNLABELED)
     opposed = weighed(made("zpe", **settings), tiny_clip)

@@ -49,8 +49,19 @@ class Fixed(nnx.Variable):
     """
 
 
-USES = ("validation", "unlabeled", "test_images", "sentences", "teacher", "new_class_names")
-"""All that a method may learn from besides the labelled training images."""
+USES = (
+    "validation",
+    "unlabeled",
+    "test_images",
+    "other_images",
+    "sentences",
+    "teacher",
+    "new_class_names",
+)
+"""All that a method may learn from besides the labelled training images.
+
+"other_images" are of no split of the dataset.
+"""
 
 
 class Images(NamedTuple):

@@ -88,6 +88,8 @@ class Method(base.Method):
         self.threshold = config["threshold"] if config["select"] else None
         path = config["pretrain_features"]
         self.pretrain = Fixed(mean_of_file(path, size)) if path else None
+        if path:
+            self.uses = frozenset({"unlabeled", "other_images"})
 
     def stages(self, config: Mapping[str, Any]) -> tuple[Stage, ...]:
         """Return one stage without steps: `prepare` weighs the prompts."""
