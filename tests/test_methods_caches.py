@@ -364,6 +364,14 @@ def test_batches_whose_halves_do_not_fit_are_not_tried():
     assert list(alone.trials(100, 7)) == [(1.0, 0.01, 8)] and not alone.uses
 
 
+@pytest.mark.parametrize("select", [True, False])
+def test_a_validation_accuracy_is_said_only_where_one_was_measured(one_device, caplog, select):
+    with caplog.at_level("INFO"):
+        World().fitted("cross_modal", one_device, select=select)
+    [line] = [line for line in caplog.messages if line.startswith("cross-modal")]
+    assert ("accuracy" in line) == select and "batches of" in line
+
+
 def descent(world, method, steps, rate):
     """Return a head that was trained for so many steps at one rate."""
     samples = method.samples(world.data)

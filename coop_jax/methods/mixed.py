@@ -184,11 +184,11 @@ class CrossModal(Method):
         for name, value in best._asdict().items():
             if value is not None:
                 getattr(self, name)[...] = value
+        seen = f", few-shot validation accuracy {most:.1f} %" if self.uses else ""
         logger.info(
-            "cross-modal adaptation: learning rate %g, weight decay %g, batches of %d, few-shot"
-            " validation accuracy %.1f %%",
+            "cross-modal adaptation: learning rate %g, weight decay %g, batches of %d%s",
             *said,
-            most,
+            seen,
         )
         return data
 
