@@ -1,6 +1,7 @@
 """MoCoOp (reference methods_text.md)."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from coop_jax.clip import unit
-from coop_jax.methods import Batch, Images, Learned, Stage
+from coop_jax.methods import Batch, Images, Learned, Stage, mocoop
 from recorded.case import (
     Case,
     Parameter,
@@ -46,6 +47,13 @@ def parameters_of(case: Case) -> dict[str, Parameter]:
     return places
 
 
+def clip_norm(case: Case) -> float:
+    """Return the norm to which the gradients of a case are clipped; 0 if they are not."""
+    found = re.search(r"clipped to total norm (\d+(?:\.\d+)?)", case.meta["optimizer"])
+    assert found or "clipped" not in case.meta["optimizer"]
+    return float(found[1]) if found else 0.0
+
+
 def first_gradient(case: Case, method: Any, pixels: np.ndarray) -> tuple[float, Any]:
     """Return the norm of the first batch's gradient, and a method that holds it, clipped."""
     first = case["order"][0]
@@ -61,7 +69,8 @@ def first_gradient(case: Case, method: Any, pixels: np.ndarray) -> tuple[float, 
 
     gradient = jax.jit(jax.grad(total))(learned)
     norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient)))
-    clipped = jax.tree.map(lambda leaf: leaf * min(1, 1 / (norm + 1e-6)), gradient)
+    factor = min(1, (clip_norm(case) or np.inf) / (norm + 1e-6))
+    clipped = jax.tree.map(lambda leaf: leaf * factor, gradient)
     return norm, nnx.merge(graph, clipped, rest)
 
 
@@ -86,6 +95,7 @@ def check_tokens(case: Case, method: Any) -> None:
 def check_mocoop(case: Case) -> None:
     """Compare prototypes, the first gradient, the trajectory, router and logits, also of new."""
     meta = case.meta
+    assert (meta["top_k"], meta["top2_increment"]) == (mocoop.CHOSEN, mocoop.TARGET)
     settings = {
         "groups": tuple(meta["groups"]),
         "prompts": tuple(meta["prompts"]),
@@ -114,7 +124,7 @@ def check_mocoop(case: Case) -> None:
     norms, prompts = case["lr_groups"].T
     warm = meta["warmup_epochs"] * meta["steps_per_epoch"]
     np.testing.assert_allclose(norms[warm:], 0.1 * prompts[warm:], rtol=1e-6)
-    config = dataclasses.replace(optimizer(case), clip_norm=1.0)
+    config = dataclasses.replace(optimizer(case), clip_norm=clip_norm(case))
     for name, weight in (("text", "text_weight"), ("gate", "gate_weight")):
         case.arrays[f"loss_{name}"] = settings[weight] * case[f"loss_{name}"]
     terms = {"loss_ce": "cross_entropy", "loss_text": "texts", "loss_gate": "gate"}
