@@ -107,6 +107,11 @@ class Case:
         """Return preprocessed images as `[..., height, width, 3]`."""
         return np.moveaxis(self[name], -3, -1)
 
+    def evaluated(self, count: int) -> list[slice]:
+        """Return which of so many images were evaluated together; where nothing is said, all."""
+        size = self.meta.get("eval_batch", count)
+        return [slice(start, start + size) for start in range(0, count, size)]
+
     def features(self, name: str = "images") -> np.ndarray:
         """Return the frozen tower's unnormalised features of preprocessed images."""
         pixels = self.pixels(name)
@@ -209,7 +214,11 @@ def trajectory(
 
 def compare_logits(case: Case, method: Any, images: Images, name: str = "eval_logits") -> None:
     """Compare the method's logits of all images with the recorded ones."""
-    logits = evaluate.logits(method, case.clip, images, case.mesh)
+    parts = [
+        jax.tree.map(lambda array, some=some: array[some], images)
+        for some in case.evaluated(len(jax.tree.leaves(images)[0]))
+    ]
+    logits = np.concatenate([evaluate.logits(method, case.clip, p, case.mesh) for p in parts])
     scale = np.abs(case[name]).max()
     assert relative(logits, case[name]) < (1e-4 if scale > 50 else 3e-5), name
 
