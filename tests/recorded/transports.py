@@ -108,10 +108,10 @@ PLOT_PLUS_PLUS = {"ctx": Parameter("context"), "ctx_vision": Parameter("image_co
 
 
 def phrase_of(case: Case, prompts: np.ndarray) -> str:
-    """Return the words that the recorded prompts of all classes begin with."""
-    same = int((prompts == prompts[:1]).all(axis=0).argmin())
-    words = case.tokenizer.words()
-    pieces = [words[token] for token in prompts[0, 1:same]]
+    """Return the words in front of the class names, behind which are a full stop and the end."""
+    words, name = case.tokenizer.words(), case.meta["classnames"][0].replace("_", " ")
+    before = int(prompts[0].argmax()) - 1 - len(case.tokenizer.ids(name))
+    pieces = [words[token] for token in prompts[0, 1:before]]
     return "".join(piece.removesuffix("-") + " " * (piece[-1] != "-") for piece in pieces).strip()
 
 
