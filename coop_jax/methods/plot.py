@@ -27,7 +27,8 @@ def default_config() -> dict[str, Any]:
         global_logits: add the logits of whole images and the mean of the prompts' text features, as
             the official code does on ImageNet alone.
         stop_together: as in the official code, all plans of a batch have as many iterations, and
-            the logits of an image depend on those beside it.
+            the logits of an image depend on those beside it, and a little on the number of devices,
+            since copies of images fill the batch up to a multiple of that.
     """
     return {"prompts": 4, "n_ctx": 16, "global_logits": False, "stop_together": False}
 

@@ -33,7 +33,8 @@ def default_config() -> dict[str, Any]:
         image_prompts: how many prompts of an image there are; each takes a pass of the image tower.
         n_image_ctx: the vectors of each.
         stop_together: as in the official code, all plans of a batch have as many iterations, and
-            the logits of an image depend on those beside it.
+            the logits of an image depend on those beside it, and a little on the number of devices,
+            since copies of images fill the batch up to a multiple of that.
     """
     return {
         "context_inits": (
