@@ -34,6 +34,7 @@ def features_of(clip, *templates):
     return np.asarray(features).reshape(len(templates), len(NAMES), -1)
 
 
+@pytest.mark.heavy
 def test_experts_start_from_the_first_prompts_and_are_near_their_groups(
     create, tiny_clip, tiny_tokenizer
 ):

@@ -32,7 +32,26 @@ LINEAR = (
 )
 """Methods whose logits are linear in image features."""
 
-every_method = pytest.mark.parametrize("name", methods.available())
+QUICK = (
+    "coop",
+    "cocoop",
+    "cupl",
+    "gda",
+    "linear_probe",
+    "maple",
+    "tda",
+    "tip_adapter_f",
+    "zero_shot",
+)
+"""One method of each kind; the others' tests are heavy."""
+
+every_method = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.heavy)
+        for name in methods.available()
+    ],
+)
 
 
 def pixels(seed, count):
