@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -62,6 +61,5 @@ class Method(base.Method):
     ) -> Float[Array, "batch classes"]:
         """Return scaled cosines with the mixed features."""
         features = jnp.asarray(images.features, jnp.float32)
-        hidden = jax.nn.relu(layers.product(features, self.down[...]))
-        adapted = jax.nn.relu(layers.product(hidden, self.up[...]))
-        return clip.logits(self.ratio * adapted + (1 - self.ratio) * features, texts)
+        mixed = layers.adapted(features, self.down[...], self.up[...], self.ratio)
+        return clip.logits(mixed, texts)

@@ -107,6 +107,17 @@ def _affine(
     return made + jnp.broadcast_to(bias[...], made.shape)
 
 
+def adapted(
+    features: Float[Array, "*batch embedding"],
+    down: Float[Array, "embedding hidden"],
+    up: Float[Array, "hidden embedding"],
+    ratio: float,
+) -> Float[Array, "*batch embedding"]:
+    """Return features with the share `ratio` of what a bottleneck of two ReLUs makes of them."""
+    made = jax.nn.relu(product(jax.nn.relu(product(features, down)), up))
+    return ratio * made + (1 - ratio) * features
+
+
 class Channelwise(nnx.Module):
     """A learned scale and shift of each channel of features (FiLM, Perez et al., AAAI 2018)."""
 

@@ -76,9 +76,7 @@ class Head(NamedTuple):
     ) -> Float[Array, "rows classes"]:
         """Return what is not scaled yet, of features of length one."""
         if self.down is not None and self.up is not None:
-            hidden = jax.nn.relu(layers.product(features, self.down))
-            adapted = jax.nn.relu(layers.product(hidden, self.up))
-            features = ratio * adapted + (1 - ratio) * features
+            features = layers.adapted(features, self.down, self.up, ratio)
         return layers.product(features, self.weight.T)
 
 

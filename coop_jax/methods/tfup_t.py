@@ -153,9 +153,7 @@ class Method(unlabeled.Cached):
     ) -> Float[Array, "*batch embedding"]:
         """Return image features, unnormalised, with the adapter's share."""
         features = jnp.asarray(features, jnp.float32)
-        hidden = jax.nn.relu(layers.product(features, self.down[...]))
-        adapter = jax.nn.relu(layers.product(hidden, self.up[...]))
-        return self.image_ratio * adapter + (1 - self.image_ratio) * features
+        return layers.adapted(features, self.down[...], self.up[...], self.image_ratio)
 
     def logits(
         self, clip: CLIP, texts: Float[Array, "classes embedding"], images: Images
