@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from coop_jax.clip import CLIP, unit
 from coop_jax.clip.transformer import precision
 from coop_jax.errors import InputError
-from coop_jax.methods import base, text
+from coop_jax.methods import base, text, unlabeled
 from coop_jax.methods.base import Data, Fixed, Given, Images, Kept, Stage
 from coop_jax.templates import IMAGENET_80
 
@@ -101,11 +101,7 @@ class Method(base.Method):
         Raises:
             InputError: there are no unlabelled images, or no prompt is far enough above the median.
         """
-        if data.unlabeled is None or not len(data.unlabeled):
-            raise InputError(
-                "ZPE: expected unlabelled images, got none; choose a dataset that has some"
-            )
-        features = unit(jnp.asarray(data.unlabeled.images().features))
+        features = unit(jnp.asarray(unlabeled.unlabeled_features(NAME, data)))
         counted = max(round(len(features) * self.share), 1)
         means = [features[:counted].mean(axis=0)]
         if self.pretrain is not None:
